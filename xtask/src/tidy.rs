@@ -2,7 +2,8 @@
 //!
 //! | module | what it checks |
 //! |---|---|
-//! | `files` | lengths, words, first lines, where `unsafe` may be |
+//! | `files` | lengths, forbidden words, crate roots, where `unsafe` may be |
+//! | `words` | beginnings of doc comments, names, width of prose |
 //! | `crates` | who depends on whom, lint tables, the pure core |
 //! | `circles` | files of a crate that use each other |
 //! | `modules` | the modules of a crate, and which file defines a name |
@@ -19,6 +20,7 @@ mod links;
 mod modules;
 mod source;
 mod tokens;
+mod words;
 
 use crate::Result;
 use crate::figures::{self, README, TABLES};
@@ -38,6 +40,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     crates::check(&workspace, &files, &mut findings);
     circles::check(&workspace, &files, &mut findings);
     links::check(&workspace.root, &files, &mut findings);
+    words::check(&files, &mut findings);
     figures_agree(&files, &mut findings)?;
     for remark in &findings.remarks {
         println!("remark: {remark}");

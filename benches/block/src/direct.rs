@@ -6,13 +6,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::path::Path;
 use std::time::Duration;
 use xen_block::Page;
-use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece};
 
 /// Reads the file at `path` for the given time.
 pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Throughput> {
     let (access, cache) = (DiskAccess::ReadOnly, Cache::Direct);
-    let mut disk = File::open(path, Options { access, cache, way: Way::Uring })?;
+    let mut disk = File::open(path, Options { access, cache, way: IoMethod::Uring })?;
     let mut sectors = Sectors::new(load, disk.geometry().sectors);
     let page = |_| Piece { page: Page::private(), offset: 0, len: 4096 };
     let request = |_| {

@@ -19,7 +19,7 @@ use xen_block::Server;
 use xen_block::back::{self, Open};
 use xen_block::disk::places::Places;
 use xen_block::disk::target;
-use xen_block::front::{self, Front, Part, Want};
+use xen_block::front::{self, DiskRequest, Front, Part};
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::Client;
@@ -123,7 +123,7 @@ impl MemoryBench {
         for tag in 0..REQUESTS as u64 {
             let buffers = (0..PAGES).map(|_| front.take_buffer().map(Part::whole));
             let parts = buffers.collect::<Option<Vec<_>>>().ok_or("too few buffers")?;
-            front.submit(0, Want::Read { tag, sector: tag * PAGES as u64 * 8 }, &parts)?;
+            front.submit(0, DiskRequest::Read { tag, sector: tag * PAGES as u64 * 8 }, &parts)?;
         }
         front.push()?;
         let mut left = REQUESTS;

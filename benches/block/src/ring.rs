@@ -15,7 +15,7 @@ use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
 use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io};
 use xen_block::front::export::Export;
-use xen_block::front::{Part, Want};
+use xen_block::front::{DiskRequest, Part};
 
 /// The longest time that any operation outside of a measurement may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(20);
@@ -114,7 +114,7 @@ fn read_through(
         for _ in 0..64 {
             let front = scene.front();
             while let Some(tag) = idle.pop() {
-                let want = Want::Read { tag, sector: sectors.next() };
+                let want = DiskRequest::Read { tag, sector: sectors.next() };
                 let at = tag as usize * load.pages;
                 front.submit(0, want, &parts[at..at + load.pages])?;
             }

@@ -151,7 +151,7 @@ pub(crate) fn play_store(dir: &Path) -> Result<()> {
     let environment = xenstored::paths::Environment::of_process();
     let args = ["--no-fork".into()];
     let asked = xenstored::config::parse(args, &environment)?;
-    let xenstored::config::Asked::Run(config) = asked else { return Ok(()) };
+    let xenstored::config::Invocation::Run(config) = asked else { return Ok(()) };
     let platform = xenstored::Platform {
         evtchn: Box::new(platform.evtchn),
         grants: Box::new(platform.grants),
@@ -159,5 +159,5 @@ pub(crate) fn play_store(dir: &Path) -> Result<()> {
         ioctls: &[],
         name: format!("the broker of {}", dir.display()),
     };
-    Ok(xenstored::run(&config, xenstored::Provided::Platform(platform))?)
+    Ok(xenstored::run(&config, xenstored::PlatformChoice::Platform(platform))?)
 }

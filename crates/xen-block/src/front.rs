@@ -31,7 +31,7 @@ use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, info, names};
 use xenbus::negotiate::{self, Names};
 use xenbus::{Device, Driver, Error, Progress};
 
-pub use queue::{Completion, Part, SubmitError, Want};
+pub use queue::{Completion, DiskRequest, Part, SubmitError};
 pub use xen_driver::frontend::buffers::Buffer;
 
 /// The options of a frontend.
@@ -206,7 +206,12 @@ impl Front {
     ///
     /// # Errors
     /// [`SubmitError`]: the request is not possible now, or never.
-    pub fn submit(&mut self, queue: usize, want: Want, parts: &[Part]) -> Result<(), SubmitError> {
+    pub fn submit(
+        &mut self,
+        queue: usize,
+        want: DiskRequest,
+        parts: &[Part],
+    ) -> Result<(), SubmitError> {
         let info = self.info.ok_or(SubmitError::NotConnected)?;
         check(&info, &want, parts)?;
         let Some(queue) = self.queues.get_mut(queue) else { return Err(SubmitError::NotConnected) };
@@ -335,14 +340,14 @@ impl Front {
 }
 
 /// Checks if the device can ever do the request.
-fn check(info: &Info, want: &Want, parts: &[Part]) -> Result<(), SubmitError> {
+fn check(info: &Info, want: &DiskRequest, parts: &[Part]) -> Result<(), SubmitError> {
     let taken = |offer: Offer| offer == Offer::Taken;
     let possible = match want {
-        Want::Read { .. } => !parts.is_empty(),
-        Want::Write { .. } => !parts.is_empty() && info.access == DiskAccess::ReadWrite,
-        Want::Flush { .. } => taken(info.flush) && parts.is_empty(),
-        Want::Barrier { .. } => taken(info.barrier) && parts.len() <= SEGMENTS_MAX,
-        Want::Discard { .. } => taken(info.discard) && parts.is_empty(),
+        DiskRequest::Read { .. } => !parts.is_empty(),
+        DiskRequest::Write { .. } => !parts.is_empty() && info.access == DiskAccess::ReadWrite,
+        DiskRequest::Flush { .. } => taken(info.flush) && parts.is_empty(),
+        DiskRequest::Barrier { .. } => taken(info.barrier) && parts.len() <= SEGMENTS_MAX,
+        DiskRequest::Discard { .. } => taken(info.discard) && parts.is_empty(),
     };
     if possible && parts.len() <= usize::from(info.segments_max) {
         Ok(())

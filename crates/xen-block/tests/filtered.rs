@@ -16,12 +16,12 @@ use xen_block::back;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
-use xen_block::front::{Part, Want};
+use xen_block::front::{DiskRequest, Part};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 
 /// Makes a request to the backend of another thread and waits for the answer.
-fn ask(scene: &mut Scene, want: Want, parts: &[Part]) -> Status {
+fn ask(scene: &mut Scene, want: DiskRequest, parts: &[Part]) -> Status {
     scene.front().submit(0, want, parts).unwrap();
     scene.front().push().unwrap();
     let mut status = None;
@@ -66,15 +66,15 @@ fn serves(target: &Target, record_dir: &Path) {
     scene.until_front_connected();
     let parts = scene.buffers(16).into_iter().map(Part::whole).collect::<Vec<_>>();
     for want in [
-        Want::Write { tag: 1, sector: 8 },
-        Want::Read { tag: 2, sector: 0 },
-        Want::Barrier { tag: 3, sector: 16 },
-        Want::Flush { tag: 4 },
-        Want::Discard { tag: 5, sector: 0, sectors: 8 },
+        DiskRequest::Write { tag: 1, sector: 8 },
+        DiskRequest::Read { tag: 2, sector: 0 },
+        DiskRequest::Barrier { tag: 3, sector: 16 },
+        DiskRequest::Flush { tag: 4 },
+        DiskRequest::Discard { tag: 5, sector: 0, sectors: 8 },
     ] {
         let parts = match want {
-            Want::Flush { .. } | Want::Discard { .. } => &[],
-            Want::Barrier { .. } => &parts[..4],
+            DiskRequest::Flush { .. } | DiskRequest::Discard { .. } => &[],
+            DiskRequest::Barrier { .. } => &parts[..4],
             _ => &parts[..],
         };
         assert_eq!(ask(&mut scene, want, parts), Status::Okay, "{want:?}");

@@ -9,12 +9,12 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::disk::open::OpenError;
 use xenstore::{Client, Store};
 
 const WRITING: Options =
-    Options { access: DiskAccess::ReadWrite, cache: Cache::PageCache, way: Way::Best };
+    Options { access: DiskAccess::ReadWrite, cache: Cache::PageCache, way: IoMethod::Best };
 
 /// The backend's node of the device.
 const NODE: &str = "/local/domain/0/backend/vbd/5/51712";

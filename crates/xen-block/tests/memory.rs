@@ -6,8 +6,8 @@ mod support;
 use support::{ID, Scene, Setup, device};
 use xen_block::back::OpenDisk;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, Options, Way};
-use xen_block::front::{Part, Want};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
+use xen_block::front::{DiskRequest, Part};
 use xen_io::blkif::Status;
 use xenbus::negotiate::Limits;
 use xenbus::{State, toolstack};
@@ -26,7 +26,7 @@ fn memory_of_32_disks() {
     let open: Box<OpenDisk> = Box::new(move |device| {
         let path = files.join(device.id().devid.to_string());
         std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
-        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Best);
+        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, IoMethod::Best);
         let disk = File::open(&path, Options { access, cache, way });
         Ok(Box::new(disk?))
     });
@@ -48,7 +48,7 @@ fn memory_of_32_disks() {
     for id in &ids {
         let front = scene.bus.driver(*id).unwrap();
         let buffer = Part::whole(front.take_buffer().unwrap());
-        front.submit(0, Want::Write { tag: 1, sector: 0 }, &[buffer]).unwrap();
+        front.submit(0, DiskRequest::Write { tag: 1, sector: 0 }, &[buffer]).unwrap();
         front.push().unwrap();
     }
     scene.until("32 answers", |scene| {

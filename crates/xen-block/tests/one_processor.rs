@@ -17,8 +17,8 @@ use support::{PATIENCE, Scene, Setup};
 use xen::evtchn::EventChannels;
 use xen_block::back::{self, Open};
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, Options, Way};
-use xen_block::front::{Completion, Part, Want};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
+use xen_block::front::{Completion, DiskRequest, Part};
 use xen_io::blkif::Status;
 
 /// The environment variable, set in the traced process, with the file of its disk.
@@ -42,7 +42,7 @@ fn reads_again_and_again(path: PathBuf) {
     let together: usize = std::env::var(TOGETHER).unwrap().parse().unwrap();
     let open = move |_: &mut xenbus::Device<'_>| {
         let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
-        let disk = File::open(&path, Options { access, cache, way: Way::Uring });
+        let disk = File::open(&path, Options { access, cache, way: IoMethod::Uring });
         let disk = disk?;
         assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
         Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
@@ -64,7 +64,10 @@ fn reads_again_and_again(path: PathBuf) {
     let buffers = scene.buffers(together);
     for tag in 0..TIMES {
         for (buffer, sector) in buffers.iter().zip((tag * 8..).step_by(8)) {
-            scene.front().submit(0, Want::Read { tag, sector }, &[Part::whole(*buffer)]).unwrap();
+            scene
+                .front()
+                .submit(0, DiskRequest::Read { tag, sector }, &[Part::whole(*buffer)])
+                .unwrap();
         }
         scene.front().push().unwrap();
         let mut done = 0;

@@ -8,7 +8,7 @@ use alloc::string::String;
 
 /// The reason why a connection is no longer served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ended {
+pub enum EndReason {
     /// It left more replies and events unread than the limit allows, or left one too long.
     Unread,
     /// Its ring indices are impossible (`XENSTORE_ERROR_RINGIDX`).
@@ -40,7 +40,7 @@ pub enum Notice {
         /// The connection.
         conn: ConnId,
         /// The reason.
-        why: Ended,
+        why: EndReason,
     },
 }
 

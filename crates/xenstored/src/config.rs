@@ -91,7 +91,7 @@ pub struct Config {
 
 /// The request that a command line makes.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub enum Invocation {
     /// Run a daemon with this configuration.
     Run(Box<Config>),
     /// Print the help text.
@@ -111,7 +111,7 @@ pub fn help() -> String {
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
-) -> Result<Asked, Error> {
+) -> Result<Invocation, Error> {
     let mut config = Config {
         mode: Mode::Background,
         socket: PathBuf::new(),
@@ -131,7 +131,7 @@ pub fn parse(
     while let Some(word) = words.next() {
         for (row, value) in split_word(&word, &mut words)? {
             if row.3 == Meaning::Help {
-                return Ok(Asked::Help);
+                return Ok(Invocation::Help);
             }
             if row.3 == Meaning::PrivDomid {
                 priv_domain = Some(domid(row.1, &value)?);
@@ -141,7 +141,7 @@ pub fn parse(
     }
     config.core.priv_domain = priv_domain.unwrap_or(config.core.store_domain);
     config.socket = paths::socket(environment)?;
-    Ok(Asked::Run(Box::new(config)))
+    Ok(Invocation::Run(Box::new(config)))
 }
 
 fn apply(

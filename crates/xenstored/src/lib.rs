@@ -43,7 +43,7 @@ pub mod step;
 mod switch;
 pub mod trace;
 
-use crate::config::{Asked, Config, Mode, QuotaKind, QuotaSetting, Switch};
+use crate::config::{Config, Invocation, Mode, QuotaKind, QuotaSetting, Switch};
 use crate::domain::Domains;
 use crate::event_loop::{EventLoop, Io, ProcessHandles};
 use crate::log::{Level, Log};
@@ -58,11 +58,11 @@ use xenstore_core::server::Server;
 
 pub use error::Error;
 pub use event_loop::Clock;
-pub use platform::{Platform, Provided};
+pub use platform::{Platform, PlatformChoice};
 
 /// Runs the whole program: reads the command line, goes into the background, asks `provider` for
 /// the platform, and serves. `provider` runs in the process that serves.
-pub fn main_with(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> ExitCode {
+pub fn main_with(provider: impl FnOnce(&Config) -> Result<PlatformChoice, Error>) -> ExitCode {
     match try_main(provider) {
         Ok(code) => code,
         Err(error) => {
@@ -72,11 +72,13 @@ pub fn main_with(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> E
     }
 }
 
-fn try_main(provider: impl FnOnce(&Config) -> Result<Provided, Error>) -> Result<ExitCode, Error> {
+fn try_main(
+    provider: impl FnOnce(&Config) -> Result<PlatformChoice, Error>,
+) -> Result<ExitCode, Error> {
     let environment = paths::Environment::of_process();
     let mut config = match config::parse(std::env::args_os().skip(1), &environment)? {
-        Asked::Run(config) => config,
-        Asked::Help => {
+        Invocation::Run(config) => config,
+        Invocation::Help => {
             print!("{}", config::help());
             return Ok(ExitCode::SUCCESS);
         }
@@ -106,7 +108,7 @@ fn secret() -> Result<[u64; 2], Error> {
 ///
 /// # Errors
 /// [`Error::Start`] if the daemon cannot be set up, [`Error::Run`] if it had to stop.
-pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
+pub fn run(config: &Config, provided: PlatformChoice) -> Result<(), Error> {
     let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
     let mut log = Log::stderr(verbose);
     if let Some(path) = &config.pid_file {
@@ -117,8 +119,8 @@ pub fn run(config: &Config, provided: Provided) -> Result<(), Error> {
     let listener = Listener::bind(&config.socket)?;
     let signals = signals::Signals::install()?;
     let platform = match provided {
-        Provided::Platform(platform) => Some(platform),
-        Provided::SocketOnly(why) => {
+        PlatformChoice::Platform(platform) => Some(platform),
+        PlatformChoice::SocketOnly(why) => {
             log.line(Level::Info, "", &format!("{why}: serving the socket only, no domains"));
             None
         }

@@ -4,19 +4,21 @@
 use std::process::ExitCode;
 use xen_hosted::{HOST_VARIABLE, HostDir};
 use xen_linux::Machine;
-use xenstored::{Error, Platform, Provided};
+use xenstored::{Error, Platform, PlatformChoice};
 
 fn main() -> ExitCode {
     xenstored::main_with(|_config| {
         if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
-            return hosted(&HostDir::new(dir)).map(Provided::Platform);
+            return hosted(&HostDir::new(dir)).map(PlatformChoice::Platform);
         }
         match xen_linux::machine() {
-            Machine::Bare => Ok(Provided::SocketOnly("no Xen here")),
-            Machine::Guest => Ok(Provided::SocketOnly("this domain does not control its Xen host")),
+            Machine::Bare => Ok(PlatformChoice::SocketOnly("no Xen here")),
+            Machine::Guest => {
+                Ok(PlatformChoice::SocketOnly("this domain does not control its Xen host"))
+            }
             Machine::Control => {
                 let platform = real_xen().map_err(|error| Error::start(error.to_string()));
-                platform.map(Provided::Platform)
+                platform.map(PlatformChoice::Platform)
             }
         }
     })

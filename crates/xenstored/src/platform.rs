@@ -19,7 +19,7 @@ pub struct Platform {
 }
 
 /// The platform that the caller of [`main_with`](crate::main_with) has found.
-pub enum Provided {
+pub enum PlatformChoice {
     /// A platform with domains.
     Platform(Platform),
     /// No platform, for this reason: only the socket is served.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xenstore_core::limits::{
     HEADER_SIZE, HOLD_MAX_US, PAYLOAD_MAX, UNREAD_MAX_BYTES, UNREAD_SOFT_BYTES,
 };
-use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
+use xenstore_core::server::{Attach, Config, ConnId, DomId, EndReason, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, Strings, split_message};
 
 /// The most bytes that can wait for one reader: the limit of its unread bytes, and the replies of
@@ -281,9 +281,9 @@ impl Run {
                 self.server.reset(conn, self.now, &mut self.machine);
                 return Some(());
             }
-            0 | 1 => Ended::Protocol,
-            2 => Ended::RingIndex,
-            _ => Ended::Communication,
+            0 | 1 => EndReason::Protocol,
+            2 => EndReason::RingIndex,
+            _ => EndReason::Communication,
         };
         self.server.end(conn, why, self.now, &mut self.machine);
         Some(())

@@ -7,7 +7,7 @@
 
 use crate::daemon::Kind;
 use crate::host::Host;
-use crate::peer::{Lost, Peer};
+use crate::peer::{Peer, ReceiveFailure};
 use crate::ring::{CONNECTION, GUEST_INDICES, RING_SIZE};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::{Header, MsgType};
@@ -346,6 +346,6 @@ fn indices_that_change_under_the_reader(world: &mut World<'_>) {
 fn events_without_end_and_without_bytes(world: &mut World<'_>) {
     let nothing = 0_u32.to_ne_bytes();
     world.guest.ring().flip(CONNECTION, &nothing, &nothing, 1000).expect("the page");
-    assert_eq!(world.guest.reply(Instant::now() + A_WHILE), Err(Lost::Silent));
+    assert_eq!(world.guest.reply(Instant::now() + A_WHILE), Err(ReceiveFailure::Silent));
     assert_eq!(world.guest.ask("READ", "x|"), "v");
 }

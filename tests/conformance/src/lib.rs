@@ -41,7 +41,7 @@ pub mod xen_host;
 
 pub use daemon::{Daemon, Kind, Options};
 pub use host::{Host, Mark};
-pub use peer::{Lost, Message, Peer};
+pub use peer::{Message, Peer, ReceiveFailure};
 pub use peers::{Peers, Purpose};
 pub use skip::skip;
 pub use version::Version;

@@ -55,7 +55,7 @@ impl Message {
 
 /// The reason why there is no message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lost {
+pub enum ReceiveFailure {
     /// The daemon closed the connection, or its stream is invalid.
     Closed,
     /// Nothing came in time.
@@ -64,7 +64,7 @@ pub enum Lost {
     Signal,
 }
 
-impl fmt::Display for Lost {
+impl fmt::Display for ReceiveFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Closed => "closed",
@@ -168,12 +168,12 @@ impl Peer {
     /// Sends these bytes, valid or not.
     ///
     /// # Errors
-    /// [`Lost`] if the daemon does not take them within [`REPLY_WITHIN`].
-    pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), Lost> {
+    /// [`ReceiveFailure`] if the daemon does not take them within [`REPLY_WITHIN`].
+    pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), ReceiveFailure> {
         let end = Instant::now() + REPLY_WITHIN;
         match &mut self.link {
             Link::Socket(stream) => {
-                stream.set_write_timeout(Some(REPLY_WITHIN)).map_err(|_| Lost::Closed)?;
+                stream.set_write_timeout(Some(REPLY_WITHIN)).map_err(|_| ReceiveFailure::Closed)?;
                 stream.write_all(bytes).map_err(|error| lost_by(&error))
             }
             // Linux waits for the reply within the write, or refuses the request there.
@@ -206,7 +206,7 @@ impl Peer {
                 stream.set_write_timeout(Some(Duration::from_millis(200))).ok()?;
                 match stream.write(bytes) {
                     Ok(count) => Some(count),
-                    Err(error) if lost_by(&error) == Lost::Silent => Some(0),
+                    Err(error) if lost_by(&error) == ReceiveFailure::Silent => Some(0),
                     Err(_) => None,
                 }
             }
@@ -218,11 +218,11 @@ impl Peer {
     /// Waits until `end` for the next message, event or reply.
     ///
     /// # Errors
-    /// [`Lost`] if there is none.
-    pub fn message(&mut self, end: Instant) -> Result<Message, Lost> {
+    /// [`ReceiveFailure`] if there is none.
+    pub fn message(&mut self, end: Instant) -> Result<Message, ReceiveFailure> {
         loop {
             if let Some((header, payload, rest)) =
-                split_message(&self.unparsed).map_err(|_| Lost::Closed)?
+                split_message(&self.unparsed).map_err(|_| ReceiveFailure::Closed)?
             {
                 let message = Message { header, payload: payload.to_vec() };
                 let left = rest.len();
@@ -233,17 +233,17 @@ impl Peer {
         }
     }
 
-    fn receive(&mut self, end: Instant) -> Result<(), Lost> {
+    fn receive(&mut self, end: Instant) -> Result<(), ReceiveFailure> {
         match &mut self.link {
             Link::Socket(stream) => {
                 let left = end.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(Lost::Silent);
+                    return Err(ReceiveFailure::Silent);
                 }
-                stream.set_read_timeout(Some(left)).map_err(|_| Lost::Closed)?;
+                stream.set_read_timeout(Some(left)).map_err(|_| ReceiveFailure::Closed)?;
                 let mut buffer = [0; 16384];
                 match stream.read(&mut buffer).map_err(|error| lost_by(&error))? {
-                    0 => Err(Lost::Closed),
+                    0 => Err(ReceiveFailure::Closed),
                     count => {
                         self.unparsed.extend(buffer.get(..count).unwrap_or_default());
                         Ok(())
@@ -252,10 +252,10 @@ impl Peer {
             }
             Link::Device(device) => {
                 let left = end.saturating_duration_since(Instant::now());
-                let left = Timespec::try_from(left).map_err(|_| Lost::Closed)?;
+                let left = Timespec::try_from(left).map_err(|_| ReceiveFailure::Closed)?;
                 let mut ready = [PollFd::new(device, PollFlags::IN)];
-                if poll(&mut ready, Some(&left)).map_err(|_| Lost::Closed)? == 0 {
-                    return Err(Lost::Silent);
+                if poll(&mut ready, Some(&left)).map_err(|_| ReceiveFailure::Closed)? == 0 {
+                    return Err(ReceiveFailure::Silent);
                 }
                 let mut buffer = [0; 16384];
                 let count = device.read(&mut buffer).map_err(|error| lost_by(&error))?;
@@ -276,8 +276,13 @@ impl Peer {
     /// Sends one request and returns its id; the reply is taken with [`Peer::reply`].
     ///
     /// # Errors
-    /// [`Lost`] if it cannot be sent.
-    pub fn request(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<u32, Lost> {
+    /// [`ReceiveFailure`] if it cannot be sent.
+    pub fn request(
+        &mut self,
+        kind: u32,
+        tx_id: u32,
+        payload: &[u8],
+    ) -> Result<u32, ReceiveFailure> {
         let mut bytes = Vec::new();
         let req_id = self.frame(kind, tx_id, payload, &mut bytes);
         self.send(&bytes)?;
@@ -296,8 +301,8 @@ impl Peer {
     /// Returns the next reply; events that come before it are kept.
     ///
     /// # Errors
-    /// [`Lost`] if there is none by `end`.
-    pub fn reply(&mut self, end: Instant) -> Result<Message, Lost> {
+    /// [`ReceiveFailure`] if there is none by `end`.
+    pub fn reply(&mut self, end: Instant) -> Result<Message, ReceiveFailure> {
         loop {
             let message = self.message(end).inspect_err(|_| self.awaited = 0)?;
             if message.header.kind == MsgType::WatchEvent.code() {
@@ -313,10 +318,10 @@ impl Peer {
     /// none signals once more: if the daemon serves it then, the first signal was lost.
     ///
     /// # Errors
-    /// [`Lost`] if there is none.
-    pub fn reply_in_time(&mut self) -> Result<Message, Lost> {
+    /// [`ReceiveFailure`] if there is none.
+    pub fn reply_in_time(&mut self) -> Result<Message, ReceiveFailure> {
         let lost = match self.reply(Instant::now() + REPLY_WITHIN) {
-            Err(Lost::Silent) => Lost::Silent,
+            Err(ReceiveFailure::Silent) => ReceiveFailure::Silent,
             other => return other,
         };
         let Link::Ring(ring) = &mut self.link else { return Err(lost) };
@@ -332,7 +337,7 @@ impl Peer {
         let [taken_before, sent, ..] = before;
         if answered && taken_before != sent {
             SIGNALS_LOST.fetch_add(1, Ordering::Relaxed);
-            return Err(Lost::Signal);
+            return Err(ReceiveFailure::Signal);
         }
         Err(lost)
     }
@@ -351,11 +356,16 @@ impl Peer {
     /// Sends a request and takes its reply, whose `req_id` is checked.
     ///
     /// # Errors
-    /// [`Lost`] if there is none.
+    /// [`ReceiveFailure`] if there is none.
     ///
     /// # Panics
     /// If the reply's `req_id` is not the request's.
-    pub fn call(&mut self, kind: u32, tx_id: u32, payload: &[u8]) -> Result<Message, Lost> {
+    pub fn call(
+        &mut self,
+        kind: u32,
+        tx_id: u32,
+        payload: &[u8],
+    ) -> Result<Message, ReceiveFailure> {
         let req_id = self.request(kind, tx_id, payload)?;
         let reply = match self.reply_in_time() {
             Ok(reply) => reply,
@@ -406,7 +416,8 @@ impl Peer {
                 let payload = notation::parse(payload).expect("a payload in the notation");
                 sent.push(self.frame(code, 0, &payload, &mut bytes));
             }
-            let lost = |lost: Lost| -> ! { panic!("{together:?}: the connection is {lost}") };
+            let lost =
+                |lost: ReceiveFailure| -> ! { panic!("{together:?}: the connection is {lost}") };
             self.send(&bytes).unwrap_or_else(|why| lost(why));
             for req_id in sent {
                 let reply = self.reply_in_time();
@@ -449,8 +460,8 @@ impl Peer {
     /// its reply.
     ///
     /// # Errors
-    /// [`Lost`] if the daemon does not answer that request.
-    pub fn pending(&mut self) -> Result<usize, Lost> {
+    /// [`ReceiveFailure`] if the daemon does not answer that request.
+    pub fn pending(&mut self) -> Result<usize, ReceiveFailure> {
         self.call(MsgType::GetDomainPath.code(), 0, b"1\0")?;
         Ok(self.events.len())
     }
@@ -463,17 +474,17 @@ impl Peer {
     /// Takes every event that the daemon has sent up to now, after one more request and its reply.
     ///
     /// # Errors
-    /// [`Lost`] if the daemon does not answer that request.
-    pub fn events(&mut self) -> Result<Vec<String>, Lost> {
+    /// [`ReceiveFailure`] if the daemon does not answer that request.
+    pub fn events(&mut self) -> Result<Vec<String>, ReceiveFailure> {
         self.call(MsgType::GetDomainPath.code(), 0, b"1\0")?;
         Ok(self.events.drain(..).map(|event| notation::show(&event.payload)).collect())
     }
 }
 
-fn lost_by(error: &io::Error) -> Lost {
+fn lost_by(error: &io::Error) -> ReceiveFailure {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Lost::Silent,
-        _ => Lost::Closed,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ReceiveFailure::Silent,
+        _ => ReceiveFailure::Closed,
     }
 }
 

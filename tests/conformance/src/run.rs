@@ -3,8 +3,8 @@
 use crate::daemon::{Daemon, Kind};
 use crate::host::{Host, Mark};
 use crate::notation;
-use crate::peer::{Lost, Message, Peer, type_code, type_name};
-use crate::table::{self, Action, Case, Step, Who};
+use crate::peer::{Message, Peer, ReceiveFailure, type_code, type_name};
+use crate::table::{self, Action, Case, Speaker, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::Error;
@@ -54,7 +54,7 @@ pub fn run_case(host: &mut dyn Host, case: &Case) -> Vec<String> {
 }
 
 /// A request, ready to be sent.
-struct Asked {
+struct PreparedRequest {
     code: u32,
     tx_id: u32,
     payload: Vec<u8>,
@@ -63,7 +63,7 @@ struct Asked {
 /// One host and all clients of its daemon.
 struct World<'a> {
     host: &'a mut dyn Host,
-    peers: BTreeMap<Who, Peer>,
+    peers: BTreeMap<Speaker, Peer>,
     /// The domains that have shut down and do not answer.
     shut_down: BTreeSet<u16>,
     kept: BTreeMap<String, String>,
@@ -86,7 +86,8 @@ impl World<'_> {
 
     fn turns(&mut self, step: &Step) -> Result<(), String> {
         self.make(&step.who);
-        if let (Action::Request { .. }, Who::Guest(_), 2..) = (&step.action, &step.who, step.times)
+        if let (Action::Request { .. }, Speaker::Guest(_), 2..) =
+            (&step.action, &step.who, step.times)
         {
             return self.ahead(step);
         }
@@ -143,9 +144,9 @@ impl World<'_> {
 
     /// Returns the marks whose differences apply to a client: the device's only for one that uses
     /// it.
-    fn marks(&self, who: &Who) -> Vec<Mark> {
+    fn marks(&self, who: &Speaker) -> Vec<Mark> {
         let mut marks = self.host.marks();
-        marks.retain(|mark| *mark != Mark::Xenbus || matches!(who, Who::Dom0(_)));
+        marks.retain(|mark| *mark != Mark::Xenbus || matches!(who, Speaker::Dom0(_)));
         marks
     }
 
@@ -163,23 +164,24 @@ impl World<'_> {
         }
     }
 
-    fn peer(&mut self, who: &Who) -> &mut Peer {
+    fn peer(&mut self, who: &Speaker) -> &mut Peer {
         let host = &mut *self.host;
         self.peers.entry(who.clone()).or_insert_with(|| match who {
-            Who::Dom0(_) => host.connect(),
-            Who::Guest(domid) => host.guest(*domid),
+            Speaker::Dom0(_) => host.connect(),
+            Speaker::Guest(domid) => host.guest(*domid),
         })
     }
 
     /// Makes a domain before it is needed. A toolstack that makes it changes the store; the events
     /// that others get from this are not part of the case.
-    fn make(&mut self, who: &Who) {
-        let Who::Guest(domid) = who else { return };
+    fn make(&mut self, who: &Speaker) {
+        let Speaker::Guest(domid) = who else { return };
         if self.peers.contains_key(who) || !self.host.disturbs(*domid) {
             return;
         }
         let shut_down = &self.shut_down;
-        let answers = |who: &Who| !matches!(who, Who::Guest(domid) if shut_down.contains(domid));
+        let answers =
+            |who: &Speaker| !matches!(who, Speaker::Guest(domid) if shut_down.contains(domid));
         let mut heard = Vec::new();
         for (who, peer) in self.peers.iter_mut().filter(|(who, _)| answers(who)) {
             heard.push((who.clone(), peer.pending().unwrap_or(0)));
@@ -205,7 +207,7 @@ impl World<'_> {
 
     fn request(
         &mut self,
-        who: &Who,
+        who: &Speaker,
         kind: &str,
         tx: &str,
         payload: &str,
@@ -227,19 +229,19 @@ impl World<'_> {
         self.judge(&asked, expect, got, other)
     }
 
-    fn asked(&self, kind: &str, tx: &str, payload: &str) -> Result<Asked, String> {
+    fn asked(&self, kind: &str, tx: &str, payload: &str) -> Result<PreparedRequest, String> {
         let tx = self.fill(tx);
         let tx_id =
             if tx.is_empty() { 0 } else { tx.parse().map_err(|_| format!("no tx {tx}"))? };
         let payload = notation::parse(&self.fill(payload))?;
-        Ok(Asked { code: type_code(kind).unwrap_or(u32::MAX), tx_id, payload })
+        Ok(PreparedRequest { code: type_code(kind).unwrap_or(u32::MAX), tx_id, payload })
     }
 
     fn judge(
         &mut self,
-        asked: &Asked,
+        asked: &PreparedRequest,
         expect: &str,
-        got: Result<Message, Lost>,
+        got: Result<Message, ReceiveFailure>,
         other: Option<(&str, &str)>,
     ) -> Result<(), String> {
         let expect = other.map_or(expect, |(_, answer)| answer);
@@ -263,7 +265,7 @@ impl World<'_> {
 
     fn event(
         &mut self,
-        who: &Who,
+        who: &Speaker,
         expect: &str,
         other: Option<(&str, &str)>,
     ) -> Result<(), String> {
@@ -277,7 +279,7 @@ impl World<'_> {
         if got == wanted { Ok(()) } else { Err(wrong(&wanted, &got, other)) }
     }
 
-    fn quiet(&mut self, who: &Who, other: Option<(&str, &str)>) -> Result<(), String> {
+    fn quiet(&mut self, who: &Speaker, other: Option<(&str, &str)>) -> Result<(), String> {
         let wanted = other.map_or("", |(_, answer)| answer).to_owned();
         let got = self.peer(who).events().map_err(|lost| lost.to_string())?.join(" ");
         if got == wanted { Ok(()) } else { Err(wrong("no event", &got, other)) }
@@ -285,11 +287,13 @@ impl World<'_> {
 
     fn introduce(
         &mut self,
-        who: &Who,
+        who: &Speaker,
         expect: &str,
         other: Option<(&str, &str)>,
     ) -> Result<(), String> {
-        let Who::Guest(domid) = who else { return Err("only a guest is introduced".to_owned()) };
+        let Speaker::Guest(domid) = who else {
+            return Err("only a guest is introduced".to_owned());
+        };
         self.peer(who);
         let payload = self.host.introduction(*domid);
         self.request(&dom0(), "INTRODUCE", "", &payload, expect, other)?;
@@ -298,32 +302,32 @@ impl World<'_> {
         guest.ring().adopt_indices().map_err(|error| error.to_string())
     }
 
-    fn home(&mut self, who: &Who) -> Result<(), String> {
+    fn home(&mut self, who: &Speaker) -> Result<(), String> {
         self.introduce(who, "OK", None)?;
-        let Who::Guest(domid) = who else { return Err("only a guest has a home".to_owned()) };
+        let Speaker::Guest(domid) = who else { return Err("only a guest has a home".to_owned()) };
         let dom0 = self.peer(&dom0());
         dom0.expect_ok("MKDIR", format!("/local/domain/{domid}|"));
         dom0.expect_ok("SET_PERMS", format!("/local/domain/{domid}|n{domid}|"));
         Ok(())
     }
 
-    fn happen(&mut self, who: &Who, action: &Action) -> Result<(), String> {
+    fn happen(&mut self, who: &Speaker, action: &Action) -> Result<(), String> {
         match (who, action) {
-            (Who::Dom0(_), Action::Closes) => drop(self.peers.remove(who)),
-            (Who::Guest(_), Action::Created) => {
+            (Speaker::Dom0(_), Action::Closes) => drop(self.peers.remove(who)),
+            (Speaker::Guest(_), Action::Created) => {
                 self.peer(who);
             }
-            (Who::Guest(domid), Action::Dies) => {
+            (Speaker::Guest(domid), Action::Dies) => {
                 self.peers.remove(who);
                 self.host.destroy(*domid);
                 self.shut_down.remove(domid);
                 return self.wait_until_gone(*domid);
             }
-            (Who::Guest(domid), Action::ShutsDown) => {
+            (Speaker::Guest(domid), Action::ShutsDown) => {
                 self.host.shut_down(*domid);
                 self.shut_down.insert(*domid);
             }
-            (Who::Guest(domid), Action::RunsAgain) => {
+            (Speaker::Guest(domid), Action::RunsAgain) => {
                 self.host.run_again(*domid);
                 self.shut_down.remove(domid);
             }
@@ -344,8 +348,8 @@ impl World<'_> {
     }
 }
 
-fn dom0() -> Who {
-    Who::Dom0("dom0".to_owned())
+fn dom0() -> Speaker {
+    Speaker::Dom0("dom0".to_owned())
 }
 
 fn is_refusal(text: &str) -> bool {
@@ -354,7 +358,7 @@ fn is_refusal(text: &str) -> bool {
 }
 
 /// Returns an answer in the notation of the tables.
-fn answer(asked: u32, tx_id: u32, got: Result<Message, Lost>) -> Result<String, String> {
+fn answer(asked: u32, tx_id: u32, got: Result<Message, ReceiveFailure>) -> Result<String, String> {
     match got {
         Err(lost) => Ok(lost.to_string()),
         Ok(reply) if reply.header.tx_id != tx_id => Ok(format!("tx={}", reply.header.tx_id)),

@@ -52,7 +52,7 @@ pub struct Step {
     /// The number of times that it runs.
     pub times: u32,
     /// The client that performs it.
-    pub who: Who,
+    pub who: Speaker,
     /// The action.
     pub action: Action,
     /// The differences: the mark, the difference's id, the answer.
@@ -61,7 +61,7 @@ pub struct Step {
 
 /// A client of the daemon.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Who {
+pub enum Speaker {
     /// A socket client of domain 0, by name.
     Dom0(String),
     /// A domain with a ring.
@@ -155,12 +155,12 @@ fn step(line: &str, number: usize) -> Result<Step, String> {
     Ok(Step { line: number, times, who: speaker(who)?, action: action(rest.trim())?, differs })
 }
 
-fn speaker(text: &str) -> Result<Who, String> {
+fn speaker(text: &str) -> Result<Speaker, String> {
     if text.starts_with("dom0") {
-        return Ok(Who::Dom0(text.to_owned()));
+        return Ok(Speaker::Dom0(text.to_owned()));
     }
     let number = text.strip_prefix('d').and_then(|digits| digits.parse().ok());
-    number.map(Who::Guest).ok_or_else(|| format!("`{text}` is nobody"))
+    number.map(Speaker::Guest).ok_or_else(|| format!("`{text}` is nobody"))
 }
 
 fn action(text: &str) -> Result<Action, String> {

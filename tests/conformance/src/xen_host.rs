@@ -11,7 +11,7 @@ use crate::host::{Host, Mark};
 use crate::peer::Peer;
 use crate::ring::agent::AgentRing;
 use crate::snapshot::Snapshot;
-use crate::table::{Action, Case, Who};
+use crate::table::{Action, Case, Speaker};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -273,7 +273,7 @@ impl Host for XenHost {
 fn notices(case: &Case, domid: u16) -> bool {
     let number = domid.to_string();
     for step in &case.steps {
-        if step.who == Who::Guest(domid) {
+        if step.who == Speaker::Guest(domid) {
             return false;
         }
         if let Action::Request { payload, .. } = &step.action {

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use xen::domwatch::OwnRing;
 use xen::gnttab::{Access, GrantOffer, Offered};
 use xen::{DomId, GrantRef};
-use xenstored::config::{Asked, Config};
+use xenstored::config::{Config, Invocation};
 use xenstored::log::{Level, Log};
 use xenstored::paths::{Environment, System};
 use xenstored::step::Daemon;
@@ -73,8 +73,8 @@ pub fn config(options: &[&str]) -> Result<Config, String> {
     };
     let args = ["-N"].iter().chain(options).map(OsString::from);
     match xenstored::config::parse(args, &environment).map_err(text)? {
-        Asked::Run(config) => Ok(*config),
-        Asked::Help => Err("it only wants to help".to_owned()),
+        Invocation::Run(config) => Ok(*config),
+        Invocation::Help => Err("it only wants to help".to_owned()),
     }
 }
 

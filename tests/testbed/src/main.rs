@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use xenstored::Provided;
+use xenstored::PlatformChoice;
 
 fn main() -> ExitCode {
     xenstored::main_with(|_config| {
         let directory = std::env::var_os(testbed::DIRECTORY).map(PathBuf::from);
-        testbed::platform(directory.as_deref().map(Path::new)).map(Provided::Platform)
+        testbed::platform(directory.as_deref().map(Path::new)).map(PlatformChoice::Platform)
     })
 }

@@ -1,4 +1,4 @@
-//! Who depends on whom, the lint tables, and the purity of the core.
+//! The dependencies between crates, the lint tables, and the purity of the core.
 
 use super::findings::Findings;
 use super::source::{File, is_test, shipped};
@@ -69,7 +69,7 @@ const PANICS: [&str; 3] = ["unwrap_used", "indexing_slicing", "arithmetic_side_e
 /// Names that say nothing.
 const NAMELESS: &[&str] = &["common", "utils", "util", "types", "misc", "helpers"];
 
-/// Whether a file denies a lint in its first list of those.
+/// True if a file denies a lint in its first list of denied lints.
 fn denies(text: &str, lint: &str) -> bool {
     text.split_once("deny(").is_some_and(|(_, list)| {
         list.split(')').next().is_some_and(|list| list.contains(&format!("clippy::{lint}")))
@@ -198,7 +198,7 @@ fn setting<'a>(text: &'a str, table: &str, key: &str) -> Option<&'a str> {
         .map(|(_, value)| value.split('#').next().unwrap_or_default().trim())
 }
 
-/// What ships of a `no_std` crate names `core` and `alloc` only.
+/// The shipped code of a `no_std` crate names `core` and `alloc` only.
 fn no_std(sources: &str, files: &[File], findings: &mut Findings) {
     for file in files {
         if !file.name.starts_with(sources) || !file.name.ends_with(".rs") || is_test(&file.name) {

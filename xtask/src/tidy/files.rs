@@ -9,9 +9,9 @@ const LINES_MAX: usize = 800;
 /// Lines above which it is worth a thought.
 const LINES_GOOD: usize = 400;
 
-/// The words, and why they are there.
+/// The forbidden words, with the reasons.
 const BANNED: &str = include_str!("banned.txt");
-/// Where [`BANNED`] is, which is not looked at.
+/// The file of [`BANNED`], which is not checked.
 const BANNED_FILE: &str = "xtask/src/tidy/banned.txt";
 
 /// The modules that may allow `unsafe`, one line of reason each.
@@ -114,7 +114,7 @@ fn words(file: &File, banned: &[&str], findings: &mut Findings) {
     }
 }
 
-/// Whether `line` holds `word`, with nothing that belongs to a longer word or path at its ends.
+/// True if `line` has `word`, and not as a part of a longer word or path.
 fn holds(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();

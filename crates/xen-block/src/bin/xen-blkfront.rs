@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::shared::PAGE_SIZE;
-use xen_block::front::{Buffer, Completion, Front, Offer, Options, Part, Platform, Want};
+use xen_block::front::{Buffer, Completion, DiskRequest, Front, Offer, Options, Part, Platform};
 use xen_block::vbd;
 use xen_driver::Devices;
 use xen_driver::frontend::{self, guest};
@@ -100,7 +100,7 @@ fn copy(vdev: &str, path: &str, direction: Direction) -> Result<String> {
     let pages = usize::from(info.segments_max).min(REQUEST_PAGES);
     Transfer { file, direction, bytes, pages, pending: Vec::new(), next: 0 }.run(&mut guest)?;
     if direction == Direction::ToDisk && info.flush == Offer::Taken {
-        guest.front()?.submit(0, Want::Flush { tag: 0 }, &[])?;
+        guest.front()?.submit(0, DiskRequest::Flush { tag: 0 }, &[])?;
         guest.answers(|_, done| match done.status {
             Status::Okay => Ok(()),
             status => Err(format!("the backend answers {status:?} to the flush").into()),
@@ -161,8 +161,8 @@ impl Transfer {
         }
         let sector = tag / 512;
         let want = match self.direction {
-            Direction::ToDisk => Want::Write { tag, sector },
-            Direction::FromDisk => Want::Read { tag, sector },
+            Direction::ToDisk => DiskRequest::Write { tag, sector },
+            Direction::FromDisk => DiskRequest::Read { tag, sector },
         };
         front.submit(0, want, &parts)?;
         self.pending.push(PendingRequest { tag, bytes, buffers });

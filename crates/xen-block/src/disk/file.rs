@@ -38,7 +38,7 @@ pub enum Cache {
 
 /// The mechanism that does the requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum IoMethod {
     /// Synchronous calls on tmpfs; else io_uring where the kernel has it, else threads.
     Best,
     /// io_uring where the kernel has it, else threads.
@@ -55,7 +55,7 @@ pub struct Options {
     /// The use of the page cache.
     pub cache: Cache,
     /// The mechanism that does the requests.
-    pub way: Way,
+    pub way: IoMethod,
 }
 
 enum Engine {
@@ -209,11 +209,11 @@ fn in_memory(file: &OwnedFd) -> Result<bool, Errno> {
     Ok(regular && rustix::fs::fstatfs(file)?.f_type == TMPFS_MAGIC)
 }
 
-fn engine(file: OwnedFd, way: Way) -> Result<Engine, Errno> {
-    if way == Way::Best && in_memory(&file)? {
+fn engine(file: OwnedFd, way: IoMethod) -> Result<Engine, Errno> {
+    if way == IoMethod::Best && in_memory(&file)? {
         return Ok(Engine::AtOnce(file));
     }
-    if way != Way::Threads
+    if way != IoMethod::Threads
         && let Ok(ring) = Uring::new(file.try_clone().map_err(|_| Errno::MFILE)?, DEPTH)
     {
         return Ok(Engine::Uring(Box::new(ring)));

@@ -7,7 +7,7 @@
 //! | `nbd:unix:/socket`, `nbd:unix:/socket:exportname=NAME` | an export of an NBD server |
 //! | `memory:BYTES` | memory, all zeroes at first and lost at the end |
 
-use super::file::{Cache, File, Options, Way};
+use super::file::{Cache, File, IoMethod, Options};
 use super::memory::Memory;
 use super::places::Places;
 use super::{Disk, DiskAccess, nbd, qcow2};
@@ -83,7 +83,7 @@ impl Target {
     ) -> Result<Box<dyn Disk + Send>, Error> {
         Ok(match self {
             Self::Raw(path) => {
-                let options = Options { access, cache: Cache::Direct, way: Way::Best };
+                let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
                 Box::new(File::open(path, options)?)
             }
             Self::Qcow2(path) => Box::new(qcow2::open(path, access, places)?),

@@ -6,7 +6,7 @@
 //! meanwhile. Requests that others put into the same frontend ([`super::export`]) belong to none of
 //! these jobs. Zeroes are a discard; data that does not read as zeroes afterwards is overwritten.
 
-use super::{Buffer, Completion, Front, Info, Offer, Part, SubmitError, Want};
+use super::{Buffer, Completion, DiskRequest, Front, Info, Offer, Part, SubmitError};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -331,7 +331,7 @@ fn submit_one(
                 return Ok(SubmitOutcome::Nothing);
             }
             piece.bytes = 0..1;
-            front.submit(0, Want::Flush { tag }, &[])?;
+            front.submit(0, DiskRequest::Flush { tag }, &[])?;
         }
         Stage::Discard => {
             let (from, to) =
@@ -341,7 +341,7 @@ fn submit_one(
             }
             piece.bytes = 0..1;
             let (sector, sectors) = (from / 512, (to - from) / 512);
-            front.submit(0, Want::Discard { tag, sector, sectors }, &[])?;
+            front.submit(0, DiskRequest::Discard { tag, sector, sectors }, &[])?;
         }
         _ => transfer(front, info, job, tag, piece)?,
     }
@@ -373,14 +373,14 @@ fn transfer(
     piece.bytes = job.requested..job.requested + len;
     let sector = (job.place + job.requested as u64) / 512;
     if !matches!(job.stage, Stage::Write | Stage::Clear) {
-        return front.submit(0, Want::Read { tag, sector }, &parts);
+        return front.submit(0, DiskRequest::Read { tag, sector }, &parts);
     }
     let data = job.data.get(piece.bytes.clone()).unwrap_or_default();
     for (buffer, part) in piece.buffers.iter().zip(data.chunks(PAGE_SIZE)) {
         // The range is inside the page.
         let _ = front.page(*buffer).map(|page| page.copy_in(0, part));
     }
-    front.submit(0, Want::Write { tag, sector }, &parts)
+    front.submit(0, DiskRequest::Write { tag, sector }, &parts)
 }
 
 impl Job {

@@ -11,7 +11,7 @@
 
 mod wire;
 
-use super::{Buffer, Completion, Front, Info, Offer, Part, SubmitError, Want};
+use super::{Buffer, Completion, DiskRequest, Front, Info, Offer, Part, SubmitError};
 use crate::disk::DiskAccess;
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
@@ -341,13 +341,13 @@ fn submit(front: &mut Front, job: &mut ClientRequest, tag: u64) -> Result<(), Su
     let Request { command, offset, len, .. } = job.request;
     let (sector, sectors) = (offset / 512, u64::from(len) / 512);
     let want = match command {
-        Command::Read => Want::Read { tag, sector },
-        Command::Write => Want::Write { tag, sector },
-        Command::Trim => Want::Discard { tag, sector, sectors },
+        Command::Read => DiskRequest::Read { tag, sector },
+        Command::Write => DiskRequest::Write { tag, sector },
+        Command::Trim => DiskRequest::Discard { tag, sector, sectors },
         _ => match front.info() {
             // A backend without flush does not cache writes.
             Some(info) if info.flush == Offer::NotTaken => return Err(SubmitError::NotPossible),
-            _ => Want::Flush { tag },
+            _ => DiskRequest::Flush { tag },
         },
     };
     let mut parts = Vec::new();

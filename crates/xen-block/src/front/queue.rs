@@ -35,7 +35,7 @@ impl Part {
 
 /// A request to the device; `tag` comes back with the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Want {
+pub enum DiskRequest {
     /// Reads the sectors into the parts.
     Read {
         /// The caller's name for the request.
@@ -73,7 +73,7 @@ pub enum Want {
     },
 }
 
-impl Want {
+impl DiskRequest {
     pub(super) fn tag(&self) -> u64 {
         match self {
             Self::Read { tag, .. }
@@ -122,7 +122,7 @@ pub struct Completion {
 /// A request without an answer.
 #[derive(Clone, Debug)]
 pub(super) struct PendingRequest {
-    pub(super) want: Want,
+    pub(super) want: DiskRequest,
     pub(super) parts: Vec<Part>,
 }
 
@@ -130,7 +130,7 @@ pub(super) struct PendingRequest {
 #[derive(Default)]
 struct OpenRequest {
     operation: u8,
-    want: Option<Want>,
+    want: Option<DiskRequest>,
     parts: Vec<Part>,
     /// The page with the segments of an indirect request.
     indirect: Option<Offered>,
@@ -185,7 +185,7 @@ impl Queue {
 
     pub(super) fn put(
         &mut self,
-        want: Want,
+        want: DiskRequest,
         parts: &[Part],
         buffers: &Buffers,
         grants: &mut dyn GrantOffer,
@@ -222,15 +222,15 @@ impl Queue {
     /// one.
     fn body(
         &mut self,
-        want: &Want,
+        want: &DiskRequest,
         grants: &mut dyn GrantOffer,
     ) -> Result<(Body, Option<Offered>), RingError> {
         let (transfer, sector) = match *want {
-            Want::Read { sector, .. } => (Transfer::Read, sector),
-            Want::Write { sector, .. } => (Transfer::Write, sector),
-            Want::Barrier { sector, .. } => (Transfer::WriteBarrier, sector),
-            Want::Flush { .. } => (Transfer::Flush, 0),
-            Want::Discard { sector, sectors, .. } => {
+            DiskRequest::Read { sector, .. } => (Transfer::Read, sector),
+            DiskRequest::Write { sector, .. } => (Transfer::Write, sector),
+            DiskRequest::Barrier { sector, .. } => (Transfer::WriteBarrier, sector),
+            DiskRequest::Flush { .. } => (Transfer::Flush, 0),
+            DiskRequest::Discard { sector, sectors, .. } => {
                 return Ok((Body::Discard { sector, sectors, secure: Secure::No }, None));
             }
         };

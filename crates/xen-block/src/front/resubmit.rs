@@ -1,7 +1,7 @@
 //! Keeps requests that a backend has not answered, for the next one. That backend may have smaller
 //! rings, and take fewer segments or not take such requests at all.
 
-use super::queue::{Completion, Part, PendingRequest, Want};
+use super::queue::{Completion, DiskRequest, Part, PendingRequest};
 use std::collections::{BTreeMap, VecDeque};
 use xen_io::blkif::Status;
 
@@ -40,7 +40,9 @@ impl ResubmitQueue {
     /// Splits reads and writes of more than `parts_max` parts into several.
     pub(super) fn split(&mut self, parts_max: usize) {
         for request in std::mem::take(&mut self.requests) {
-            let (Want::Read { tag, sector } | Want::Write { tag, sector }) = request.want else {
+            let (DiskRequest::Read { tag, sector } | DiskRequest::Write { tag, sector }) =
+                request.want
+            else {
                 self.requests.push_back(request);
                 continue;
             };
@@ -51,8 +53,8 @@ impl ResubmitQueue {
             let mut sector = sector;
             for parts in request.parts.chunks(parts_max) {
                 let want = match request.want {
-                    Want::Read { .. } => Want::Read { tag, sector },
-                    _ => Want::Write { tag, sector },
+                    DiskRequest::Read { .. } => DiskRequest::Read { tag, sector },
+                    _ => DiskRequest::Write { tag, sector },
                 };
                 self.requests.push_back(PendingRequest { want, parts: parts.to_vec() });
                 sector += parts.iter().map(sectors).sum::<u64>();

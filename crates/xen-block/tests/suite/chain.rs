@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::disk::image::{CHAIN_MAX, ImageFault};
 use xen_block::disk::open::OpenError;
 use xen_block::disk::places::Places;
@@ -172,7 +172,7 @@ fn a_fifo_or_a_device_behind_an_image_is_refused_at_once() {
             assert_eq!(try_open(&top, WRITE, &no_image_dirs()), wanted);
         }
     }
-    let options = Options { access: READ, cache: Cache::PageCache, way: Way::Best };
+    let options = Options { access: READ, cache: Cache::PageCache, way: IoMethod::Best };
     let raw = File::open(Path::new(&fifo), options).map(drop);
     assert_eq!(raw, Err(OpenError::NotADisk(fifo.into())));
 }
@@ -263,7 +263,7 @@ fn disk(path: &str, format: &str, access: DiskAccess) -> Result<Box<dyn Disk>, O
     let path = Path::new(path);
     match format {
         "raw" => {
-            let options = Options { access, cache: Cache::Direct, way: Way::Best };
+            let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
             File::open(path, options).map(|disk| Box::new(disk) as Box<dyn Disk>)
         }
         _ => {

@@ -9,10 +9,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{FaultAction, FaultInjector};
-use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
-use xen_block::front::{Offer, Part, Want};
+use xen_block::front::{DiskRequest, Offer, Part};
 use xen_driver::backend::{rings, throttle};
 use xen_io::blkif::{Layout, Status};
 use xenbus::negotiate::Limits;
@@ -55,7 +55,7 @@ impl TemporaryFile {
         Self(path)
     }
 
-    fn open(&self, way: Way) -> Box<OpenDisk> {
+    fn open(&self, way: IoMethod) -> Box<OpenDisk> {
         let path = self.0.clone();
         Box::new(move |_| {
             let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
@@ -93,7 +93,7 @@ fn what_is_read_is_what_was_written() {
         assert_eq!(scene.write(16, &bytes), Status::Okay, "{what}");
         assert_eq!(scene.read(16, pages), Ok(bytes.clone()), "{what}");
         assert_eq!(disk.0.borrow().contents()[8192..][..bytes.len()], bytes, "{what}");
-        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+        assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
         let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
         assert_eq!((stats.read.requests, stats.read.sectors), (1, pages as u64 * 8), "{what}");
         assert_eq!((stats.write.requests, stats.flush.requests), (1, 1), "{what}");
@@ -111,7 +111,7 @@ fn every_queue_is_served() {
     for (queue, buffer) in buffers.iter().enumerate() {
         let (tag, sector) = (queue as u64, queue as u64 * 8);
         let parts = [Part::whole(*buffer)];
-        scene.front().submit(queue, Want::Write { tag, sector }, &parts).unwrap();
+        scene.front().submit(queue, DiskRequest::Write { tag, sector }, &parts).unwrap();
     }
     scene.front().push().unwrap();
     let mut answered = 0;
@@ -128,10 +128,13 @@ fn sectors_of_a_page_go_where_they_belong() {
     let buffer = scene.buffers(1)[0];
     scene.front().page(buffer).unwrap().copy_in(0, &pattern(3, 4096)).unwrap();
     let part = Part { buffer, first: 2, last: 4 };
-    assert_eq!(scene.ask(|tag| Want::Write { tag, sector: 61 }, &[part]), Status::Okay);
+    assert_eq!(scene.ask(|tag| DiskRequest::Write { tag, sector: 61 }, &[part]), Status::Okay);
     assert_eq!(disk.0.borrow().contents()[61 * 512..], pattern(3, 4096)[1024..2560]);
-    assert_eq!(scene.ask(|tag| Want::Write { tag, sector: 62 }, &[part]), Status::Error);
-    assert_eq!(scene.ask(|tag| Want::Read { tag, sector: u64::MAX }, &[part]), Status::Error);
+    assert_eq!(scene.ask(|tag| DiskRequest::Write { tag, sector: 62 }, &[part]), Status::Error);
+    assert_eq!(
+        scene.ask(|tag| DiskRequest::Read { tag, sector: u64::MAX }, &[part]),
+        Status::Error
+    );
     let wrong = scene.back_bus().driver(ID).unwrap().stats().wrong;
     assert_eq!(wrong, 2, "beyond the end, twice");
     let stats = scene.back_bus().driver(ID).unwrap().stats().clone();
@@ -144,7 +147,7 @@ fn discard_gives_back_what_is_inside_the_disk() {
     let (disk, open) = memory(Memory::with_contents(vec![9; 64 * 512]));
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
     assert_eq!(scene.front().info().unwrap().discard, Offer::Taken);
-    let discard = |sector, sectors| move |tag| Want::Discard { tag, sector, sectors };
+    let discard = |sector, sectors| move |tag| DiskRequest::Discard { tag, sector, sectors };
     assert_eq!(scene.ask(discard(8, 16), &[]), Status::Okay);
     assert_eq!(disk.0.borrow().contents()[8 * 512..24 * 512], [0; 16 * 512]);
     assert_eq!(disk.0.borrow().contents()[24 * 512], 9);
@@ -174,9 +177,9 @@ fn a_large_discard_keeps_nobody_waiting() {
         throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let sectors = (64 << 20) / 512 - 8;
-    scene.front().submit(0, Want::Discard { tag: 900, sector: 8, sectors }, &[]).unwrap();
+    scene.front().submit(0, DiskRequest::Discard { tag: 900, sector: 8, sectors }, &[]).unwrap();
     let buffer = Part::whole(scene.buffers(1)[0]);
-    let last = Want::Read { tag: 901, sector: sectors };
+    let last = DiskRequest::Read { tag: 901, sector: sectors };
     scene.front().submit(0, last, &[buffer]).unwrap();
     scene.front().push().unwrap();
     let mut order = Vec::new();
@@ -261,15 +264,15 @@ fn large_sectors_are_counted_in_small_ones() {
     assert_eq!(scene.read(8, 2), Ok(pattern(1, 8192)));
     let buffer = scene.buffers(1)[0];
     let part = Part { buffer, first: 0, last: 3 };
-    assert_eq!(scene.ask(|tag| Want::Read { tag, sector: 0 }, &[part]), Status::Error);
+    assert_eq!(scene.ask(|tag| DiskRequest::Read { tag, sector: 0 }, &[part]), Status::Error);
     let whole = Part::whole(buffer);
-    assert_eq!(scene.ask(|tag| Want::Read { tag, sector: 4 }, &[whole]), Status::Error);
+    assert_eq!(scene.ask(|tag| DiskRequest::Read { tag, sector: 4 }, &[whole]), Status::Error);
 }
 
 #[test]
 fn a_file_grows_while_it_is_used() {
     let file = TemporaryFile::new("grows", 1 << 20);
-    let Some(mut scene) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
+    let Some(mut scene) = Scene::connected(Setup::new(file.open(IoMethod::Best))) else { return };
     assert_eq!(scene.front().info().unwrap().sectors, 2048);
     assert_eq!(scene.read(2048, 1), Err(Status::Error));
     std::fs::File::options().write(true).open(&file.0).unwrap().set_len(2 << 20).unwrap();
@@ -281,14 +284,14 @@ fn a_file_grows_while_it_is_used() {
 
 #[test]
 fn files_are_read_and_written_through_io_uring_and_threads() {
-    for way in [Way::Best, Way::Threads] {
+    for way in [IoMethod::Best, IoMethod::Threads] {
         let file = TemporaryFile::new(&format!("way-{way:?}"), 4 << 20);
         let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
         let bytes = pattern(11, 100 * 4096);
         assert_eq!(scene.write(8, &bytes), Status::Okay, "{way:?}");
-        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+        assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
         assert_eq!(scene.read(8, 100), Ok(bytes.clone()), "{way:?}");
-        let discard = |tag| Want::Discard { tag, sector: 16, sectors: 8 };
+        let discard = |tag| DiskRequest::Discard { tag, sector: 16, sectors: 8 };
         assert_eq!(scene.ask(discard, &[]), Status::Okay, "{way:?}");
         let on_disk = std::fs::read(&file.0).unwrap();
         assert_eq!(on_disk[4096..8192], bytes[..4096]);
@@ -300,10 +303,10 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
 /// must not sleep.
 #[test]
 fn a_large_discard_of_a_file_waits_for_no_other_event() {
-    for way in [Way::Best, Way::Threads] {
+    for way in [IoMethod::Best, IoMethod::Threads] {
         let file = TemporaryFile::new(&format!("pieces-{way:?}"), 64 << 20);
         let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
-        let discard = Want::Discard { tag: 1, sector: 0, sectors: (64 << 20) / 512 };
+        let discard = DiskRequest::Discard { tag: 1, sector: 0, sectors: (64 << 20) / 512 };
         scene.front().submit(0, discard, &[]).unwrap();
         scene.front().push().unwrap();
         let (began, mut status) = (Instant::now(), None);
@@ -349,7 +352,7 @@ fn deny_call(call: libc::c_long) {
 #[test]
 fn direct_io_is_found_without_statx() {
     let file = TemporaryFile::new("no-statx", 1 << 20);
-    let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, Way::Uring);
+    let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, IoMethod::Uring);
     let options = Options { access, cache, way };
     let said = File::open(&file.0, options).unwrap().geometry();
     let path = file.0.clone();
@@ -367,7 +370,7 @@ fn direct_io_is_found_without_statx() {
 fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     let file = TemporaryFile::new("ways", 1 << 20);
     let access = DiskAccess::ReadWrite;
-    for (way, name) in [(Way::Uring, "io_uring"), (Way::Threads, "threads")] {
+    for (way, name) in [(IoMethod::Uring, "io_uring"), (IoMethod::Threads, "threads")] {
         let options = Options { access, cache: Cache::Direct, way };
         let disk = once_free(|| File::open(&file.0, options)).unwrap();
         assert!(format!("{disk:?}").contains(name), "{disk:?}");
@@ -377,7 +380,7 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     }
     let shm = PathBuf::from(format!("/dev/shm/xen-block-ways-{}", std::process::id()));
     if std::fs::write(&shm, [0; 4096]).is_ok() {
-        let options = Options { access, cache: Cache::Direct, way: Way::Best };
+        let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
         let disk = File::open(&shm, options);
         std::fs::remove_file(&shm).unwrap();
         let disk = disk.unwrap();
@@ -394,7 +397,7 @@ fn without_io_uring_threads_do_it() {
     // The filter applies to this thread only.
     let read = std::thread::spawn(move || {
         deny_call(libc::SYS_io_uring_setup);
-        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, Way::Uring);
+        let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, IoMethod::Uring);
         let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
         assert!(format!("{disk:?}").contains("threads"), "{disk:?}");
         let page = xen_block::Page::private();
@@ -437,13 +440,13 @@ fn requests_under_way_survive_a_suspend() {
     }
     // One request of 100 pages, 60 of one page, and a discard.
     let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
-    let write = |tag, sector| Want::Write { tag, sector };
+    let write = |tag, sector| DiskRequest::Write { tag, sector };
     scene.front().submit(0, write(0, 0), &parts[..100]).unwrap();
     for tag in 1..61 {
         let at = 99 + tag as usize;
         scene.front().submit(0, write(tag, at as u64 * 8), &parts[at..=at]).unwrap();
     }
-    let discard = Want::Discard { tag: 61, sector: 0, sectors: 8 };
+    let discard = DiskRequest::Discard { tag: 61, sector: 0, sectors: 8 };
     scene.front().submit(0, discard, &[]).unwrap();
     scene.front().push().unwrap();
     scene.until("the backend to have them", |scene| {
@@ -510,8 +513,8 @@ fn a_hotplug_script_is_waited_for() {
 #[test]
 fn a_file_that_another_device_writes_is_refused() {
     let file = TemporaryFile::new("busy", 1 << 20);
-    let Some(mut first) = Scene::connected(Setup::new(file.open(Way::Best))) else { return };
-    let Some(mut second) = Scene::new(Setup::new(file.open(Way::Best))) else { return };
+    let Some(mut first) = Scene::connected(Setup::new(file.open(IoMethod::Best))) else { return };
+    let Some(mut second) = Scene::new(Setup::new(file.open(IoMethod::Best))) else { return };
     second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
     // Both ends report the error.
     for path in [device().backend_path(), device().frontend_path()] {
@@ -540,11 +543,14 @@ fn barriers_keep_their_order() {
     });
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
     let buffer = Part::whole(scene.buffers(1)[0]);
-    let write = |tag, sector| Want::Write { tag, sector };
-    for want in
-        [write(0, 0), Want::Barrier { tag: 1, sector: 8 }, write(2, 16), Want::Flush { tag: 3 }]
-    {
-        let parts = if matches!(want, Want::Flush { .. }) { &[][..] } else { &[buffer] };
+    let write = |tag, sector| DiskRequest::Write { tag, sector };
+    for want in [
+        write(0, 0),
+        DiskRequest::Barrier { tag: 1, sector: 8 },
+        write(2, 16),
+        DiskRequest::Flush { tag: 3 },
+    ] {
+        let parts = if matches!(want, DiskRequest::Flush { .. }) { &[][..] } else { &[buffer] };
         scene.front().submit(0, want, parts).unwrap();
     }
     scene.front().push().unwrap();
@@ -571,10 +577,10 @@ fn errors_of_the_disk_are_the_guests_errors() {
         fate.set(FaultAction::Fail(errno));
         assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Error);
         assert_eq!(scene.read(0, 1), Err(Status::Error));
-        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Error);
+        assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Error);
     }
     fate.set(FaultAction::Fail(Errno::OPNOTSUPP));
-    let discard = |tag| Want::Discard { tag, sector: 0, sectors: 8 };
+    let discard = |tag| DiskRequest::Discard { tag, sector: 0, sectors: 8 };
     assert_eq!(scene.ask(discard, &[]), Status::NotSupported);
     fate.set(FaultAction::Pass);
     assert_eq!(scene.write(0, &pattern(1, 4096)), Status::Okay);
@@ -621,7 +627,7 @@ fn a_new_disk_gets_nothing_of_the_old_ones() {
         let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
         let buffer = scene.buffers(1)[0];
         scene.front().page(buffer).unwrap().copy_in(0, &[7; 4096]).unwrap();
-        let want = Want::Write { tag: 1, sector: 0 };
+        let want = DiskRequest::Write { tag: 1, sector: 0 };
         scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
         if seen == "closed" {
             scene.bus.leave(&mut scene.front_store, ID).unwrap();

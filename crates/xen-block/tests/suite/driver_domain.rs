@@ -14,7 +14,7 @@ use xen_block::Server;
 use xen_block::back;
 use xen_block::disk::places::Places;
 use xen_block::disk::{DiskAccess, target};
-use xen_block::front::{self, Completion, Front, Part, Want};
+use xen_block::front::{self, Completion, DiskRequest, Front, Part};
 use xen_block::vbd::{Trust, Vbd};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
@@ -110,7 +110,7 @@ impl Scene {
         self.until("both ends", |scene| scene.states() == states);
     }
 
-    fn ask(&mut self, want: Want, part: Part) -> Status {
+    fn ask(&mut self, want: DiskRequest, part: Part) -> Status {
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         front.submit(0, want, &[part]).unwrap();
         front.push().unwrap();
@@ -128,11 +128,14 @@ impl Scene {
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         let buffer = front.take_buffer().unwrap();
         front.page(buffer).unwrap().copy_in(0, text).unwrap();
-        let write = Want::Write { tag: 1, sector: 8 };
+        let write = DiskRequest::Write { tag: 1, sector: 8 };
         assert_eq!(self.ask(write, Part::whole(buffer)), Status::Okay);
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         front.page(buffer).unwrap().copy_in(0, &[0; 4096]).unwrap();
-        assert_eq!(self.ask(Want::Read { tag: 2, sector: 8 }, Part::whole(buffer)), Status::Okay);
+        assert_eq!(
+            self.ask(DiskRequest::Read { tag: 2, sector: 8 }, Part::whole(buffer)),
+            Status::Okay
+        );
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         let mut read = vec![0; text.len()];
         front.page(buffer).unwrap().copy_out(0, &mut read).unwrap();

@@ -5,7 +5,7 @@ use crate::support::{Scene, Setup, device};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use xen_block::front::{Completion, Part, Want};
+use xen_block::front::{Completion, DiskRequest, Part};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 
@@ -94,10 +94,10 @@ fn qcow2_images_are_written_as_qemu_reads_them() {
         assert_eq!(scene.write(page * 8, &bytes), Status::Okay);
         wanted[page as usize * 4096..][..bytes.len()].copy_from_slice(&bytes);
     }
-    let discard = |tag| Want::Discard { tag, sector: 8000 * 8, sectors: 256 };
+    let discard = |tag| DiskRequest::Discard { tag, sector: 8000 * 8, sectors: 256 };
     assert_eq!(scene.ask(discard, &[]), Status::Okay);
     wanted[8000 * 4096..][..256 * 512].fill(0);
-    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
     assert_eq!(scene.read(16 * 8, 64), Ok(pattern(2, 64)));
     detach(&mut scene);
     std::fs::write(&raw, wanted).unwrap();
@@ -134,7 +134,7 @@ fn qcow2_images_have_what_was_answered_without_a_flush() {
         }
         look(&format!("write {at}"), format!("read -q -P {pattern} {}k 4k", page * 4));
     }
-    let discard = |tag| Want::Discard { tag, sector: 8 * 128, sectors: 128 };
+    let discard = |tag| DiskRequest::Discard { tag, sector: 8 * 128, sectors: 128 };
     assert_eq!(scene.ask(discard, &[]), Status::Okay);
     look("a discard", format!("read -q -P 0 {}k 64k", 512));
     assert_eq!(scene.read(300 * 8, 1), Ok(vec![4; 4096]));
@@ -186,13 +186,14 @@ fn whole_after_writes_and_discards_side_by_side(compression: &str) {
                 let (page, value) = (seed >> 33 & 31, (seed >> 40) as u8);
                 if seed >> 50 & 3 == 0 {
                     let half = page / 16 * 16;
-                    let want = Want::Discard { tag, sector: (area(tag) + half) * 8, sectors: 128 };
+                    let want =
+                        DiskRequest::Discard { tag, sector: (area(tag) + half) * 8, sectors: 128 };
                     scene.front().submit(0, want, &[]).unwrap();
                     wanted[half as usize * 4096..][..65536].fill(0);
                 } else {
                     let buffer = buffers[tag as usize];
                     scene.front().page(buffer).unwrap().copy_in(0, &[value; 4096]).unwrap();
-                    let want = Want::Write { tag, sector: (area(tag) + page) * 8 };
+                    let want = DiskRequest::Write { tag, sector: (area(tag) + page) * 8 };
                     scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
                     wanted[page as usize * 4096..][..4096].fill(value);
                 }
@@ -288,7 +289,7 @@ fn qcow2_backing_files_are_read_and_left_alone() {
     assert_eq!(scene.read(0, 1), Ok(vec![0x5a; 4096]));
     assert_eq!(scene.write(8, &[1; 4096]), Status::Okay);
     assert_eq!(scene.read(8, 2), Ok([[1; 4096], [0x5a; 4096]].concat()));
-    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
     detach(&mut scene);
     assert!(before == std::fs::read(&base).unwrap(), "the backing file has changed");
     tool("qemu-img", &["check", "-q", &top]);

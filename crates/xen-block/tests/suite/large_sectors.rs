@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, Options, Way};
-use xen_block::front::{Part, Want};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
+use xen_block::front::{DiskRequest, Part};
 use xen_io::blkif::Status;
 
 const BYTES: usize = 4 << 20;
@@ -53,12 +53,12 @@ impl Drop for Loop {
 #[test]
 fn a_block_device_is_not_waited_for() {
     let Some(disk) = Loop::new("a_block_device_is_not_waited_for") else { return };
-    let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, Way::Best);
+    let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, IoMethod::Best);
     let disk = File::open(&disk.device, Options { access, cache, way }).unwrap();
     assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
 }
 
-fn setup_of(path: &Path, cache: Cache, way: Way) -> Setup {
+fn setup_of(path: &Path, cache: Cache, way: IoMethod) -> Setup {
     let path = path.to_owned();
     Setup::new(Box::new(move |_| {
         let options = Options { access: DiskAccess::ReadWrite, cache, way };
@@ -73,10 +73,10 @@ fn setup_of(path: &Path, cache: Cache, way: Way) -> Setup {
 fn large_sectors_of_a_block_device() {
     let Some(disk) = Loop::new("large_sectors_of_a_block_device") else { return };
     for (cache, way) in [
-        (Cache::Direct, Way::Best),
-        (Cache::Direct, Way::Uring),
-        (Cache::Direct, Way::Threads),
-        (Cache::PageCache, Way::Uring),
+        (Cache::Direct, IoMethod::Best),
+        (Cache::Direct, IoMethod::Uring),
+        (Cache::Direct, IoMethod::Threads),
+        (Cache::PageCache, IoMethod::Uring),
     ] {
         let what = format!("{cache:?} {way:?}");
         std::fs::write(&disk.file, vec![7; BYTES]).unwrap();
@@ -98,21 +98,21 @@ fn large_sectors_of_a_block_device() {
         scene.front().page(buffer).unwrap().copy_in(0, &[9; 4096]).unwrap();
         let (whole, sector) = (Part::whole(buffer), Part { buffer, first: 0, last: 0 });
         for (at, part) in [(16, sector), (20, whole), (8, Part { buffer, first: 1, last: 7 })] {
-            let write = |tag| Want::Write { tag, sector: at };
+            let write = |tag| DiskRequest::Write { tag, sector: at };
             assert_eq!(scene.ask(write, &[part]), Status::Error, "{what}: sector {at}");
-            let read = |tag| Want::Read { tag, sector: at };
+            let read = |tag| DiskRequest::Read { tag, sector: at };
             assert_eq!(scene.ask(read, &[part]), Status::Error, "{what}: sector {at}");
         }
-        let discard = |tag| Want::Discard { tag, sector: 17, sectors: 8 };
+        let discard = |tag| DiskRequest::Discard { tag, sector: 17, sectors: 8 };
         assert_eq!(scene.ask(discard, &[]), Status::Error, "{what}");
-        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay, "{what}");
+        assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay, "{what}");
         let mut wanted = vec![7; BYTES];
         wanted[4096..][..8192].copy_from_slice(&bytes);
         let kept = std::fs::File::open(&disk.file).unwrap();
         let mut found = vec![0; BYTES];
         kept.read_exact_at(&mut found, 0).unwrap();
         assert!(found == wanted, "{what}: what was refused has changed the disk");
-        let discard = |tag| Want::Discard { tag, sector: 8, sectors: 8 };
+        let discard = |tag| DiskRequest::Discard { tag, sector: 8, sectors: 8 };
         assert_eq!(scene.ask(discard, &[]), Status::Okay, "{what}");
         assert_eq!(scene.read(8, 2).map(|read| read[4096..] == bytes[4096..]), Ok(true), "{what}");
     }

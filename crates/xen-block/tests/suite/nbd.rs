@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use xen_block::back;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::nbd::{self, Options};
-use xen_block::front::{Completion, Part, Want};
+use xen_block::front::{Completion, DiskRequest, Part};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
@@ -78,7 +78,7 @@ fn is_gone(scene: &mut Scene) -> bool {
 /// Makes a request to read a page, and does not wait for it.
 fn begin_to_read(scene: &mut Scene) {
     let buffer = scene.buffers(1)[0];
-    let want = Want::Read { tag: 77, sector: 0 };
+    let want = DiskRequest::Read { tag: 77, sector: 0 };
     scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     scene.until("it is taken", |scene| {
@@ -111,7 +111,7 @@ fn nbd_servers_are_disks() {
     assert_eq!(scene.front().info().unwrap().sectors, 32768);
     let bytes = pattern(9, 200);
     assert_eq!(scene.write(80, &bytes), Status::Okay);
-    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
     assert_eq!(scene.read(80, 200), Ok(bytes.clone()));
     assert!(std::fs::read(&image).unwrap()[80 * 512..][..bytes.len()] == bytes);
     // A server that is gone does not block the end of its disk: the requests to it fail, without a
@@ -197,7 +197,7 @@ fn who_takes_over_waits_for_a_server_that_is_away() {
     used.lose_both();
     let NbdScene { scene, image, socket, server, .. } = &mut used;
     let buffer = scene.buffers(1)[0];
-    let want = Want::Read { tag: 77, sector: 0 };
+    let want = DiskRequest::Read { tag: 77, sector: 0 };
     scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     for _ in 0..100 {

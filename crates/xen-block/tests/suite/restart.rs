@@ -12,7 +12,7 @@ use xen_block::back::{self, OpenDisk};
 use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io};
-use xen_block::front::{Part, Want};
+use xen_block::front::{DiskRequest, Part};
 use xen_driver::backend::{Backend, rings};
 use xen_io::blkif::Status;
 use xenbus::State;
@@ -133,7 +133,7 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
                 let value = random(&mut seed) as u8;
                 let buffer = buffers[tag as usize];
                 scene.front().page(buffer).unwrap().copy_in(0, &[value; 4096]).unwrap();
-                let want = Want::Write { tag, sector };
+                let want = DiskRequest::Write { tag, sector };
                 let parts = [Part::whole(buffer)];
                 if scene.front().submit((tag % 2) as usize, want, &parts).is_err() {
                     idle.push(tag);
@@ -231,9 +231,9 @@ fn a_barrier_survives_its_backend() {
     killable.hold.set(8);
     let buffer = Part::whole(scene.buffers(1)[0]);
     for want in [
-        Want::Write { tag: 0, sector: 0 },
-        Want::Barrier { tag: 1, sector: 8 },
-        Want::Write { tag: 2, sector: 16 },
+        DiskRequest::Write { tag: 0, sector: 0 },
+        DiskRequest::Barrier { tag: 1, sector: 8 },
+        DiskRequest::Write { tag: 2, sector: 16 },
     ] {
         scene.front().submit(0, want, &[buffer]).unwrap();
     }
@@ -263,7 +263,7 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
         let buffers = scene.buffers(REQUESTS as usize);
         for (tag, buffer) in (0..).zip(&buffers) {
             scene.front().page(*buffer).unwrap().copy_in(0, &[tag as u8 + 1; 4096]).unwrap();
-            let want = Want::Write { tag, sector: tag * 8 };
+            let want = DiskRequest::Write { tag, sector: tag * 8 };
             scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
         }
         scene.front().push().unwrap();
@@ -359,14 +359,14 @@ fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
 fn an_io_uring_keeps_the_record_locked() {
     use rustix::fs::{FlockOperation, flock};
     use xen_block::disk::DiskAccess;
-    use xen_block::disk::file::{Cache, File, Options, Way};
+    use xen_block::disk::file::{Cache, File, IoMethod, Options};
     let folder = Folder::new("held");
     let (disk, guard) = (folder.0.join("disk"), folder.0.join("guard"));
     std::fs::write(&disk, [0; 4096]).unwrap();
     let held = std::fs::File::create(&guard).unwrap();
     flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
     let options =
-        Options { access: DiskAccess::ReadOnly, cache: Cache::PageCache, way: Way::Uring };
+        Options { access: DiskAccess::ReadOnly, cache: Cache::PageCache, way: IoMethod::Uring };
     let mut file = File::open(&disk, options).unwrap();
     assert!(format!("{file:?}").contains("io_uring"), "{file:?}");
     file.hold(std::os::fd::AsFd::as_fd(&held)).unwrap();

@@ -13,7 +13,7 @@ use xen::evtchn::EventChannels;
 use xen_block::back::{self, Open, OpenDisk};
 use xen_block::disk::places::Places;
 use xen_block::disk::target;
-use xen_block::front::{self, Buffer, Completion, Front, Part, Want};
+use xen_block::front::{self, Buffer, Completion, DiskRequest, Front, Part};
 use xen_block::{Back, Server};
 use xen_io::blkif::{Layout, Status};
 use xenbus::bus::What;
@@ -226,7 +226,7 @@ impl Scene {
     }
 
     /// Makes one request and waits for the answer.
-    pub fn ask(&mut self, want: impl FnOnce(u64) -> Want, parts: &[Part]) -> Status {
+    pub fn ask(&mut self, want: impl FnOnce(u64) -> DiskRequest, parts: &[Part]) -> Status {
         let tag = self.next_tag;
         self.next_tag += 1;
         self.front().submit(0, want(tag), parts).unwrap();
@@ -258,7 +258,7 @@ impl Scene {
         let buffers = self.buffers(bytes.len().div_ceil(4096));
         self.fill(&buffers, bytes);
         let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
-        let status = self.ask(|tag| Want::Write { tag, sector }, &parts);
+        let status = self.ask(|tag| DiskRequest::Write { tag, sector }, &parts);
         buffers.into_iter().for_each(|buffer| self.front().give_back(buffer));
         status
     }
@@ -267,7 +267,7 @@ impl Scene {
     pub fn read(&mut self, sector: u64, pages: usize) -> Result<Vec<u8>, Status> {
         let buffers = self.buffers(pages);
         let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
-        let status = self.ask(|tag| Want::Read { tag, sector }, &parts);
+        let status = self.ask(|tag| DiskRequest::Read { tag, sector }, &parts);
         let mut bytes = vec![0; pages * 4096];
         for (buffer, part) in buffers.iter().zip(bytes.chunks_mut(4096)) {
             self.front().page(*buffer).unwrap().copy_out(0, part).unwrap();

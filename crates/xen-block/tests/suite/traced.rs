@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, Options, Way};
+use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::disk::places::Places;
 use xen_block::disk::target::Target;
-use xen_block::front::Want;
+use xen_block::front::DiskRequest;
 use xen_io::blkif::Status;
 
 const FILE: &str = "XEN_BLOCK_TRACED_FILE";
@@ -31,14 +31,14 @@ fn writes_flushes_and_says_so() {
             return Target::Qcow2(path.clone()).open(DiskAccess::ReadWrite, &Places::default());
         }
         let (access, cache) = (DiskAccess::ReadWrite, Cache::PageCache);
-        let disk = File::open(&path, Options { access, cache, way: Way::Threads });
+        let disk = File::open(&path, Options { access, cache, way: IoMethod::Threads });
         let disk = disk?;
         Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
     };
     let mut scene = Scene::connected(Setup::new(Box::new(open))).expect("a daemon");
     for round in 0..3 {
         assert_eq!(scene.write(round * 512, &[1; 8192]), Status::Okay);
-        assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+        assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
         std::fs::write(&mark, MARK).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use xen::gnttab::{Access, GrantMap, GrantOffer, Offered};
 use xen::{GrantRef, Port};
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
-use xen_block::front::{Part, Want};
+use xen_block::front::{DiskRequest, Part};
 use xen_io::blkif::{
     Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
     Status, Transfer, op, segment_bytes,
@@ -300,7 +300,7 @@ fn xsa_350_rings_that_come_and_go_leave_nothing() {
         assert_eq!(scene.write(0, &[3; 8192]), Status::Okay);
         let buffers = scene.buffers(4);
         for (tag, buffer) in buffers.iter().enumerate() {
-            let want = Want::Read { tag: tag as u64, sector: 0 };
+            let want = DiskRequest::Read { tag: tag as u64, sector: 0 };
             scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
         }
         scene.front().push().unwrap();
@@ -352,7 +352,8 @@ fn xsa_371_persistent_grants_are_bounded_and_let_go() {
         for round in 0..4 {
             let buffers = scene.buffers(100);
             let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
-            let status = scene.ask(|tag| Want::Read { tag, sector: round * 8 }, &parts[..100]);
+            let status =
+                scene.ask(|tag| DiskRequest::Read { tag, sector: round * 8 }, &parts[..100]);
             assert_eq!(status, Status::Okay);
             // Other grants the next time.
             for buffer in buffers.into_iter().rev() {
@@ -442,7 +443,7 @@ fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
     let (mut turns, mut reads) = (0, 0);
     let buffer = scene.buffers(1)[0];
     while !flood.is_finished() {
-        let want = Want::Read { tag: reads, sector: 0 };
+        let want = DiskRequest::Read { tag: reads, sector: 0 };
         scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
         scene.front().push().unwrap();
         let mut answered = 0;
@@ -465,7 +466,7 @@ fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
 /// Runs a backend under the test's control, which answers with forged responses.
 fn answer_with(scene: &mut Scene, forge: impl Fn(&mut Response)) -> Result<usize, String> {
     let buffer = scene.buffers(1)[0];
-    let want = Want::Read { tag: 5, sector: 0 };
+    let want = DiskRequest::Read { tag: 5, sector: 0 };
     scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     let front = device().frontend_path();
@@ -526,7 +527,7 @@ fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
     let Some(mut scene) = connected() else { return };
     let buffer = scene.buffers(1)[0];
     assert_eq!(
-        scene.ask(|tag| Want::Read { tag, sector: 0 }, &[Part::whole(buffer)]),
+        scene.ask(|tag| DiskRequest::Read { tag, sector: 0 }, &[Part::whole(buffer)]),
         Status::Okay
     );
     let grants: Vec<u32> = (9..600).collect();

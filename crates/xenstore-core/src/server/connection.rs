@@ -6,7 +6,7 @@ use super::transactions::Transactions;
 use crate::domain::Domains;
 use crate::id::DomId;
 use crate::limits::{EVENT_WEIGHT, HEADER_SIZE, RING_BYTES, UNREAD_SOFT_BYTES};
-use crate::notice::Ended;
+use crate::notice::EndReason;
 use crate::quota::Quota;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Error, Header, MsgType, split_message};
@@ -49,7 +49,7 @@ pub(super) struct Connection {
     delayed_weight: i64,
     /// The cost that is not charged yet: of its transactions' turns, and of deferred work.
     pub(super) owed: u32,
-    pub(super) ended: Option<Ended>,
+    pub(super) ended: Option<EndReason>,
     /// True if `poll_ready` has returned it since it last got output.
     pub(super) ready: bool,
     /// The time since which output has been unread without progress.

@@ -6,7 +6,7 @@ use super::store::Store;
 use crate::domain::{Domain, Domains};
 use crate::id::{ConnId, DomId};
 use crate::limits::DOMID_ANY;
-use crate::notice::Ended;
+use crate::notice::EndReason;
 use crate::path::Path;
 use crate::perms::{Incarnation, Perms};
 use crate::quota::{ALL, Kind, Limits, Quota};
@@ -24,8 +24,8 @@ pub(super) const STALE: u8 = 1;
 
 /// The reasons why connections are no longer served, by their numbers in the stream; 0 means that
 /// the connection is served.
-pub(super) const ENDED: [Ended; 4] =
-    [Ended::Unread, Ended::RingIndex, Ended::Protocol, Ended::Communication];
+pub(super) const ENDED: [EndReason; 4] =
+    [EndReason::Unread, EndReason::RingIndex, EndReason::Protocol, EndReason::Communication];
 
 /// Collects records and passes them on in pieces.
 struct RecordWriter<S> {

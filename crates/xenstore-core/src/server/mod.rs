@@ -31,7 +31,7 @@ mod waiting;
 
 pub use crate::host::{Attach, Host};
 pub use crate::id::{ConnId, DomId};
-pub use crate::notice::{Ended, Notice};
+pub use crate::notice::{EndReason, Notice};
 pub use config::{Config, Orphans};
 pub use counters::Counters;
 pub use restore::RestoredConnection;
@@ -423,15 +423,15 @@ impl Server {
 
     /// Ends a connection whose peer broke the protocol, as the transport found. The state is then
     /// the one of [`Notice::Ended`].
-    pub fn end(&mut self, conn: ConnId, why: Ended, now: u64, host: &mut dyn Host) {
+    pub fn end(&mut self, conn: ConnId, why: EndReason, now: u64, host: &mut dyn Host) {
         self.set_time(now);
         let Some(connection) = self.store.sessions.conns.get(conn) else { return };
         let domid = connection.domid;
         let what = match why {
-            Ended::Unread => "it left too much unread",
-            Ended::RingIndex => "its ring's indices are not possible",
-            Ended::Protocol => "it announced a message longer than the protocol allows",
-            Ended::Communication => "its event channel or ring page cannot be used",
+            EndReason::Unread => "it left too much unread",
+            EndReason::RingIndex => "its ring's indices are not possible",
+            EndReason::Protocol => "it announced a message longer than the protocol allows",
+            EndReason::Communication => "its event channel or ring page cannot be used",
         };
         let text = format!(
             "connection {} of domain {} is no longer served: {what}; nobody else is affected",

@@ -7,7 +7,7 @@ use super::sessions::Sessions;
 use super::store::Store;
 use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, DOMID_FIRST_RESERVED, PAYLOAD_MAX, WEIGHT_MAX};
-use crate::notice::Ended;
+use crate::notice::EndReason;
 use crate::path::{Path, Special, is_relative, resolve};
 use crate::perms::{Access, Incarnation, Perm, Perms};
 use crate::quota::{Limits, Quota};
@@ -29,7 +29,7 @@ pub struct RestoredConnection {
     /// The descriptor of a socket, or the event channel port of a ring.
     pub handle: u32,
     /// The reason why it is no longer served, if it is not.
-    pub ended: Option<Ended>,
+    pub ended: Option<EndReason>,
     /// The bytes to be processed as if read from it: whole messages, then a part of one.
     pub input: Vec<u8>,
 }

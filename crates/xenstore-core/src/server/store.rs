@@ -14,7 +14,7 @@ use crate::churn::Churn;
 use crate::host::{Attach, Host};
 use crate::id::{ConnId, DomId};
 use crate::limits::{DISOWN_MAX, DOMID_ANY, PAYLOAD_MAX, UNREAD_MAX_BYTES};
-use crate::notice::{Ended, Notice};
+use crate::notice::{EndReason, Notice};
 use crate::path::{Path, home_of};
 use crate::perms::Incarnation;
 use crate::quota::{Kind, Quota};
@@ -198,7 +198,7 @@ impl Store {
             conn.0, domid.0
         );
         self.sessions.content.domains.notice(Notice::Warn { domid: Some(domid), text });
-        self.end_connection(conn, Ended::Unread);
+        self.end_connection(conn, EndReason::Unread);
     }
 
     /// Returns the time at which the first guest will have left output unread for too long.
@@ -280,7 +280,7 @@ impl Store {
     }
 
     /// Stops serving a connection, although its domain, if any, still lives (XSA-325).
-    pub(super) fn end_connection(&mut self, conn: ConnId, why: Ended) {
+    pub(super) fn end_connection(&mut self, conn: ConnId, why: EndReason) {
         self.clear_connection(conn);
         let Some(connection) = self.sessions.conns.get_mut(conn) else { return };
         connection.ended = Some(why);

@@ -1,7 +1,7 @@
 //! Tests of watches, permissions, quotas and the life of domains.
 
 use crate::common::Store;
-use xenstore_core::server::{Config, ConnId, DomId, Ended, Notice, Orphans};
+use xenstore_core::server::{Config, ConnId, DomId, EndReason, Notice, Orphans};
 use xenstore_core::wire::{Header, MsgType};
 
 fn refused<T>(name: &str) -> Result<T, String> {
@@ -231,7 +231,7 @@ fn a_guest_that_does_not_read_is_no_longer_served_after_the_timeout() {
     store.pass(19_999_999);
     assert!(store.ended().is_empty());
     store.pass(1);
-    assert_eq!(store.ended(), [(guest, Ended::Unread)]);
+    assert_eq!(store.ended(), [(guest, EndReason::Unread)]);
     assert!(!store.server.wants_input(guest));
     assert_eq!(store.server.deadline(), None);
     // A reset of its ring, or another INTRODUCE, makes it usable again.
@@ -251,7 +251,7 @@ fn unread_events_of_a_socket_are_bounded() {
         assert!(at < 20_000, "nothing stops the daemon from growing");
     }
     assert!(at > 10_000, "ended after {at} events already");
-    assert_eq!(store.ended(), [(sleeper, Ended::Unread)]);
+    assert_eq!(store.ended(), [(sleeper, EndReason::Unread)]);
     store.check();
 }
 
@@ -450,16 +450,16 @@ fn many_domains_come_and_go() {
 #[test]
 fn no_end_is_told_of_a_connection_that_has_begun_anew() {
     let (mut store, dom0, guest) = with_guest();
-    store.server.end(guest, Ended::Protocol, 0, &mut store.machine);
+    store.server.end(guest, EndReason::Protocol, 0, &mut store.machine);
     store.call(dom0, MsgType::Release, 0, b"7\0").unwrap();
     let successor = home(&mut store, dom0, 9);
     assert_eq!(successor, guest, "the name is used again");
     assert!(store.ended().is_empty());
-    store.server.end(successor, Ended::Protocol, 0, &mut store.machine);
+    store.server.end(successor, EndReason::Protocol, 0, &mut store.machine);
     store.server.reset(successor, 0, &mut store.machine);
     assert!(store.ended().is_empty());
-    store.server.end(successor, Ended::Protocol, 0, &mut store.machine);
-    assert_eq!(store.ended(), [(successor, Ended::Protocol)]);
+    store.server.end(successor, EndReason::Protocol, 0, &mut store.machine);
+    assert_eq!(store.ended(), [(successor, EndReason::Protocol)]);
 }
 
 /// A change causes events for the domains that may read the node: by an entry, by the default

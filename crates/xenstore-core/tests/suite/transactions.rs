@@ -2,7 +2,7 @@
 
 use crate::common::Store;
 use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX};
-use xenstore_core::server::{ConnId, DomId, Ended};
+use xenstore_core::server::{ConnId, DomId, EndReason};
 use xenstore_core::wire::MsgType;
 
 fn again() -> Result<(), String> {
@@ -405,7 +405,7 @@ fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it(
     store.call(holder, MsgType::SetQuota, 0, b"1\0memory\x0010\0").unwrap();
     store.commit(holder, tx).unwrap();
     assert_eq!(store.reply(other, first), Some(Ok(b"OK\0".to_vec())));
-    assert_eq!(store.ended(), [(guest, Ended::Unread)]);
+    assert_eq!(store.ended(), [(guest, EndReason::Unread)]);
     assert!(store.server.output(guest).is_empty());
     assert_eq!(store.read(other, 0, "/local/domain/1/x").unwrap(), "two");
     store.check();

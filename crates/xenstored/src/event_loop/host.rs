@@ -7,7 +7,7 @@ use crate::fairness::Demand;
 use crate::log::Level;
 use xen::Port;
 use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
-use xenstore_core::server::{Attach, ConnId, DomId, Ended, Host};
+use xenstore_core::server::{Attach, ConnId, DomId, EndReason, Host};
 use xenstore_core::wire;
 
 /// Returns the error for the caller of INTRODUCE: the same name if the protocol has it.
@@ -82,13 +82,13 @@ impl Io {
     }
 
     /// Tells the domain why it is no longer served.
-    pub(crate) fn end_ring(&mut self, id: ConnId, why: Ended) {
+    pub(crate) fn end_ring(&mut self, id: ConnId, why: EndReason) {
         let Some(connection) = self.connections.get(id) else { return };
         let End::Ring(ring) = &mut connection.end else { return };
         let word = match why {
-            Ended::RingIndex => ErrorWord::RingIndex,
-            Ended::Protocol => ErrorWord::Protocol,
-            Ended::Unread | Ended::Communication => ErrorWord::Communication,
+            EndReason::RingIndex => ErrorWord::RingIndex,
+            EndReason::Protocol => ErrorWord::Protocol,
+            EndReason::Unread | EndReason::Communication => ErrorWord::Communication,
         };
         ring.ended = true;
         connection.pending = Vec::new();

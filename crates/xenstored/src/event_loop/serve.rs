@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use xen_io::xs_ring::{ErrorWord, RING_SIZE, RingError};
 use xenstore_core::limits::HEADER_SIZE;
-use xenstore_core::server::{ConnId, Ended, Server};
+use xenstore_core::server::{ConnId, EndReason, Server};
 use xenstore_core::wire::{MsgType, TooLong, split_message};
 
 /// The result of a read.
@@ -140,7 +140,7 @@ impl EventLoop {
         self.flush(id, now, Writable::Unknown);
         // The core logs which connection is ended and why. This line adds the number.
         self.io.log.limited(Level::Debug, Some(peer.domid), &too_long.to_string(), now);
-        self.server.end(id, Ended::Protocol, now, &mut self.io);
+        self.server.end(id, EndReason::Protocol, now, &mut self.io);
     }
 
     /// Makes sure that the connection gets its next turn when it can use it.
@@ -422,7 +422,7 @@ impl EventLoop {
         let domid = connection.domid;
         let text = format!("domain {domid}: {error}");
         self.io.log.limited(Level::Debug, Some(domid), &text, now);
-        self.server.end(id, Ended::RingIndex, now, &mut self.io);
+        self.server.end(id, EndReason::RingIndex, now, &mut self.io);
     }
 
     /// Empties and restarts the ring, at the domain's request.
@@ -451,7 +451,7 @@ impl EventLoop {
         let Some(domains) = &self.io.domains else { return };
         if domains.notify(port).is_err() {
             // The domain is dying. The hypervisor reports that through its own event.
-            self.server.end(id, Ended::Communication, now, &mut self.io);
+            self.server.end(id, EndReason::Communication, now, &mut self.io);
         }
     }
 

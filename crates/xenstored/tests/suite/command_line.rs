@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use xenstore_core::server::{DomId, Orphans};
 use xenstored::Error;
-use xenstored::config::{Asked, Config, Mode, QuotaKind, Switch, parse};
+use xenstored::config::{Config, Invocation, Mode, QuotaKind, Switch, parse};
 use xenstored::paths::{Environment, System};
 
 fn environment() -> Environment {
@@ -19,13 +19,13 @@ fn environment() -> Environment {
     }
 }
 
-fn try_parse(words: &str) -> Result<Asked, Error> {
+fn try_parse(words: &str) -> Result<Invocation, Error> {
     parse(words.split_whitespace().map(OsString::from), &environment())
 }
 
 fn config(words: &str) -> Config {
     match try_parse(words) {
-        Ok(Asked::Run(config)) => *config,
+        Ok(Invocation::Run(config)) => *config,
         other => panic!("{words}: {other:?}"),
     }
 }
@@ -132,7 +132,7 @@ fn refusals_say_which_and_why() {
 
 #[test]
 fn help_names_every_option() {
-    assert!(matches!(try_parse("-N -H"), Ok(Asked::Help)));
+    assert!(matches!(try_parse("-N -H"), Ok(Invocation::Help)));
     let help = xenstored::config::help();
     for option in ["-D, --no-domain-init", "-F, --pid-file <file>", "--trace-control +|-<switch>"] {
         assert!(help.contains(option), "{option} in {help}");
@@ -145,8 +145,8 @@ fn the_socket_is_where_libxenstore_looks() {
         let mut environment = environment();
         change(&mut environment);
         match parse([], &environment) {
-            Ok(Asked::Run(config)) => Ok(config.socket),
-            Ok(Asked::Help) => unreachable!("no help was asked for"),
+            Ok(Invocation::Run(config)) => Ok(config.socket),
+            Ok(Invocation::Help) => unreachable!("no help was asked for"),
             Err(error) => Err(error.to_string()),
         }
     };
@@ -171,6 +171,6 @@ fn relative_trace_files_lie_in_the_root_directory() {
     let mut environment = environment();
     environment.root_dir = Some("/root-dir".into());
     let args = ["-T", "trace.log"].map(OsString::from);
-    let Ok(Asked::Run(config)) = parse(args, &environment) else { panic!("not parsed") };
+    let Ok(Invocation::Run(config)) = parse(args, &environment) else { panic!("not parsed") };
     assert_eq!(config.trace_file, Some(PathBuf::from("/root-dir/trace.log")));
 }

@@ -3,7 +3,7 @@
 //!
 //! These hold for our daemon, and for the C one where it promises the same.
 
-use conformance::{Daemon, Kind, Lost, Peer};
+use conformance::{Daemon, Kind, Peer, ReceiveFailure};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::{Header, MsgType};
 
@@ -72,7 +72,11 @@ fn lengths_over_the_limit_end_the_connection_at_once() {
             for kind in [0, 2, 11, 20, 99, u32::MAX] {
                 let mut client = daemon.connect();
                 let _ = client.send(&header(kind, len));
-                assert_eq!(client.reply(Instant::now() + SOON), Err(Lost::Closed), "{kind} {len}");
+                assert_eq!(
+                    client.reply(Instant::now() + SOON),
+                    Err(ReceiveFailure::Closed),
+                    "{kind} {len}"
+                );
             }
         }
         dom0.expect_ok("WRITE", "/a|v");
@@ -84,7 +88,7 @@ fn a_guest_with_a_length_over_the_limit_is_left_alone_until_it_is_introduced_aga
     on(&[Kind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         guest.send(&header(MsgType::Read.code(), u32::MAX)).expect("the ring takes 16 bytes");
-        assert_eq!(guest.reply(Instant::now() + A_WHILE), Err(Lost::Silent));
+        assert_eq!(guest.reply(Instant::now() + A_WHILE), Err(ReceiveFailure::Silent));
         assert_eq!(guest.ring().error().expect("the page"), 3, "XENSTORE_ERROR_PROTO");
         drop(guest);
         gone(daemon, dom0, 7);

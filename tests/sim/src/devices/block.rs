@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use xen_block::back::{self, Back, Open};
 use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op};
-use xen_block::front::{self, Buffer, Completion, Front, Part, Want};
+use xen_block::front::{self, Buffer, Completion, DiskRequest, Front, Part};
 use xen_driver::backend::{self, rings};
 use xen_driver::frontend;
 use xen_io::blkif::Status;
@@ -179,7 +179,7 @@ impl Sectors {
         let (tag, sector) = (self.next, rng.index(SECTORS));
         let queue = rng.index(front.queue_count().max(1));
         if rng.chance(100) {
-            let asked = front.submit(queue, Want::Flush { tag }, &[]).is_ok();
+            let asked = front.submit(queue, DiskRequest::Flush { tag }, &[]).is_ok();
             if asked {
                 self.open.insert(tag, PendingRequest::Flush);
                 self.next += 1;
@@ -196,9 +196,12 @@ impl Sectors {
             if let Some(page) = front.page(buffer) {
                 let _ = page.copy_in(0, &bytes);
             }
-            (Want::Write { tag, sector: first_sector }, PendingRequest::Write(sector, buffer, tag))
+            (
+                DiskRequest::Write { tag, sector: first_sector },
+                PendingRequest::Write(sector, buffer, tag),
+            )
         } else {
-            (Want::Read { tag, sector: first_sector }, PendingRequest::Read(sector, buffer))
+            (DiskRequest::Read { tag, sector: first_sector }, PendingRequest::Read(sector, buffer))
         };
         if front.submit(queue, want, &[Part { buffer, first: 0, last: 0 }]).is_err() {
             front.give_back(buffer);

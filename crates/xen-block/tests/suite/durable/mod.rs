@@ -22,7 +22,7 @@ use std::rc::Rc;
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
-use xen_block::front::Want;
+use xen_block::front::DiskRequest;
 use xen_io::blkif::Status;
 
 const BLOCK: usize = 4096;
@@ -220,7 +220,7 @@ fn put(scene: &mut Scene, block: usize, bytes: &[u8]) {
 }
 
 fn flush(scene: &mut Scene) {
-    assert_eq!(scene.ask(|tag| Want::Flush { tag }, &[]), Status::Okay);
+    assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
 }
 
 /// Writes all transactions through a device onto a store in memory.

@@ -264,7 +264,7 @@ pub(crate) fn play_store() -> ExitCode {
         ioctls: &[],
         name: format!("the broker of {}", dir.display()),
     };
-    match xenstored::run(&config, xenstored::Provided::Platform(platform)) {
+    match xenstored::run(&config, xenstored::PlatformChoice::Platform(platform)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -4,7 +4,7 @@
 pub mod model;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use xenstore_core::server::{Attach, Config, ConnId, DomId, Ended, Host, Notice, Server};
+use xenstore_core::server::{Attach, Config, ConnId, DomId, EndReason, Host, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, split_message};
 
 /// The machine around the store: the existing domains, and the store's calls.
@@ -256,7 +256,7 @@ impl Store {
         rounds
     }
 
-    pub fn ended(&mut self) -> Vec<(ConnId, Ended)> {
+    pub fn ended(&mut self) -> Vec<(ConnId, EndReason)> {
         while let Some(notice) = self.server.poll_notice() {
             self.notices.push(notice);
         }

@@ -5,7 +5,7 @@ use crate::common::model::{Choices, FinalState, SeededChoices, reach, request};
 use crate::common::{Reply, Store};
 use std::collections::BTreeMap;
 use xenstore_core::limits::HOLD_MAX_US;
-use xenstore_core::server::{ConnId, DomId, Ended};
+use xenstore_core::server::{ConnId, DomId, EndReason};
 use xenstore_core::stream::Link;
 use xenstore_core::wire::{Header, MsgType, split_message};
 
@@ -318,10 +318,10 @@ fn much_input_comes_back_whole() {
 #[test]
 fn who_is_no_longer_served_is_not_served_by_the_next() {
     let (mut store, guest) = full();
-    store.server.end(guest, Ended::RingIndex, store.now, &mut store.machine);
+    store.server.end(guest, EndReason::RingIndex, store.now, &mut store.machine);
     let restored = restore(&dump(&store.server)).unwrap();
     let known = restored.connections.iter().find(|known| known.handle == guest.0).unwrap();
-    assert_eq!((known.ended, known.ring), (Some(Ended::RingIndex), Some(DomId(7))));
+    assert_eq!((known.ended, known.ring), (Some(EndReason::RingIndex), Some(DomId(7))));
     assert!(!restored.server.wants_input(known.conn));
 }
 
