@@ -12,9 +12,9 @@ use xen::{DomId, Error};
 #[derive(Debug)]
 pub struct Watch {
     link: Arc<Link>,
-    told: VecDeque<DomainEvent>,
+    pending: VecDeque<DomainEvent>,
     /// True where the last answer contained all changes.
-    all: bool,
+    is_complete: bool,
 }
 
 /// Encodes a change in a word: the domain, and in the bits above it the kind of change.
@@ -44,7 +44,7 @@ pub(crate) fn decode(word: u64) -> Option<DomainEvent> {
 impl Watch {
     /// Makes a watch over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self { link, told: VecDeque::new(), all: false }
+        Self { link, pending: VecDeque::new(), is_complete: false }
     }
 }
 
@@ -59,13 +59,13 @@ impl DomainWatch for Watch {
     }
 
     fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
-        if self.told.is_empty() && !std::mem::take(&mut self.all) {
+        if self.pending.is_empty() && !std::mem::take(&mut self.is_complete) {
             let answer = self.link.call(&Request::Changes)?;
             let (more, changes) = answer.words.split_first().ok_or(Error::Inval)?;
-            self.told.extend(changes.iter().filter_map(|word| decode(*word)));
-            self.all = *more == 0 && !self.told.is_empty();
+            self.pending.extend(changes.iter().filter_map(|word| decode(*word)));
+            self.is_complete = *more == 0 && !self.pending.is_empty();
         }
-        Ok(self.told.pop_front())
+        Ok(self.pending.pop_front())
     }
 
     fn own_ring(&mut self) -> Result<Option<OwnRing>, Error> {

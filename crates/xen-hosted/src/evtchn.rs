@@ -63,7 +63,7 @@ struct HeldPort {
     mask: Mask,
     /// True if the port was notified while messages of the broker were unread: if one of them is a
     /// binding, the notification went to the old peer.
-    notified: bool,
+    notify_at_binding: bool,
 }
 
 /// The state of a port, in one cache line: a round trip is so short that a second cache line is
@@ -130,7 +130,7 @@ impl Ports {
     fn allocated(&self, port: Port) {
         let mut table = self.table.borrow_mut();
         if table.get(port).is_err() {
-            table.set(port, HeldPort { ends: None, mask: Mask::Open, notified: false });
+            table.set(port, HeldPort { ends: None, mask: Mask::Open, notify_at_binding: false });
         }
     }
 
@@ -159,11 +159,11 @@ impl Ports {
         let mut table = self.table.borrow_mut();
         let mut again = false;
         if let Ok(held) = table.get_mut(port) {
-            again = held.notified;
+            again = held.notify_at_binding;
             let before = held.ends.take();
             self.forget(before);
         }
-        table.set(port, HeldPort { ends: None, mask: Mask::Open, notified: false });
+        table.set(port, HeldPort { ends: None, mask: Mask::Open, notify_at_binding: false });
         let token = EventData::new_u64(table.token(port));
         epoll::add(&self.epoll, &wait, token, EDGE).map_err(from_errno)?;
         if let (true, Some(notify)) = (again, &notify) {
@@ -203,7 +203,7 @@ impl Ports {
 
     /// Has the next peer that is bound to `port` notified at its binding.
     fn notify_next(&self, port: Port) -> Result<(), Error> {
-        self.table.borrow_mut().get_mut(port)?.notified = true;
+        self.table.borrow_mut().get_mut(port)?.notify_at_binding = true;
         Ok(())
     }
 
@@ -278,7 +278,7 @@ pub struct Channels {
     more: OwnedFd,
     more_set: bool,
     /// True if the last fetch has emptied the epoll.
-    emptied: bool,
+    epoll_is_empty: bool,
 }
 
 impl fmt::Debug for Channels {
@@ -292,13 +292,13 @@ impl Channels {
     pub(crate) fn new(link: Arc<Link>) -> Result<Self, Error> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let more = eventfd(0, flags).map_err(from_errno)?;
-        let (socket, news) = link.unasked();
+        let (socket, news) = link.poll_descriptors();
         let ports = Ports::new([(socket, BROKER), (news, NEWS), (more.as_fd(), MORE)])?;
         for port in link.first_ports.into_iter().filter(|port| port.0 != 0) {
             ports.allocated(port);
         }
         let fetched = Vec::with_capacity(FETCHED_MAX);
-        Ok(Self { link, ports, fetched, next: 0, more, more_set: false, emptied: false })
+        Ok(Self { link, ports, fetched, next: 0, more, more_set: false, epoll_is_empty: false })
     }
 
     /// Reads the broker's messages, and applies those about ports.
@@ -404,7 +404,7 @@ impl Channels {
         let mut events = [MaybeUninit::<Event>::uninit(); FETCHED_MAX];
         match epoll::wait(&self.ports.epoll, &mut events, timeout) {
             Ok((events, _)) => {
-                self.emptied = events.len() < FETCHED_MAX;
+                self.epoll_is_empty = events.len() < FETCHED_MAX;
                 self.fetched.extend(events.iter().map(|event| event.data.u64()));
                 Ok(())
             }
@@ -420,7 +420,7 @@ impl Channels {
     #[cold]
     fn catch_up(&self, port: Port) -> Result<(), Error> {
         self.listen()?;
-        if self.link.is_behind() {
+        if self.link.has_unread() {
             self.ports.notify_next(port)?;
         }
         Ok(())
@@ -469,7 +469,7 @@ impl EventChannels for Channels {
 
     #[inline(always)]
     fn notify(&self, port: Port) -> Result<(), Error> {
-        if self.link.is_behind() {
+        if self.link.has_unread() {
             self.catch_up(port)?;
         }
         self.ports.notify(port).inspect_err(|_| self.link.count_refusal())
@@ -480,12 +480,12 @@ impl EventChannels for Channels {
             if let Some(port) = self.next_fetched()? {
                 return Ok(Some(port));
             }
-            if std::mem::take(&mut self.emptied) {
+            if std::mem::take(&mut self.epoll_is_empty) {
                 return Ok(None);
             }
             self.fetch(Some(&Timespec::default()))?;
             if self.fetched.is_empty() {
-                self.emptied = false;
+                self.epoll_is_empty = false;
                 return Ok(None);
             }
         }

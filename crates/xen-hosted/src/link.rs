@@ -64,7 +64,7 @@ pub(crate) struct Link {
     socket: OwnedFd,
     /// The receive buffer, locked from a request to its answer.
     buffer: Mutex<Vec<u8>>,
-    gone: AtomicBool,
+    broker_gone: AtomicBool,
     /// Messages of the broker about ports that the owner of the ports has not taken yet.
     news: Mutex<Vec<News>>,
     /// An event that is readable while there are such messages.
@@ -78,7 +78,7 @@ pub(crate) struct Link {
     pub(crate) first_ports: [Port; 2],
     counters: Map,
     /// The number of unrequested messages of the broker that this process has taken.
-    heard: AtomicU64,
+    taken_messages: AtomicU64,
     /// The identities of all domains, by number; for the watchers of domains.
     pub(crate) identities: Option<Map>,
 }
@@ -120,10 +120,11 @@ impl Link {
     fn over_within(socket: OwnedFd, within: Duration) -> Result<Arc<Self>, Error> {
         set_socket_timeout(&socket, Timeout::Recv, Some(within)).map_err(from_errno)?;
         let mut buffer = vec![0; PACKET_MAX];
-        let gone = AtomicBool::new(false);
+        let broker_gone = AtomicBool::new(false);
         let mut news = Vec::new();
         let apply = |message, fds| news.push((message, fds));
-        let mut hello = call(socket.as_fd(), &mut buffer, &gone, &Request::Hello, &[], apply)?;
+        let mut hello =
+            call(socket.as_fd(), &mut buffer, &broker_gone, &Request::Hello, &[], apply)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let news_event = eventfd(u32::from(!news.is_empty()), flags).map_err(from_errno)?;
         let ports_max: u32 = hello.number(4)?;
@@ -138,14 +139,14 @@ impl Link {
             domid: DomId(hello.number(0)?),
             socket,
             buffer: Mutex::new(buffer),
-            gone,
+            broker_gone,
             news: Mutex::new(news),
             news_event,
             followers: Mutex::default(),
             ports_taken: AtomicBool::new(false),
             first_ports,
             counters,
-            heard: AtomicU64::new(0),
+            taken_messages: AtomicU64::new(0),
             identities,
         }))
     }
@@ -166,7 +167,7 @@ impl Link {
     ) -> Result<Answer, Error> {
         let mut buffer = lock(&self.buffer);
         let apply = |message, fds| self.apply(message, fds);
-        call(self.socket.as_fd(), &mut buffer, &self.gone, request, fds, apply)
+        call(self.socket.as_fd(), &mut buffer, &self.broker_gone, request, fds, apply)
     }
 
     /// Takes the messages that the broker has sent without a request; does not wait.
@@ -179,7 +180,7 @@ impl Link {
             let mut fds = Vec::new();
             let flags = RecvFlags::DONTWAIT;
             match proto::receive(self.socket.as_fd(), &mut buffer, &mut fds, flags) {
-                Ok(0) => self.gone.store(true, Ordering::Relaxed),
+                Ok(0) => self.broker_gone.store(true, Ordering::Relaxed),
                 Ok(count) => {
                     if let Some(message) = Message::decode(buffer.get(..count).unwrap_or_default())
                     {
@@ -189,23 +190,23 @@ impl Link {
                 }
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {}
-                Err(_) => self.gone.store(true, Ordering::Relaxed),
+                Err(_) => self.broker_gone.store(true, Ordering::Relaxed),
             }
-            let gone = self.gone.load(Ordering::Relaxed);
-            return if gone { Err(Error::NoDev) } else { Ok(()) };
+            let broker_gone = self.broker_gone.load(Ordering::Relaxed);
+            return if broker_gone { Err(Error::NoDev) } else { Ok(()) };
         }
     }
 
     /// True if the broker has sent a message that this process has not taken yet. Where a peer's
     /// call has returned, the messages that the call caused were counted before.
     #[inline]
-    pub(crate) fn is_behind(&self) -> bool {
+    pub(crate) fn has_unread(&self) -> bool {
         let told = self.counters.long(Counter::Told.offset()).load(Ordering::Acquire);
-        told > self.heard.load(Ordering::Relaxed)
+        told > self.taken_messages.load(Ordering::Relaxed)
     }
 
     /// Returns the descriptors to wait for: the socket, and the event of messages about ports.
-    pub(crate) fn unasked(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
+    pub(crate) fn poll_descriptors(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
         (self.socket.as_fd(), self.news_event.as_fd())
     }
 
@@ -214,14 +215,14 @@ impl Link {
         let mut news = lock(&self.news);
         if !news.is_empty() {
             let _ = rustix::io::read(&self.news_event, &mut [0; 8]);
-            self.heard.fetch_add(news.len() as u64, Ordering::Relaxed);
+            self.taken_messages.fetch_add(news.len() as u64, Ordering::Relaxed);
         }
         std::mem::take(&mut *news)
     }
 
     fn apply(&self, message: Message, fds: Vec<OwnedFd>) {
         if let Message::ArenaEnded { granter, slot } = &message {
-            self.heard.fetch_add(1, Ordering::Relaxed);
+            self.taken_messages.fetch_add(1, Ordering::Relaxed);
             let all: Vec<_> = lock(&self.followers).iter().filter_map(Weak::upgrade).collect();
             for follower in all {
                 follower.arena_ended(*granter, *slot);
@@ -269,12 +270,12 @@ impl Link {
 fn call(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    gone: &AtomicBool,
+    broker_gone: &AtomicBool,
     request: &Request,
     fds: &[BorrowedFd<'_>],
     mut apply: impl FnMut(Message, Vec<OwnedFd>),
 ) -> Result<Answer, Error> {
-    if gone.load(Ordering::Relaxed) {
+    if broker_gone.load(Ordering::Relaxed) {
         return Err(Error::NoDev);
     }
     match proto::send(socket, &request.encode(), fds, SendFlags::empty()) {
@@ -292,14 +293,14 @@ fn call(
                 continue;
             }
             Ok(0) | Err(Errno::CONNRESET) => {
-                gone.store(true, Ordering::Relaxed);
+                broker_gone.store(true, Ordering::Relaxed);
                 return Err(Error::NoDev);
             }
             Ok(count) => count,
             Err(Errno::INTR) => continue,
             Err(error) => {
                 // A later answer would be taken for that of another request.
-                gone.store(true, Ordering::Relaxed);
+                broker_gone.store(true, Ordering::Relaxed);
                 return Err(late(error));
             }
         };

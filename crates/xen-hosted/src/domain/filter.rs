@@ -63,9 +63,11 @@ const LATER: u32 = 424;
 /// There is no filter for this machine.
 pub(crate) fn filter(sandbox: Sandbox) -> Result<Filter, Error> {
     let mut calls = Calls::default();
-    for row in rows().filter(|row| row.place.holds(sandbox)) {
+    for row in rows().filter(|row| row.sandboxes.holds(sandbox)) {
         for (number, _) in row.calls {
-            let known = |all: &&[Arg]| all.iter().map(|arg| own(*arg, sandbox.processes)).collect();
+            let known = |all: &&[Arg]| {
+                all.iter().map(|arg| resolve_own_process(*arg, sandbox.processes)).collect()
+            };
             calls = calls.when(*number, row.when.iter().map(known));
         }
     }
@@ -77,7 +79,7 @@ pub(crate) fn filter(sandbox: Sandbox) -> Result<Filter, Error> {
 }
 
 /// Replaces the table's placeholder for the domain's process in a condition.
-fn own(arg: Arg, processes: Processes) -> Arg {
+fn resolve_own_process(arg: Arg, processes: Processes) -> Arg {
     match (arg, processes) {
         (Arg::Is(place, OWN_PROCESS), Processes::ThreadsOf(pid)) => Arg::Is(place, pid.into()),
         // No process has this number.
@@ -92,7 +94,7 @@ fn own(arg: Arg, processes: Processes) -> Arg {
 pub fn system_calls(namespaces: bool, own_user: bool) -> Vec<libc::c_long> {
     let processes = if namespaces { Processes::OfItsOwn } else { Processes::ThreadsOf(0) };
     let sandbox = Sandbox { processes, own_user };
-    let rows = rows().filter(|row| row.place.holds(sandbox));
+    let rows = rows().filter(|row| row.sandboxes.holds(sandbox));
     rows.flat_map(|row| row.calls).map(|(number, _)| *number).collect()
 }
 

@@ -18,7 +18,7 @@ struct Table {
     /// The arenas that it grants from.
     own: Vec<Option<Arena>>,
     /// The granter and slot of the arenas that others have made for it.
-    for_it: Vec<(DomId, u32)>,
+    received: Vec<(DomId, u32)>,
 }
 
 impl Table {
@@ -75,7 +75,7 @@ impl Arenas {
     /// Its arenas are subtracted, as another domain may be charged for pages that it touches first.
     /// For the same reason the arenas that it has looked up are added: their granter may leave or
     /// empty them, and that must not kill the domain that uses them.
-    pub(super) fn left_of(&self, parties: &Parties, domid: DomId, max: u64) -> u64 {
+    pub(super) fn process_memory(&self, parties: &Parties, domid: DomId, max: u64) -> u64 {
         let peer = parties.domains.get(domid).and_then(|domain| domain.peer);
         let mapped = peer.and_then(|id| parties.peers.get(id)).map_or(0, |peer| peer.mapped.len());
         let left = max.saturating_sub(self.charged(domid));
@@ -88,7 +88,7 @@ impl Arenas {
             && let Some(group) = &domain.group
         {
             // Where they have more than that by now, the limit stays as it was.
-            let _ = group.set_memory(self.left_of(parties, domid, domain.memory_max()));
+            let _ = group.set_memory(self.process_memory(parties, domid, domain.memory_max()));
         }
     }
 
@@ -96,7 +96,7 @@ impl Arenas {
     fn charge(&self, parties: &Parties, domid: DomId) -> Result<(), Error> {
         let domain = parties.domains.get(domid).ok_or(Error::Srch)?;
         let max = domain.memory_max().saturating_sub(ARENA_LEN);
-        let left = self.left_of(parties, domid, max);
+        let left = self.process_memory(parties, domid, max);
         if max.saturating_sub(self.charged(domid)) < ARENA_LEN {
             return Err(Error::NoSpc);
         }
@@ -183,7 +183,7 @@ impl Arenas {
         }
         // Domain 0 does not end before the broker.
         if peer != DomId::DOM0 {
-            self.tables.entry(peer).or_default().for_it.push((domid, slot));
+            self.tables.entry(peer).or_default().received.push((domid, slot));
         }
         Ok(Some((vec![slot.into(), number], fds)))
     }
@@ -262,7 +262,7 @@ impl Arenas {
             self.tables.get_mut(&granter).and_then(|table| table.own.get_mut(slot as usize));
         let Some(arena) = place.and_then(Option::take) else { return };
         if let Some(table) = self.tables.get_mut(&arena.peer) {
-            table.for_it.retain(|place| *place != (granter, slot));
+            table.received.retain(|place| *place != (granter, slot));
         }
         for holder in arena.end() {
             let message = Message::ArenaEnded { granter, slot };
@@ -273,12 +273,12 @@ impl Arenas {
     /// Ends all arenas of a domain that is being destroyed, and those that others have made for it.
     pub(super) fn end_all(&mut self, parties: &mut Parties, domid: DomId) {
         let Some(table) = self.tables.get_mut(&domid) else { return };
-        let for_it = std::mem::take(&mut table.for_it);
+        let received = std::mem::take(&mut table.received);
         let slots = u32::try_from(table.own.len()).unwrap_or(0);
         for slot in 0..slots {
             self.end(parties, domid, slot);
         }
-        for (granter, slot) in for_it {
+        for (granter, slot) in received {
             self.end(parties, granter, slot);
             let stage = parties.domains.get(granter).map(|granter| granter.stage);
             if granter != DomId::DOM0 && matches!(stage, Some(Stage::Running | Stage::Built)) {
@@ -300,7 +300,7 @@ impl Arenas {
         kib: u64,
     ) -> Result<(), Error> {
         let charged = self.charged(domid);
-        let left = self.left_of(parties, domid, kib.saturating_mul(1024));
+        let left = self.process_memory(parties, domid, kib.saturating_mul(1024));
         let domain = parties.domains.living_guest(domid)?;
         let bytes = kib.checked_mul(1024).ok_or(Error::NoMem)?;
         bytes.checked_sub(charged).filter(|left| *left >= ARENA_LEN).ok_or(Error::Inval)?;

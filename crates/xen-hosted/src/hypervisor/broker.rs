@@ -65,19 +65,24 @@ impl Broker {
     pub fn start(host: &HostDir, stop: OwnedFd) -> io::Result<Self> {
         let directory = Directory::make(host)?;
         let before = Holdings::read(&directory)?;
-        let means = HostFacilities::find(&directory, &before)?;
-        let left = remains::end(&means.name, &before, means.users.as_ref(), &means.connections);
+        let facilities = HostFacilities::find(&directory, &before)?;
+        let left = remains::end(
+            &facilities.name,
+            &before,
+            facilities.users.as_ref(),
+            &facilities.connections,
+        );
         for remainder in &left {
             say(&format!("left of the broker before, and does not end: {remainder}"));
         }
-        let mut record = Record::begin(directory, before, &left, means.first_id())?;
+        let mut record = Record::begin(directory, before, &left, facilities.first_id())?;
         let mut noted = Ok(());
         let note = |group: &Path| {
             let written = record.add_group(group);
             noted = std::mem::replace(&mut noted, Ok(())).and(written);
         };
-        let name = means.name.clone();
-        let mut broker = Self::with_nothing(stop, means, || Cgroups::find(&name, note))?;
+        let name = facilities.name.clone();
+        let mut broker = Self::with_nothing(stop, facilities, || Cgroups::find(&name, note))?;
         noted?;
         broker.sandboxes.say_lacks();
         broker.poll.watch(&broker.stop, Token::Stop, EventFlags::IN)?;
@@ -94,13 +99,13 @@ impl Broker {
     /// can fail, as nobody removes them while there is no broker.
     pub(super) fn with_nothing(
         stop: OwnedFd,
-        means: HostFacilities,
+        facilities: HostFacilities,
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
         let budget = Budget::divide();
         let domains = Domains::new()?;
         let poll = Arc::new(Poll::new()?);
-        let sandboxes = Sandboxes::new(means, budget, cgroups)?;
+        let sandboxes = Sandboxes::new(facilities, budget, cgroups)?;
         Ok(Self {
             record: Record::default(),
             listeners: Listeners::new(Arc::clone(&poll)),

@@ -61,12 +61,12 @@ impl Connections {
     }
 
     /// True if there are no means to end a connection.
-    pub(super) fn end_none(&self) -> bool {
+    pub(super) fn cannot_end(&self) -> bool {
         matches!(self, Self::None)
     }
 
     /// Returns the means to try with connections that a dead broker has left.
-    pub(super) fn to_try() -> Self {
+    pub(super) fn for_cleanup() -> Self {
         control().map_or(Self::Unmount, Self::Control)
     }
 
@@ -103,7 +103,7 @@ impl Connections {
     }
 
     /// Returns the connection that a domain's process has reported; `None` where it has none.
-    pub(super) fn told(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
+    pub(super) fn connection_from(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
         let Names { mount, namespaces } = Names::of(fds)?;
         match self {
             Self::Control(_) => Some(Connection::Numbered { number, _held: mount }),

@@ -75,14 +75,15 @@ impl Broker {
             return Err(from_errno(errno));
         }
         let watched = self.poll.watch(&setup_end, Token::Setup(domid), EventFlags::IN);
-        let (setup, born, connection) = (Some(setup_end), None, None);
-        let process = domain.process.insert(Process { pid, pidfd, setup, born, connection });
+        let (setup, process_identity, connection) = (Some(setup_end), None, None);
+        let process =
+            domain.process.insert(Process { pid, pidfd, setup, process_identity, connection });
         watched.map_err(from_errno)?;
         let setup = process.setup.as_ref().and_then(|setup| setup.try_clone().ok());
         let setup = setup.ok_or(Error::NoMem)?;
-        process.born = ProcessIdentity::of(pid);
-        if let Some(born) = process.born {
-            self.record.add_process(born)?;
+        process.process_identity = ProcessIdentity::of(pid);
+        if let Some(process_identity) = process.process_identity {
+            self.record.add_process(process_identity)?;
         }
         self.sandboxes.map_ids(domid, pid)?;
         proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
@@ -105,7 +106,7 @@ impl Broker {
         };
         match request {
             Some(Request::SandboxDone { lacks, connection }) => {
-                process.connection = self.sandboxes.told(connection, fds);
+                process.connection = self.sandboxes.connection_from(connection, fds);
                 self.sandboxes.add_lacks(lacks);
                 self.built(domid, lacks);
             }

@@ -40,7 +40,7 @@ pub(super) struct Process {
     /// The socket of its set-up, until its program runs.
     pub(super) setup: Option<OwnedFd>,
     /// The identity by which it is noted, once it is.
-    pub(super) born: Option<ProcessIdentity>,
+    pub(super) process_identity: Option<ProcessIdentity>,
     /// Its connection to FUSE, if it serves files.
     pub(super) connection: Option<Connection>,
 }

@@ -22,7 +22,7 @@ pub(super) struct Domains {
     next_identity: u64,
     next_number: u16,
     /// The numbers of an earlier broker's domains whose groups still exist.
-    left: BTreeSet<DomId>,
+    reserved: BTreeSet<DomId>,
 }
 
 impl Domains {
@@ -41,7 +41,7 @@ impl Domains {
             identities_fd,
             next_identity: first_identity(),
             next_number: 1,
-            left: BTreeSet::new(),
+            reserved: BTreeSet::new(),
         };
         let identity = domains.take_identity();
         domains.insert(DomId::DOM0, Domain::new(identity, Config::default()));
@@ -76,16 +76,16 @@ impl Domains {
     }
 
     /// Excludes these numbers from those that domains get.
-    pub(super) fn leave_out(&mut self, left: BTreeSet<DomId>) {
-        self.left = left;
+    pub(super) fn leave_out(&mut self, reserved: BTreeSet<DomId>) {
+        self.reserved = reserved;
     }
 
     /// Returns a number that nobody uses or names. `is_news` is true of a number whose domain's
     /// death was not reported to all watchers yet.
     pub(super) fn free_number(&mut self, is_news: impl Fn(DomId) -> bool) -> Result<DomId, Error> {
         // A group that was left has its old limits, and processes.
-        let left = |domid| self.left.contains(&domid);
-        let taken = |domid| self.all.contains_key(&domid) || is_news(domid) || left(domid);
+        let reserved = |domid| self.reserved.contains(&domid);
+        let taken = |domid| self.all.contains_key(&domid) || is_news(domid) || reserved(domid);
         let domid = next_free(self.next_number, taken).ok_or(Error::NoSpc)?;
         self.next_number = domid.0 + 1;
         Ok(domid)

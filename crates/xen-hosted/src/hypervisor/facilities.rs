@@ -42,7 +42,7 @@ impl HostFacilities {
     /// Returns the bits of the parts that domains run without.
     pub(super) fn lacks(&self) -> u64 {
         let bit = |lacks: bool, lack: Lack| if lacks { lack.bit() } else { 0 };
-        let no_devices = self.namespaces != Namespaces::None && self.connections.end_none();
+        let no_devices = self.namespaces != Namespaces::None && self.connections.cannot_end();
         self.namespaces.lacks()
             | bit(no_devices, Lack::Devices)
             | bit(self.users.is_none(), Lack::OwnUser)

@@ -33,8 +33,8 @@ impl Broker {
             }
         };
         self.poll.forget(&process.pidfd);
-        if let Some(born) = process.born {
-            self.record.remove_process(born);
+        if let Some(process_identity) = process.process_identity {
+            self.record.remove_process(process_identity);
         }
         domain.process = None;
         if let Some(group) = &domain.group {
@@ -163,13 +163,13 @@ mod tests {
     /// Makes a broker with one domain that has no process.
     fn broker() -> Broker {
         let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let means = HostFacilities {
+        let facilities = HostFacilities {
             name: "xenbus-test".to_owned(),
             namespaces: Namespaces::None,
             connections: Connections::None,
             users: None,
         };
-        let mut broker = Broker::with_nothing(event(), means, Cgroups::default).unwrap();
+        let mut broker = Broker::with_nothing(event(), facilities, Cgroups::default).unwrap();
         let identity = broker.parties.domains.take_identity();
         broker.parties.domains.insert(DOMID, Domain::new(identity, Config::default()));
         broker.bindings.enter(DOMID);

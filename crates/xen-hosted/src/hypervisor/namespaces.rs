@@ -75,7 +75,7 @@ impl Namespaces {
         let (user, flags) = self.birth(root_id);
         let (broker_end, child_end) = pair().map_err(|error| errno_of(error.errno()))?;
         let (pid, pidfd) = match sys::clone_process(flags, None, || tries(&child_end, user)) {
-            Ok(born) => born,
+            Ok(process_identity) => process_identity,
             Err(errno) => return refused(errno),
         };
         if user == User::Mapped

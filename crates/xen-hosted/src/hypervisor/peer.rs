@@ -32,7 +32,7 @@ pub(super) struct Peer {
     /// The changes of domains that it has not read, if it watches domains.
     pub(super) changes: Option<VecDeque<DomainEvent>>,
     /// The number of messages that it was sent without a request.
-    pub(super) told: u64,
+    pub(super) messages_sent: u64,
     /// The messages that its socket had no room for.
     unsent: VecDeque<QueuedMessage>,
     /// The number of answers among the unsent messages.
@@ -60,7 +60,7 @@ pub(super) enum State {
 struct QueuedMessage {
     packet: Vec<u8>,
     fds: Vec<OwnedFd>,
-    keep: DeliveryPolicy,
+    policy: DeliveryPolicy,
 }
 
 /// The treatment of a message whose receiver does not read.
@@ -85,7 +85,7 @@ impl Peer {
             mapped: BTreeSet::new(),
             offered: Vec::new(),
             changes: rights.has(Rights::DOMAIN_WATCH).then(VecDeque::new),
-            told: 0,
+            messages_sent: 0,
             unsent: VecDeque::new(),
             unsent_answers: 0,
             credit: u64::from(REQUESTS_BURST) * 1000,
@@ -102,7 +102,7 @@ impl Peer {
         &mut self,
         packet: Vec<u8>,
         fds: &[BorrowedFd<'_>],
-        keep: DeliveryPolicy,
+        policy: DeliveryPolicy,
     ) -> Result<bool, Errno> {
         if self.state == State::HungUp {
             // As on Xen, nobody is there to receive it.
@@ -121,7 +121,7 @@ impl Peer {
             }
         }
         let with_fds = self.unsent.iter().filter(|unsent| !unsent.fds.is_empty()).count();
-        if keep == DeliveryPolicy::WithinBounds
+        if policy == DeliveryPolicy::WithinBounds
             && self.domid != DomId::DOM0
             && with_fds >= WAITING_FDS_MAX
         {
@@ -130,8 +130,8 @@ impl Peer {
         let owned: std::io::Result<Vec<OwnedFd>> =
             fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
         let fds = owned.map_err(|_| Errno::MFILE)?;
-        self.unsent_answers += usize::from(keep == DeliveryPolicy::Answer);
-        self.unsent.push_back(QueuedMessage { packet, fds, keep });
+        self.unsent_answers += usize::from(policy == DeliveryPolicy::Answer);
+        self.unsent.push_back(QueuedMessage { packet, fds, policy });
         Ok(true)
     }
 
@@ -140,7 +140,7 @@ impl Peer {
     /// # Errors
     /// The peer is gone.
     pub(super) fn flush(&mut self) -> Result<(), Errno> {
-        while let Some(QueuedMessage { packet, fds, keep }) = self.unsent.front() {
+        while let Some(QueuedMessage { packet, fds, policy }) = self.unsent.front() {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match proto::send(self.socket.as_fd(), packet, &fds, SendFlags::DONTWAIT) {
                 Ok(()) => {}
@@ -151,7 +151,7 @@ impl Peer {
                 }
                 Err(errno) => return Err(errno),
             }
-            self.unsent_answers -= usize::from(*keep == DeliveryPolicy::Answer);
+            self.unsent_answers -= usize::from(*policy == DeliveryPolicy::Answer);
             self.unsent.pop_front();
         }
         Ok(())

@@ -149,15 +149,15 @@ impl Peers {
         id: PeerId,
         message: &Message,
         fds: &[BorrowedFd<'_>],
-        keep: DeliveryPolicy,
+        policy: DeliveryPolicy,
     ) -> Result<(), Errno> {
         let peer = self.get_mut(id).ok_or(Errno::PIPE)?;
-        let waits = peer.send(message.encode(), fds, keep)?;
-        if keep != DeliveryPolicy::Answer {
+        let waits = peer.send(message.encode(), fds, policy)?;
+        if policy != DeliveryPolicy::Answer {
             // A notifying peer looks at this counter, and not into the socket.
-            peer.told += 1;
-            let told = peer.told.to_ne_bytes();
-            rustix::io::pwrite(&peer.counters, &told, Counter::Told.offset() as u64)?;
+            peer.messages_sent += 1;
+            let messages_sent = peer.messages_sent.to_ne_bytes();
+            rustix::io::pwrite(&peer.counters, &messages_sent, Counter::Told.offset() as u64)?;
         }
         if waits {
             self.refresh(id);

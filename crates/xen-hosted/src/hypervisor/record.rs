@@ -46,14 +46,14 @@ impl Record {
     }
 
     /// Adds a domain's first process.
-    pub(super) fn add_process(&mut self, born: ProcessIdentity) -> io::Result<()> {
+    pub(super) fn add_process(&mut self, process_identity: ProcessIdentity) -> io::Result<()> {
         let Some(directory) = &self.directory else { return Ok(()) };
-        self.holdings.add_process(born, directory)
+        self.holdings.add_process(process_identity, directory)
     }
 
     /// Removes a process that has ended.
-    pub(super) fn remove_process(&mut self, born: ProcessIdentity) {
-        self.holdings.processes.remove(&born);
+    pub(super) fn remove_process(&mut self, process_identity: ProcessIdentity) {
+        self.holdings.processes.remove(&process_identity);
     }
 
     /// Takes the holdings of an earlier broker, once.

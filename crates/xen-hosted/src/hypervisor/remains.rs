@@ -109,13 +109,13 @@ impl Holdings {
     /// Adds a process. Those that have ended stay in the file until they are the majority.
     pub(super) fn add_process(
         &mut self,
-        born: ProcessIdentity,
+        process_identity: ProcessIdentity,
         directory: &Directory,
     ) -> io::Result<()> {
-        self.processes.insert(born);
+        self.processes.insert(process_identity);
         self.added += 1;
         if self.added <= self.processes.len().saturating_mul(2).max(ADDED_MAX) {
-            return directory.append(FILE, &born.encode());
+            return directory.append(FILE, &process_identity.encode());
         }
         self.added = 0;
         self.write(directory)
@@ -142,7 +142,7 @@ impl Holdings {
             bytes.extend_from_slice(group.as_os_str().as_bytes());
             bytes.push(0);
         }
-        bytes.extend(self.processes.iter().flat_map(|born| born.encode()));
+        bytes.extend(self.processes.iter().flat_map(|process_identity| process_identity.encode()));
         bytes
     }
 
@@ -205,8 +205,8 @@ impl fmt::Display for Remainder {
 pub fn clear(host: &HostDir) -> io::Result<Vec<Remainder>> {
     let Some(directory) = Directory::find(host)? else { return Ok(Vec::new()) };
     let holdings = Holdings::read(&directory)?;
-    let users = Users::again(holdings.first_id)?;
-    let left = end(&directory.name, &holdings, users.as_ref(), &Connections::to_try());
+    let users = Users::reclaim(holdings.first_id)?;
+    let left = end(&directory.name, &holdings, users.as_ref(), &Connections::for_cleanup());
     if left.is_empty() {
         Holdings::forget(&directory)?;
     }
@@ -224,11 +224,13 @@ pub(super) fn end(
     if let Some(users) = users {
         connections.end_of_users(users);
     }
-    let open = |born: &ProcessIdentity| born.open().map(|handle| (*born, handle));
+    let open = |process_identity: &ProcessIdentity| {
+        process_identity.open().map(|handle| (*process_identity, handle))
+    };
     let mut processes: Vec<(ProcessIdentity, OwnedFd)> =
         holdings.processes.iter().filter_map(open).collect();
-    for (born, handle) in &processes {
-        for (task, number) in connections_of(born.pid, name) {
+    for (process_identity, handle) in &processes {
+        for (task, number) in connections_of(process_identity.pid, name) {
             connections.end_of_task(&task, number);
         }
         // It got this signal when its broker died, unless it has changed its setting.
@@ -237,7 +239,7 @@ pub(super) fn end(
     let end = Instant::now() + PROCESSES_END_WITHIN;
     processes.retain(|(_, handle)| !ends_until(handle, end));
     let left = cgroup::clear_hosts(&holdings.groups);
-    let processes = processes.iter().map(|(born, _)| born.pid);
+    let processes = processes.iter().map(|(process_identity, _)| process_identity.pid);
     let in_groups = left.iter().flat_map(|group| cgroup::processes(group));
     let pids: BTreeSet<i32> = processes.chain(in_groups).collect();
     let pids = pids.into_iter().map(Remainder::Process);

@@ -111,19 +111,19 @@ impl Broker {
         match request {
             Request::Hello => self.hello(id),
             Request::AllocUnbound { remote } => {
-                bindings.alloc_unbound(parties, id, own(remote, domid))
+                bindings.alloc_unbound(parties, id, resolve_self(remote, domid))
             }
             Request::BindInterdomain { remote, port } => {
-                bindings.bind_interdomain(parties, id, own(remote, domid), port)
+                bindings.bind_interdomain(parties, id, resolve_self(remote, domid), port)
             }
             Request::BindVirq { virq } => bindings.bind_virq(parties, id, virq),
             Request::Close { port } => bindings.close(parties, id, port),
             Request::Status { port } => bindings.status(parties, id, port),
             Request::FindArena { granter, slot } => {
-                arenas.find(parties, id, own(granter, domid), slot)
+                arenas.find(parties, id, resolve_self(granter, domid), slot)
             }
             Request::OfferArena { peer, writable, at } => {
-                arenas.offer(parties, id, own(peer, domid), writable != 0, at)
+                arenas.offer(parties, id, resolve_self(peer, domid), writable != 0, at)
             }
             Request::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
             Request::Changes => parties.peers.changes(id),
@@ -159,7 +159,7 @@ impl Broker {
 }
 
 /// Replaces `DOMID_SELF` by the requesting domain.
-fn own(named: DomId, domid: DomId) -> DomId {
+fn resolve_self(named: DomId, domid: DomId) -> DomId {
     if named == DomId::SELF { domid } else { named }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct ProcessFiles {
 
 /// The sandboxes of all domains.
 pub(super) struct Sandboxes {
-    means: HostFacilities,
+    facilities: HostFacilities,
     cgroups: Cgroups,
     filter: Filter,
     /// The bits of the parts that all domains run without.
@@ -52,11 +52,11 @@ impl Sandboxes {
     /// # Errors
     /// There is no filter for this machine.
     pub(super) fn new(
-        means: HostFacilities,
+        facilities: HostFacilities,
         budget: Budget,
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
-        let mut lacks = budget.lacks() | means.lacks();
+        let mut lacks = budget.lacks() | facilities.lacks();
         let own_user = lacks & Lack::OwnUser.bit() == 0;
         let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user };
         let filter = filter::filter(sandbox).map_err(io::Error::other)?;
@@ -67,17 +67,17 @@ impl Sandboxes {
             lacks |= if has { 0 } else { lack.bit() };
         }
         let lingering = Vec::new();
-        Ok(Self { means, cgroups, filter, lacks, ports_max: budget.ports, lingering })
+        Ok(Self { facilities, cgroups, filter, lacks, ports_max: budget.ports, lingering })
     }
 
     /// Returns the means of ending domains' connections to FUSE.
     pub(super) fn connections(&self) -> &Connections {
-        &self.means.connections
+        &self.facilities.connections
     }
 
     /// Returns the connection that a domain's process has reported; `None` where it has none.
-    pub(super) fn told(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
-        self.means.connections.told(number, fds)
+    pub(super) fn connection_from(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
+        self.facilities.connections.connection_from(number, fds)
     }
 
     /// Logs the parts that all domains run without.
@@ -128,14 +128,14 @@ impl Sandboxes {
     ) -> Result<(Pid, OwnedFd), Error> {
         let (join, into) = group.entrances();
         let descriptors_max = u64::from(self.ports_max) * u64::from(PORT_DESCRIPTORS);
-        let outer = self.means.id_of(domid);
-        let (user, flags) = self.means.namespaces.birth(outer);
+        let outer = self.facilities.id_of(domid);
+        let (user, flags) = self.facilities.namespaces.birth(outer);
         let ProcessFiles { link, setup, files } = given;
         let mut plan = Plan {
             config,
             user,
             lacks: self.lacks,
-            host: &self.means.name,
+            host: &self.facilities.name,
             join,
             link,
             devices: None,
@@ -149,12 +149,12 @@ impl Sandboxes {
             && config.devices == Devices::KernelFiles
             && self.lacks & Lack::Devices.bit() == 0
         {
-            plan.devices = DeviceMount::of_the_host(id, &self.means.name).ok();
+            plan.devices = DeviceMount::of_the_host(id, &self.facilities.name).ok();
         }
         // This process has one thread: see `Broker`.
         let into = into.as_ref().map(AsFd::as_fd);
-        let born = sys::clone_process(flags, into, || sandbox::become_domain(plan));
-        born.map_err(from_errno)
+        let process_identity = sys::clone_process(flags, into, || sandbox::become_domain(plan));
+        process_identity.map_err(from_errno)
     }
 
     /// Maps the ids of a domain's first process, if it has a user namespace.
@@ -162,8 +162,8 @@ impl Sandboxes {
     /// # Errors
     /// The system's error.
     pub(super) fn map_ids(&self, domid: DomId, pid: Pid) -> Result<(), Error> {
-        let outer = self.means.id_of(domid);
-        match self.means.namespaces.birth(outer) {
+        let outer = self.facilities.id_of(domid);
+        match self.facilities.namespaces.birth(outer) {
             (User::Mapped, _) => map_ids(pid, outer),
             _ => Ok(()),
         }
@@ -196,7 +196,7 @@ impl Sandboxes {
         let groups = self.lingering.drain(..).flat_map(|mut group| group.remove());
         let mut left: Vec<Remainder> = groups.map(Remainder::Group).collect();
         std::mem::take(&mut self.cgroups).remove();
-        left.extend(end(&self.means.name, inherited, None, &self.means.connections));
+        left.extend(end(&self.facilities.name, inherited, None, &self.facilities.connections));
         left
     }
 }

@@ -51,7 +51,7 @@ impl Users {
     /// # Errors
     /// All are taken, or the system's error.
     pub(super) fn take(before: Option<u32>, inode: u64) -> io::Result<Self> {
-        if let Some(users) = Self::again(before)? {
+        if let Some(users) = Self::reclaim(before)? {
             return Ok(users);
         }
         let busy = in_use();
@@ -70,7 +70,7 @@ impl Users {
     ///
     /// # Errors
     /// The system's error.
-    pub(super) fn again(before: Option<u32>) -> io::Result<Option<Self>> {
+    pub(super) fn reclaim(before: Option<u32>) -> io::Result<Option<Self>> {
         let range = before.and_then(|first| first.checked_sub(FIRST)).map(|offset| offset / EACH);
         range.filter(|range| *range < COUNT).map_or(Ok(None), Self::lock)
     }
@@ -123,9 +123,9 @@ mod tests {
         assert!(!one.has(two.first) && !two.has(one.first));
         assert!(one.has(one.first + EACH - 1) && !one.has(one.first + EACH));
         let first = one.first;
-        assert!(Users::again(Some(first)).unwrap().is_none(), "it is taken");
+        assert!(Users::reclaim(Some(first)).unwrap().is_none(), "it is taken");
         drop(one);
         assert_eq!(Users::take(Some(first), 0).unwrap().first, first, "it is had again");
-        assert!(Users::again(Some(0)).unwrap().is_none(), "none of ours");
+        assert!(Users::reclaim(Some(0)).unwrap().is_none(), "none of ours");
     }
 }

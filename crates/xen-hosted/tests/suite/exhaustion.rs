@@ -16,7 +16,7 @@ use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 
 /// Checks that the broker uses no processor while no requests are sent.
-fn rests(host: &Host, when: &str) {
+fn check_idle(host: &Host, when: &str) {
     let before = cpu_time_ms(host.broker.id());
     std::thread::sleep(Duration::from_millis(500));
     let used = cpu_time_ms(host.broker.id()) - before;
@@ -38,7 +38,7 @@ fn who_hangs_up_does_not_keep_the_broker_busy() {
     for when in ["unread", "resting"] {
         let mut guest = Puppet::start(&host);
         assert_eq!(guest.ask(&format!("hang-up {when}")), "done");
-        rests(&host, when);
+        check_idle(&host, when);
         // It lives and keeps its resources, without a way to request more.
         let accounts = control.accounts(guest.domid()).unwrap();
         assert_eq!((accounts.ports, accounts.arenas), (2, 1));
@@ -59,7 +59,7 @@ fn a_full_table_of_descriptors_is_waited_for() {
     });
     // Each takes two of the broker's descriptors; the last ones wait to be accepted.
     let crowd: Vec<_> = (0..60).map(|_| connected(&host, Role::Control)).collect();
-    rests(&host, "descriptors are used up");
+    check_idle(&host, "descriptors are used up");
     drop(crowd);
     assert_eq!(host.control().list().unwrap().len(), 1);
 }
@@ -94,7 +94,7 @@ fn what_cannot_be_sent_is_not_sent_again_at_once() {
     for socket in &crowd {
         rustix::net::send(socket, &hello, SendFlags::NOSIGNAL).unwrap();
     }
-    rests(&host, "no room");
+    check_idle(&host, "no room");
     let answer = rustix::net::recv(&crowd[7], &mut [0_u8; 64], RecvFlags::DONTWAIT);
     assert_eq!(answer.map(drop), Err(Errno::AGAIN), "it was not sent");
 }

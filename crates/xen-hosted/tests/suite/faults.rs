@@ -108,7 +108,7 @@ impl Observer {
     }
 
     /// Returns all changes since the last call, once the domain's death was reported.
-    fn told_until_death(&mut self, domid: DomId) -> Vec<DomainEvent> {
+    fn events_until_death(&mut self, domid: DomId) -> Vec<DomainEvent> {
         let mut told = Vec::new();
         until("the death is told", || {
             while let Some(event) = self.watch.poll_change().unwrap() {
@@ -121,7 +121,7 @@ impl Observer {
 }
 
 /// Waits until the store has said that a domain was released.
-fn hears_of_release(client: &mut xenstore::Client) {
+fn await_release(client: &mut xenstore::Client) {
     let event = client.next_event(Some(support::WITHIN)).unwrap().expect("the store says so");
     assert_eq!(event.path, b"@releaseDomain");
 }
@@ -162,7 +162,7 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
     let mut client = host.client();
     client.watch("@releaseDomain", "t").unwrap();
     // Every watch begins with an event.
-    hears_of_release(&mut client);
+    await_release(&mut client);
     let crash = ShutdownReason::Crash;
     if what < 4 {
         if what == 3 {
@@ -172,19 +172,19 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
         }
         let info = ended(&mut control, domid);
         assert_eq!(info.state, RunState::Shutdown(crash));
-        hears_of_release(&mut client);
+        await_release(&mut client);
         let status = Status::Interdomain { remote: domid, remote_port: Port(offer[2]) };
         assert_eq!(onlooker.channels.status(mine), Ok(status), "it has its ports yet");
         std::thread::sleep(Duration::from_micros(chance.below(2000)));
     }
     control.destroy(domid).unwrap();
     assert_eq!(onlooker.channels.status(mine), Ok(Status::Unbound(domid)));
-    let told = onlooker.told_until_death(domid);
+    let told = onlooker.events_until_death(domid);
     let shutdown = DomainEvent::Shutdown(domid, crash);
     let all = [DomainEvent::Came(domid), shutdown, DomainEvent::Died(domid)];
     let expected = if what < 4 { all.to_vec() } else { vec![all[0], all[2]] };
     assert_eq!(told, expected, "in the order in which it came to pass");
-    hears_of_release(&mut client);
+    await_release(&mut client);
     until("the store lets go of the dead domain", || {
         !client.is_domain_introduced(domid.0).unwrap()
     });
@@ -309,7 +309,7 @@ struct HostState {
     groups: usize,
 }
 
-fn left(host: &Host) -> HostState {
+fn host_state(host: &Host) -> HostState {
     let of = |pid| [opened(pid), shared(pid)];
     HostState {
         broker: of(host.broker.id()),
@@ -323,11 +323,11 @@ fn left(host: &Host) -> HostState {
 
 /// Returns that state once it does not change: the store releases a client's resources after the
 /// client has gone.
-fn at_rest(host: &Host) -> HostState {
-    let mut last = left(host);
+fn settled_state(host: &Host) -> HostState {
+    let mut last = host_state(host);
     until("all is at rest", || {
         std::thread::sleep(Duration::from_millis(100));
-        let now = left(host);
+        let now = host_state(host);
         let same = now == last;
         last = now;
         same
@@ -341,7 +341,7 @@ fn deaths_in_any_order_leave_nothing_behind() {
     let (from, to) = seeds.split_once("..").expect("FAULT_SEEDS=FROM..TO");
     let mut host = Host::start();
     host.start_store();
-    let before = at_rest(&host);
+    let before = settled_state(&host);
     let memory_before = memory_kib(&host);
     for seed in from.parse().unwrap()..to.parse::<u64>().unwrap() {
         eprintln!("seed {seed}");
@@ -351,8 +351,8 @@ fn deaths_in_any_order_leave_nothing_behind() {
         killed_before_it_runs(&host, &mut chance);
     }
     let begin = Instant::now();
-    while left(&host) != before {
-        let now = left(&host);
+    while host_state(&host) != before {
+        let now = host_state(&host);
         assert!(begin.elapsed() < support::WITHIN, "left behind: {now:?}, before: {before:?}");
         std::thread::sleep(Duration::from_millis(10));
     }

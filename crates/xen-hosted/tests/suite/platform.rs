@@ -47,7 +47,7 @@ pub(crate) fn lend() {
 pub(crate) fn borrow() {
     let stdin = std::io::stdin();
     let own = Platform::guest().unwrap();
-    let lent = Platform::over(passed(stdin.as_fd())).unwrap();
+    let lent = Platform::over(receive(stdin.as_fd())).unwrap();
     let (mut a, mut b) = (party(&own, &own), party(&lent, &lent));
     for (_, case) in platform::cases() {
         let verdict = case(&mut a, &mut b).err().unwrap_or_default();
@@ -67,7 +67,7 @@ fn pass(over: BorrowedFd<'_>, fd: BorrowedFd<'_>) {
 }
 
 /// Receives the descriptor that is sent.
-fn passed(over: BorrowedFd<'_>) -> OwnedFd {
+fn receive(over: BorrowedFd<'_>) -> OwnedFd {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -143,7 +143,7 @@ impl Guest {
 }
 
 /// Returns the domain's use of resources that it has to give back.
-fn held(control: &mut Control, domid: DomId) -> [u64; 3] {
+fn resources_in_use(control: &mut Control, domid: DomId) -> [u64; 3] {
     let Accounts { ports, granted, mapped, .. } = control.accounts(domid).unwrap();
     [ports, granted, mapped]
 }
@@ -153,11 +153,11 @@ fn all_cases(control: &mut Control, mut a: Party, mut b: Party) {
     let cases = platform::cases();
     assert!(!cases.is_empty());
     for (name, case) in cases {
-        let before = [a.domid, b.domid].map(|domid| held(control, domid));
+        let before = [a.domid, b.domid].map(|domid| resources_in_use(control, domid));
         if let Err(why) = case(&mut a, &mut b) {
             panic!("{name} between {} and {}: {why}", a.domid, b.domid);
         }
-        let after = [a.domid, b.domid].map(|domid| held(control, domid));
+        let after = [a.domid, b.domid].map(|domid| resources_in_use(control, domid));
         assert_eq!(before, after, "{name} has left something");
     }
 }
@@ -196,7 +196,7 @@ fn two_guests_within_a_sandbox() {
     let lender = Guest::start(&mut control, "lender");
     let borrower = Guest::start(&mut control, "borrower");
     let domids = [&lender, &borrower].map(Guest::domid);
-    let before = domids.map(|domid| held(&mut control, domid));
+    let before = domids.map(|domid| resources_in_use(&mut control, domid));
     pass(borrower.socket.as_fd(), lender.lent(&mut control).as_fd());
     for (name, _) in platform::cases() {
         let mut verdict = [0; 1024];
@@ -205,7 +205,11 @@ fn two_guests_within_a_sandbox() {
         let why = String::from_utf8_lossy(&verdict[..len]);
         assert!(why.is_empty(), "{name} between two guests: {why}");
     }
-    assert_eq!(before, domids.map(|domid| held(&mut control, domid)), "something was left");
+    assert_eq!(
+        before,
+        domids.map(|domid| resources_in_use(&mut control, domid)),
+        "something was left"
+    );
 }
 
 #[test]

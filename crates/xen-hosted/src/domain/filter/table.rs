@@ -61,7 +61,7 @@ pub(super) const OWN_PROCESS: u64 = u64::MAX;
 /// Calls that have the same rule.
 pub(super) struct Row {
     pub(super) calls: &'static [Call],
-    pub(super) place: SandboxSet,
+    pub(super) sandboxes: SandboxSet,
     /// Alternatives: the call is let through where all conditions of one of them hold; without any,
     /// with all arguments.
     pub(super) when: &'static [&'static [Arg]],
@@ -73,18 +73,18 @@ pub(super) struct Row {
 }
 
 impl Row {
-    const fn any(place: SandboxSet, calls: &'static [Call], why: &'static str) -> Self {
-        Self { calls, place, when: &[], arguments: "", why }
+    const fn any(sandboxes: SandboxSet, calls: &'static [Call], why: &'static str) -> Self {
+        Self { calls, sandboxes, when: &[], arguments: "", why }
     }
 
     const fn when(
-        place: SandboxSet,
+        sandboxes: SandboxSet,
         calls: &'static [Call],
         when: &'static [&'static [Arg]],
         arguments: &'static str,
         why: &'static str,
     ) -> Self {
-        Self { calls, place, when, arguments, why }
+        Self { calls, sandboxes, when, arguments, why }
     }
 }
 
@@ -492,7 +492,7 @@ mod tests {
                 .iter()
                 .map(|(_, name)| format!("`{}`", name.strip_prefix("SYS_").unwrap_or(name)))
                 .collect();
-            let place = match row.place {
+            let place = match row.sandboxes {
                 SandboxSet::Every => "every",
                 SandboxSet::Namespaces => "with namespaces",
                 SandboxSet::Alone => "without namespaces",
