@@ -61,7 +61,7 @@ struct Init {
     disks: Disks,
     program: Program,
     line: String,
-    asked: Option<ShutdownRequest>,
+    request: Option<ShutdownRequest>,
     /// The time at which a program that was asked to end is killed.
     kill_at: Option<Instant>,
     children: UnixStream,
@@ -99,9 +99,9 @@ pub fn run(line: &str) -> Result<u8, Error> {
     if !Path::new("/proc").exists() {
         disks.serve_sockets("/tmp");
     }
-    let (program, asked, kill_at) = (Program::Waiting(expected), None, None);
+    let (program, request, kill_at) = (Program::Waiting(expected), None, None);
     let guest = open.guest();
-    Init { guest, disks, program, line: line.to_owned(), asked, kill_at, children }.serve()
+    Init { guest, disks, program, line: line.to_owned(), request, kill_at, children }.serve()
 }
 
 impl Init {
@@ -113,7 +113,7 @@ impl Init {
                 self.start()?;
             }
             self.reap()?;
-            if let Some(code) = self.over() {
+            if let Some(code) = self.domain_status() {
                 return Ok(code);
             }
             let sleep =
@@ -131,7 +131,7 @@ impl Init {
         if *event.token != *CONTROL.as_bytes() {
             return Ok(());
         }
-        let asked = self.guest.store().transaction(|tx| {
+        let request = self.guest.store().transaction(|tx| {
             let word = tx.read(CONTROL)?;
             if !word.is_empty() {
                 // The request is acknowledged.
@@ -139,12 +139,12 @@ impl Init {
             }
             Ok(word)
         })?;
-        self.asked = match asked.as_slice() {
+        self.request = match request.as_slice() {
             b"poweroff" | b"halt" => Some(ShutdownRequest::Poweroff),
             b"reboot" => Some(ShutdownRequest::Reboot),
-            _ => self.asked,
+            _ => self.request,
         };
-        if self.asked.is_some()
+        if self.request.is_some()
             && let Program::Running(pid) = self.program
         {
             let _ = rustix::process::kill_process_group(pid, Signal::TERM);
@@ -193,8 +193,8 @@ impl Init {
     }
 
     /// Returns the domain's exit status, if the domain is to end.
-    fn over(&self) -> Option<u8> {
-        match (&self.program, self.asked) {
+    fn domain_status(&self) -> Option<u8> {
+        match (&self.program, self.request) {
             (Program::Running(_), _) => None,
             (_, Some(ShutdownRequest::Reboot)) => Some(SHUTDOWN_STATUS + 1),
             (_, Some(ShutdownRequest::Poweroff)) | (Program::Ended(Some(0)), None) => Some(0),

@@ -7,9 +7,9 @@ pub mod folder;
 pub mod guest_end;
 pub mod guest_folder;
 pub(crate) mod handover;
-pub(crate) mod kept;
 mod process;
 pub(crate) mod programs;
+pub(crate) mod saved_config;
 
 use crate::Error;
 use crate::error::TIMED_OUT;

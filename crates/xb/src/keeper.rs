@@ -54,7 +54,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     listener.set_nonblocking(true).map_err(Error::io(path.display()))?;
     host.store.watch("@releaseDomain", "ended")?;
     say(&format!("serving {}", folder.path().display()));
-    let (mut logs, mut settled) = (Log::left(folder), HashSet::new());
+    let (mut logs, mut settled) = (Log::open_all(folder), HashSet::new());
     let lives = LifeTable::default();
     let cleaner = Cleaner::start(folder);
     let daemons = folder.watch_logs().map_err(Error::io("the logs"))?;
@@ -110,7 +110,7 @@ fn wait(
     daemons: &Watch,
     logs: &mut [Log],
 ) -> Result<(), Error> {
-    let rests: Vec<Option<Duration>> = logs.iter_mut().map(Log::rests).collect();
+    let rests: Vec<Option<Duration>> = logs.iter_mut().map(Log::rest_time).collect();
     let soonest = rests.iter().flatten().min().and_then(|rest| Timespec::try_from(*rest).ok());
     let mut fds = vec![
         PollFd::new(&host.store, PollFlags::IN),

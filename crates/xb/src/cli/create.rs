@@ -45,15 +45,15 @@ pub(crate) fn read(
 
 pub(crate) fn run(options: &GlobalOptions, create: &Create) -> Result<u8, Error> {
     let (mut description, settings, warnings) = read(&create.file, &create.settings)?;
-    description.directory = super::options::here();
+    description.directory = super::options::current_folder();
     warnings.iter().for_each(|warning| out::tell(options, &warning.to_string()));
     let mut host = options.open()?;
-    let then = match (create.paused, create.wait) {
+    let mode = match (create.paused, create.wait) {
         (true, _) => StartMode::StayPaused,
         (false, true) => StartMode::RunHeld,
         (false, false) => StartMode::Run,
     };
-    let new = create::create(&mut host, &description, &settings, then, options.limit())?;
+    let new = create::create(&mut host, &description, &settings, mode, options.limit())?;
     new.lacks.iter().for_each(|lack| out::tell(options, lack));
     if options.json {
         out::json(

@@ -135,32 +135,32 @@ impl DemoRun {
             make_raw(&scratch)?;
             Ok(format!("{}, {}", data.display(), text::size(IMAGE)))
         })?;
-        let (way, why) = DiskAccess::of_this_user();
+        let (access, why) = DiskAccess::of_this_user();
         out::print(&format!("          {why}\n"))?;
         self.step("guest one is created, with the ext4 image as its disk xvda", || {
-            self.create(&mut host, "one", &guests::first(way, &data))
+            self.create(&mut host, "one", &guests::first(access, &data))
         })?;
-        self.written(&mut host, way)?;
+        self.written(&mut host, access)?;
         self.step("guest two is created, with a disk of its own", || {
-            self.create(&mut host, "two", &guests::second(way, &own))
+            self.create(&mut host, "two", &guests::second(access, &own))
         })?;
         self.step("the disk is detached from one", || self.detach(&mut host, "one", "xvda"))?;
         self.step("and attached to two while it runs, as xvdb", || {
             self.attach(&mut host, "two", "xvdb", &data)
         })?;
-        self.compared(&mut host, way)?;
+        self.compared(&mut host, access)?;
         self.step("a third disk is plugged into two", || {
             self.attach(&mut host, "two", "xvdc", &scratch)
         })?;
-        self.killed(way)?;
+        self.killed(access)?;
         let drawn = tree::draw(&mut host)?;
         out::print(&format!("\n{drawn}\n{} in all\n", text::took(self.began.elapsed())))?;
         Ok(())
     }
 
     /// Writes a tree onto the disk of guest one.
-    fn written(&self, host: &mut Host, way: DiskAccess) -> Result<(), Error> {
-        let how = match way {
+    fn written(&self, host: &mut Host, access: DiskAccess) -> Result<(), Error> {
+        let how = match access {
             DiskAccess::Kernel => {
                 "the host's kernel mounts one's disk for it, it writes a directory tree and syncs, it is unmounted"
             }
@@ -170,11 +170,11 @@ impl DemoRun {
             DiskAccess::Nothing => return Ok(()),
         };
         self.step(how, || {
-            if way == DiskAccess::Kernel {
+            if access == DiskAccess::Kernel {
                 self.mount(host, "one", "xvda")?;
             }
-            let sum = self.says("one", "written")?;
-            if way == DiskAccess::Kernel {
+            let sum = self.await_word("one", "written")?;
+            if access == DiskAccess::Kernel {
                 let one = domain::find(host, "one")?;
                 disk::mount::unmount(host, &one)?;
             }
@@ -183,15 +183,16 @@ impl DemoRun {
     }
 
     /// Compares the tree, which guest two reads, with the one written.
-    fn compared(&self, host: &mut Host, way: DiskAccess) -> Result<(), Error> {
-        if way == DiskAccess::Nothing {
+    fn compared(&self, host: &mut Host, access: DiskAccess) -> Result<(), Error> {
+        if access == DiskAccess::Nothing {
             return Ok(());
         }
         self.step("two reads the tree and compares", || {
-            if way == DiskAccess::Kernel {
+            if access == DiskAccess::Kernel {
                 self.mount(host, "two", "xvdb")?;
             }
-            let (read, written) = (self.says("two", "read")?, self.says("one", "written")?);
+            let (read, written) =
+                (self.await_word("two", "read")?, self.await_word("one", "written")?);
             if read == written {
                 return Ok("the checksums are the same".into());
             }
@@ -206,19 +207,19 @@ impl DemoRun {
     }
 
     /// Kills the backend while two writes, where two has something to write.
-    fn killed(&self, way: DiskAccess) -> Result<(), Error> {
-        let name = match way {
+    fn killed(&self, access: DiskAccess) -> Result<(), Error> {
+        let name = match access {
             DiskAccess::Nothing => "the backend is killed (SIGKILL) and started again",
             _ => "while two writes to it, the backend is killed (SIGKILL) and started again",
         };
         self.step(name, || {
-            if way != DiskAccess::Nothing {
-                self.says("two", "wrote 8")?;
+            if access != DiskAccess::Nothing {
+                self.await_word("two", "wrote 8")?;
             }
             let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
             BLOCK.running(&self.folder).ok_or_else(gone)?.kill();
             // Nobody writes any more, so this is the number of pieces that two has written.
-            let written = if way == DiskAccess::Nothing { 0 } else { self.pieces()? };
+            let written = if access == DiskAccess::Nothing { 0 } else { self.pieces()? };
             BLOCK.start(&self.folder, self.limit())?;
             match written {
                 0 => Ok(String::new()),
@@ -226,11 +227,11 @@ impl DemoRun {
                 written => Ok(format!("after {written} of {} writes", guests::PIECES)),
             }
         })?;
-        if way == DiskAccess::Nothing {
+        if access == DiskAccess::Nothing {
             return Ok(());
         }
         self.step("two has noticed nothing but a pause", || {
-            self.says("two", "compared")?;
+            self.await_word("two", "compared")?;
             Ok("what it wrote is what it reads".into())
         })
     }
@@ -263,7 +264,7 @@ impl DemoRun {
         let spec = format!("vdev={vdev},access=w,target={}", image.display());
         let domid = domain::find(host, name)?.info.domid;
         let spec = DiskSpec::parse(&spec).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, disk::HostKind::Hosted, &super::options::here())?;
+        let disk = disk::prepare(&spec, disk::HostKind::Hosted, &super::options::current_folder())?;
         devices::attach(host, &disk.device(domid)?, self.limit()).map(|()| String::new())
     }
 
@@ -275,7 +276,7 @@ impl DemoRun {
     }
 
     /// Waits for the text that a guest prints behind `demo: WORD`; an error where it has given up.
-    fn says(&self, name: &str, word: &str) -> Result<String, Error> {
+    fn await_word(&self, name: &str, word: &str) -> Result<String, Error> {
         let start = format!("demo: {word}");
         let limit = self.limit();
         self.folder.guest(name).await_line(limit, &|line| {

@@ -149,7 +149,7 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
                 let domid = domain.info.domid;
                 let disk = disk::find(&mut host.store, domid, &resize.vdev)?;
                 disk::resize(host, &disk, resize.size, options.limit())?;
-                now(options, host, domid, &resize.vdev)
+                print_state(options, host, domid, &resize.vdev)
             })
         }
     }
@@ -160,19 +160,24 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
     domain::with(&mut options.open()?, &attach.domain, |host, domain| {
         let domid = domain.info.domid;
         let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, HostKind::of(host), &super::options::here())?;
+        let disk = disk::prepare(&spec, HostKind::of(host), &super::options::current_folder())?;
         let device = disk.device(domid)?;
         if attach.no_wait {
             devices::add(&mut host.store, &device)?;
         } else {
             devices::attach(host, &device, options.limit())?;
         }
-        now(options, host, domid, &spec.vdev)
+        print_state(options, host, domid, &spec.vdev)
     })
 }
 
 /// Prints the present state of the disk with --json.
-fn now(options: &GlobalOptions, host: &mut Host, domid: DomId, vdev: &str) -> Result<u8, Error> {
+fn print_state(
+    options: &GlobalOptions,
+    host: &mut Host,
+    domid: DomId,
+    vdev: &str,
+) -> Result<u8, Error> {
     if !options.json {
         return Ok(0);
     }

@@ -46,7 +46,7 @@ pub(crate) fn pause(options: &GlobalOptions, which: &DomainArguments) -> Result<
     domain::with(&mut host, &which.domain, |host, domain| {
         let done = host.control().pause(domain.info.domid);
         done.map_err(Error::platform(format!("pausing {}", which.domain)))?;
-        now(options, host, domain)
+        print_state(options, host, domain)
     })
 }
 
@@ -60,12 +60,12 @@ pub(crate) fn unpause(options: &GlobalOptions, which: &DomainArguments) -> Resul
             }
             done => done.map_err(Error::platform(format!("unpausing {}", which.domain))),
         }?;
-        now(options, host, domain)
+        print_state(options, host, domain)
     })
 }
 
 /// Prints the present state of the domain with --json.
-fn now(options: &GlobalOptions, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
+fn print_state(options: &GlobalOptions, host: &mut Host, domain: &Domain) -> Result<u8, Error> {
     if !options.json {
         return Ok(0);
     }

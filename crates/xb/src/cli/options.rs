@@ -34,7 +34,7 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// Returns the folder that relative names start from; `/dev` where there is none.
-pub(super) fn here() -> PathBuf {
+pub(super) fn current_folder() -> PathBuf {
     std::env::current_dir().unwrap_or_else(|_| "/dev".into())
 }
 

@@ -70,7 +70,7 @@ pub fn parse_after(
             Token::Key(key) => {
                 let place = parser.at.clone();
                 parser.step()?;
-                let how = match parser.token {
+                let assignment = match parser.token {
                     Token::Sign('=') => Assignment::Set,
                     Token::Add => Assignment::Add,
                     _ => return Err(parser.wrong("= or += after a key")),
@@ -81,7 +81,7 @@ pub fn parse_after(
                     return Err(parser.wrong("the end of the line, or ;"));
                 }
                 let setting = Setting { key, place: place.clone(), value };
-                store(&mut settings, &mut known, setting, how)
+                store(&mut settings, &mut known, setting, assignment)
                     .map_err(|expected| error(&place, "+= with values of two kinds", expected))?;
             }
             _ => return Err(parser.wrong("KEY=VALUE, the key in small letters")),
@@ -103,14 +103,14 @@ fn store(
     settings: &mut Vec<Setting>,
     known: &mut HashMap<String, usize>,
     new: Setting,
-    how: Assignment,
+    assignment: Assignment,
 ) -> Result<(), &'static str> {
     let place = *known.entry(new.key.clone()).or_insert(settings.len());
     let Some(old) = settings.get_mut(place) else {
         settings.push(new);
         return Ok(());
     };
-    if how == Assignment::Set {
+    if assignment == Assignment::Set {
         *old = new;
         return Ok(());
     }

@@ -59,11 +59,11 @@ impl Log {
     }
 
     /// Opens the logs of the guests that print, for a new keeper.
-    pub(super) fn left(folder: &Folder) -> Vec<Self> {
-        folder.guest_folders().filter_map(|guest| Self::again(guest).ok()).collect()
+    pub(super) fn open_all(folder: &Folder) -> Vec<Self> {
+        folder.guest_folders().filter_map(|guest| Self::reopen(guest).ok()).collect()
     }
 
-    fn again(guest: GuestFolder) -> std::io::Result<Self> {
+    fn reopen(guest: GuestFolder) -> std::io::Result<Self> {
         let pipe = File::from(guest.open_output()?);
         let file = File::options().append(true).create(true).open(guest.log())?;
         let written = file.metadata()?.len();
@@ -76,7 +76,7 @@ impl Log {
     }
 
     /// Returns the time for which nothing is read, as the guest has printed too much.
-    pub(super) fn rests(&mut self) -> Option<Duration> {
+    pub(super) fn rest_time(&mut self) -> Option<Duration> {
         let (credit, since) = self.credit;
         let now = Instant::now();
         let earned = now.saturating_duration_since(since).as_micros() * u128::from(PRINT_RATE);
@@ -90,7 +90,7 @@ impl Log {
 
     /// Reads the output that is there and may be read; false where no more will come.
     pub(super) fn take(&mut self) -> bool {
-        if self.rests().is_some() {
+        if self.rest_time().is_some() {
             return true;
         }
         let mut buffer = [0; READ_BYTES];

@@ -6,7 +6,7 @@ use crate::config::Action;
 use crate::domain::{self, reason_word};
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
-use crate::host::{Host, HostChoice, Platform, kept};
+use crate::host::{Host, HostChoice, Platform, saved_config};
 use crate::lifecycle::create::{self, Predecessor, StartMode};
 use crate::lifecycle::destroy;
 use crate::wait::Limit;
@@ -86,7 +86,7 @@ pub(super) fn settle(
     let Some(name) = host.store.try_read(format!("{home}/name"))? else { return Ok(()) };
     let name = text::lossy(name);
     let guest = folder.guest(&name);
-    let (description, settings) = kept::read(&guest)?;
+    let (description, settings) = saved_config::read(&guest)?;
     let action = match description.after(reason) {
         Action::Restart => lives.restart(&name, reason),
         other => other,
@@ -134,9 +134,9 @@ pub(super) fn settle(
     }
     drop(created);
     let origin = guest.origin_of(domid);
-    let then = StartMode::RunAgain(Predecessor { domid, holder });
+    let mode = StartMode::RunAgain(Predecessor { domid, holder });
     let again =
-        gone.and_then(|()| create::create(&mut host, &description, &settings, then, limit()));
+        gone.and_then(|()| create::create(&mut host, &description, &settings, mode, limit()));
     match again {
         Ok(new) => say(&format!("{name} runs again, as domain {}", new.domid)),
         Err(error) => {

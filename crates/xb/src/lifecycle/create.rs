@@ -10,7 +10,7 @@ use crate::host::daemons::BROKER;
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::GuestFolder;
-use crate::host::{Host, Platform, handover, kept};
+use crate::host::{Host, Platform, handover, saved_config};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
 use std::fs::File;
@@ -62,7 +62,7 @@ pub fn create(
     host: &mut Host,
     description: &Description,
     settings: &[Setting],
-    then: StartMode,
+    mode: StartMode,
     limit: Limit,
 ) -> Result<CreatedGuest, Error> {
     let Platform::Hosted { folder, control } = &mut host.platform else {
@@ -81,7 +81,7 @@ pub fn create(
     let guest = folder.guest(&description.name);
     let lock = claim(&guest, &mut host.store, control)?;
     unique(control, description)?;
-    kept::write(&guest, description, settings)?;
+    saved_config::write(&guest, description, settings)?;
     wait::check()?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
@@ -90,13 +90,13 @@ pub fn create(
         error => Error::platform("asking for the new domain")(error),
     })?;
     let domain = Domain { info, name: description.name.clone() };
-    let origin = match then {
+    let origin = match mode {
         StartMode::RunAgain(before) => guest.origin_of(before.domid),
         _ => domid,
     };
     let noted = guest.note(domid, origin).map_err(Error::io(guest.path().display()));
     let set_up =
-        noted.and_then(|()| set_up(host, &domain, description, &created, &disks, then, limit));
+        noted.and_then(|()| set_up(host, &domain, description, &created, &disks, mode, limit));
     drop(lock);
     if let Err(error) = set_up {
         let error = domain::explain(host, &domain, error);
@@ -217,7 +217,7 @@ fn set_up(
     description: &Description,
     created: &Created,
     disks: &[Disk],
-    then: StartMode,
+    mode: StartMode,
     limit: Limit,
 ) -> Result<(), Error> {
     let domid = created.domid;
@@ -237,7 +237,7 @@ fn set_up(
         devices::add(&mut host.store, device)?;
     }
     wait::check()?;
-    if then == StartMode::StayPaused {
+    if mode == StartMode::StayPaused {
         return let_go(host, domain, None);
     }
     match host.control().unpause(domid) {
@@ -257,7 +257,7 @@ fn set_up(
         }
     }
     wait::check()?;
-    match then {
+    match mode {
         StartMode::RunHeld => Ok(()),
         StartMode::RunAgain(before) => let_go(host, domain, before.holder),
         StartMode::Run | StartMode::StayPaused => let_go(host, domain, None),

@@ -114,23 +114,23 @@ fn quoted(text: &str) -> String {
 const MOUNTED: &str = "until [ -d /mnt/lost+found ]; do sleep 0.02; done\n";
 
 /// The guest that writes.
-pub(super) fn first(way: DiskAccess, image: &Path) -> String {
-    let write = match way {
+pub(super) fn first(access: DiskAccess, image: &Path) -> String {
+    let write = match access {
         DiskAccess::Kernel => format!("{MOUNTED}cp -r /tmp/tree /mnt/tree && sync || fail cp\n"),
         DiskAccess::Debugfs => format!("image=/dev/xvda\n{WRITE}"),
         DiskAccess::Nbd => {
             let (get, put) = ("nbd get /tmp/xvda.nbd $image\n", "nbd put /tmp/xvda.nbd $image\n");
             format!("{}image=/tmp/image\n{get}{WRITE}{put}", nbd())
         }
-        DiskAccess::Nothing => return config("one", way, image, IDLE),
+        DiskAccess::Nothing => return config("one", access, image, IDLE),
     };
     let program = format!("{FAIL}{TREE}{SUM}{write}echo demo: written $sum\n{IDLE}");
-    config("one", way, image, &program)
+    config("one", access, image, &program)
 }
 
 /// The guest that reads, and then writes while its backend dies. It has a disk of its own.
-pub(super) fn second(way: DiskAccess, own: &Path) -> String {
-    let read = match way {
+pub(super) fn second(access: DiskAccess, own: &Path) -> String {
+    let read = match access {
         DiskAccess::Kernel => {
             format!("{MOUNTED}cp -r /mnt/tree /tmp/back || fail cp\ncd /tmp/back || exit 9\n")
         }
@@ -140,9 +140,9 @@ pub(super) fn second(way: DiskAccess, own: &Path) -> String {
         DiskAccess::Nbd => {
             format!("{}image=/tmp/image\nnbd get /tmp/xvdb.nbd $image\n{READ}", nbd())
         }
-        DiskAccess::Nothing => return config("two", way, own, IDLE),
+        DiskAccess::Nothing => return config("two", access, own, IDLE),
     };
-    let write = match way {
+    let write = match access {
         DiskAccess::Nbd => "nbd each /tmp/xvdc.nbd /tmp/source 16384\n\
                      nbd get /tmp/xvdc.nbd /tmp/again; disk=/tmp/again\n"
             .to_owned(),
@@ -156,12 +156,12 @@ pub(super) fn second(way: DiskAccess, own: &Path) -> String {
     let compare =
         "cmp -n 2097152 /tmp/source $disk || fail it reads something else\necho demo: compared\n";
     let program = format!("{FAIL}{read}{SUM}echo demo: read $sum\n{SOURCE}{write}{compare}{IDLE}");
-    config("two", way, own, &program)
+    config("two", access, own, &program)
 }
 
-fn config(name: &str, way: DiskAccess, image: &Path, program: &str) -> String {
+fn config(name: &str, access: DiskAccess, image: &Path, program: &str) -> String {
     let mut config = format!("name = \"{name}\"\nmemory = 64\n");
-    if way == DiskAccess::Kernel {
+    if access == DiskAccess::Kernel {
         config.push_str("kernel_block = 1\n");
     }
     let image = image.display();

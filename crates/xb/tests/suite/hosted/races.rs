@@ -38,7 +38,7 @@ const TIMEOUTS: [&str; 4] = [" connects (frontend ", " is let go of ", " ends: "
 struct SeededRandom(u64);
 
 impl SeededRandom {
-    fn below(&mut self, bound: u64) -> u64 {
+    fn number_below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -47,7 +47,7 @@ impl SeededRandom {
     }
 
     fn of<'a>(&mut self, all: &[&'a str]) -> &'a str {
-        all[usize::try_from(self.below(all.len() as u64)).unwrap()]
+        all[usize::try_from(self.number_below(all.len() as u64)).unwrap()]
     }
 }
 
@@ -56,7 +56,7 @@ fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
     let name = chance.of(&NAMES);
     let disk = chance.of(&DISKS);
     let path = |name: String| host.path(&name).to_str().unwrap().to_owned();
-    let words: Vec<String> = match chance.below(20) {
+    let words: Vec<String> = match chance.number_below(20) {
         0..=5 => {
             let config = path(format!("{name}.cfg"));
             let how = chance.of(&["--paused", "--json", "extra=\"true\"", "--json", "disk=[]"]);
@@ -97,14 +97,14 @@ fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u6
         let mut line = host.command(&words);
         let line = line.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
         let child = line.spawn().unwrap();
-        let signal = match chance.below(12) {
+        let signal = match chance.number_below(12) {
             0 => Some(Signal::TERM),
             1 => Some(Signal::KILL),
             2 => Some(Signal::INT),
             _ => None,
         };
         if let Some(signal) = signal {
-            std::thread::sleep(Duration::from_millis(chance.below(100)));
+            std::thread::sleep(Duration::from_millis(chance.number_below(100)));
             let _ = kill_process(Pid::from_child(&child), signal);
         }
         let output = child.wait_with_output().unwrap();
@@ -114,7 +114,7 @@ fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u6
             _ if by_signal => killed += 1,
             Some(130) if signal == Some(Signal::INT) => killed += 1,
             Some(0) => done += 1,
-            _ if is_told(&output) => refused += 1,
+            _ if is_allowed(&output) => refused += 1,
             _ => odd.lock().unwrap().push(format!("seed {seed}: xb {words:?}: {output:?}")),
         }
     }
@@ -122,7 +122,7 @@ fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u6
 }
 
 /// True where a command has failed as it may.
-fn is_told(output: &Output) -> bool {
+fn is_allowed(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
         Some(4) => GONE.iter().any(|words| said.contains(words)),

@@ -185,7 +185,7 @@ impl Host {
 
     /// Checks that all is down, and that nothing is left.
     pub(crate) fn nothing_is_left(&self) {
-        let left = traces::left(&self.folder, &self.before);
+        let left = traces::remaining(&self.folder, &self.before);
         assert!(left.is_empty(), "something is left: {left:#?}");
         assert!(!self.path("h").exists(), "the folder is gone");
     }

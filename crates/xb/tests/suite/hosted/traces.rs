@@ -18,7 +18,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 pub(crate) type Traces = BTreeSet<String>;
 
 /// Returns the traces that were not there before and do not go.
-pub(crate) fn left(folder: &Path, before: &Traces) -> Traces {
+pub(crate) fn remaining(folder: &Path, before: &Traces) -> Traces {
     let end = Instant::now() + WITHIN;
     let mut left: Traces = of(folder).difference(before).cloned().collect();
     while !left.is_empty() && Instant::now() < end {
@@ -42,7 +42,7 @@ pub(crate) fn of(folder: &Path) -> Traces {
         };
         let command = text(&process.join("cmdline")).replace('\0', " ");
         if is_of(&process, name) && pid != std::process::id() && !command.contains("host down") {
-            traces.insert(format!("process {pid}, begun at {}: {command}", began(&process)));
+            traces.insert(format!("process {pid}, begun at {}: {command}", start_time(&process)));
         } else {
             let paths = command.split(' ').filter(|word| word.starts_with('/'));
             others.extend(paths.filter_map(|path| group_of(Path::new(path))));
@@ -81,7 +81,7 @@ fn is_of(process: &Path, name: &str) -> bool {
 }
 
 /// Returns the start of a process, in clock ticks: its number may be reused.
-fn began(process: &Path) -> String {
+fn start_time(process: &Path) -> String {
     let stat = text(&process.join("stat"));
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     fields.split_whitespace().nth(19).unwrap_or_default().to_owned()
@@ -98,7 +98,7 @@ fn group_of(host: &Path) -> Option<String> {
 fn groups(others: &BTreeSet<String>, traces: &mut Traces) {
     let mounts = Path::new("/sys/fs/cgroup");
     let mut found = Vec::new();
-    below(mounts, &mut found);
+    groups_below(mounts, &mut found);
     let text = text(Path::new("/proc/self/cgroup"));
     let own: Vec<&str> = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).collect();
     let is_here = |above: &Path| {
@@ -121,14 +121,14 @@ fn groups(others: &BTreeSet<String>, traces: &mut Traces) {
 }
 
 /// The groups of brokers below one.
-fn below(group: &Path, found: &mut Vec<PathBuf>) {
+fn groups_below(group: &Path, found: &mut Vec<PathBuf>) {
     for path in entries(group).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // Where all brokers of a group are, on version 2, is no host's.
         if name.starts_with("xenbus-") && name != "xenbus-broker" {
             found.push(path);
         } else {
-            below(&path, found);
+            groups_below(&path, found);
         }
     }
 }
@@ -200,6 +200,6 @@ fn what_is_left_behind_is_found() {
         let _planted = PlantedTrace("ip", vec!["link", "del", "xbplanted"]);
         found("interface", &before);
     }
-    assert_eq!(left(&folder, &before), Traces::new());
+    assert_eq!(remaining(&folder, &before), Traces::new());
     std::fs::remove_dir_all(&folder).unwrap();
 }
