@@ -18,7 +18,7 @@
 //! | [`limits`] | every bound, by name |
 //! | `map`, `sys` | mapped memory; system calls that no crate has. With `mount` the only modules with `unsafe` |
 //!
-//! # Who holds what
+//! # The state of each party
 //!
 //! | | broker | a peer |
 //! |---|---|---|
@@ -32,25 +32,27 @@
 //! unmapping, ending a grant, counting, and asking for a domain's identity. With it: binding and
 //! closing ports, the first use of each arena, the life of domains.
 //!
-//! # What fails how
+//! # Failures
 //!
-//! - A process of domain 0 dies: the broker sees the end of its socket. Its ports close, so the other
-//!   ends are unbound; its bits in all tables are cleared, so what it had mapped is unmapped.
+//! - A process of domain 0 dies: the broker sees the end of its socket. Its ports close, so the
+//!   other ends are unbound; its bits in all tables are cleared, so all its mappings are removed.
 //! - A domain's first process ends: the domain has shut down ([`domain::SHUTDOWN_STATUS`]), and
-//!   VIRQ_DOM_EXC says so. As on Xen its ports and grants stay until the toolstack destroys it; what it
-//!   had mapped is unmapped. The same where it lives and closes its socket.
-//! - A domain is destroyed: ports, arenas, socket go at once, its number when nobody names it any more.
-//!   Who has its pages mapped keeps them until it unmaps them.
-//! - A peer does not read: what the broker has to tell it waits. While 16 answers wait it is asked for
-//!   no further request, and who wants to bind to a guest with 64 unread bindings gets `EBUSY`.
-//! - A peer asks without end: a guest is read 500 times a second once its burst is spent.
-//! - **The broker dies: its domains die with it** (`PR_SET_PDEATHSIG`), and the store and the backends
-//!   find their event channels at an end. On Xen it is the same: without the hypervisor there is no
-//!   host. Sparing them was the alternative: event channels and mapped grants would go on, but nobody could
-//!   end a grant's peer, tell a death, bound memory or reuse a number, and a new broker would have
-//!   to believe what guests told it of the state that was lost. A new broker on the same directory
-//!   begins with no domains, and ends what is left of those before: a domain can put off that signal, and not what
-//!   its processes, groups and users are known by.
+//!   VIRQ_DOM_EXC reports it. As on Xen its ports and grants stay until the toolstack destroys it;
+//!   its mappings are removed. A domain that lives and closes its socket is treated in the same
+//!   way.
+//! - A domain is destroyed: ports, arenas and socket go at once, its number when nobody names it
+//!   any more. A peer that has its pages mapped keeps them until it unmaps them.
+//! - A peer does not read: the broker's messages to it wait. While 16 answers wait, no further
+//!   request of it is read, and a bind to a guest with 64 unread bindings fails with `EBUSY`.
+//! - A peer sends requests without end: a guest's are read 500 times a second once its burst is
+//!   spent.
+//! - **The broker dies: its domains die with it** (`PR_SET_PDEATHSIG`), and the store and the
+//!   backends find their event channels at an end. The same holds on Xen: without the hypervisor
+//!   there is no host. Sparing them was the alternative: event channels and mapped grants would go
+//!   on, but nobody could end a grant's peer, tell a death, bound memory or reuse a number, and a
+//!   new broker would have to believe what guests told it of the state that was lost. A new broker
+//!   on the same directory begins with no domains, and ends what is left of those before: a domain
+//!   can put off that signal, and not what its processes, groups and users are known by.
 //!
 //! # How a guest starts
 //!
@@ -61,14 +63,14 @@
 //! [`domain::Devices::Files`] it has its end of a FUSE mount at `/dev` ([`guest_devices`]) and a `/tmp` besides. System calls that
 //! it may not make are refused ([`domain::system_calls`]); of those it may, it cannot make a descriptor blocking again.
 //!
-//! # What is trusted with what
+//! # Trust
 //!
-//! A granter and its peer share an arena and its table, so each can spoil what lies in them, for the
-//! other and itself: entries, bits, pages. Whatever is read there is a number that is checked or a page
-//! that is copied. What a guest counts ([`domctl::Accounts`]) is what it says. The broker believes nothing
-//! that a guest writes.
+//! A granter and its peer share an arena and its table, so each can corrupt their content, for the
+//! other and itself: entries, bits, pages. Everything that is read there is a number that is
+//! checked or a page that is copied. A guest's own counters ([`domctl::Accounts`]) have the values
+//! that it writes. The broker trusts nothing that a guest writes.
 //!
-//! What the processes of domain 0 call after their start: sendto, recvmsg, write, epoll_wait,
+//! The system calls of domain 0's processes after their start: sendto, recvmsg, write, epoll_wait,
 //! epoll_ctl, mmap, munmap, close ([`SYSTEM_CALLS`]).
 
 mod counters;

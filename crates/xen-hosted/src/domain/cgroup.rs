@@ -415,7 +415,7 @@ impl Group {
     /// domain's first process, if there is one that has not ended.
     ///
     /// # Errors
-    /// What write(2) or mkdir(2) answered.
+    /// The error of write(2) or mkdir(2).
     pub(crate) fn set_cpu(&mut self, weight: u16, cap: u16, first: Option<Pid>) -> io::Result<()> {
         if (weight, cap) != USUAL
             && let Some(dir) = self.share_later.take()

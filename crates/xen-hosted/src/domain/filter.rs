@@ -6,11 +6,11 @@
 //! modules, keys, BPF, io_uring, perf, raw networking. Three rules protect others, in every
 //! sandbox:
 //!
-//! - No process clears `O_NONBLOCK`: the two ends of an event channel share one open file, and a peer that
-//!   made it blocking could stop the process that notifies it.
+//! - No process clears `O_NONBLOCK`: the two ends of an event channel share one open file, and a
+//!   peer that made it blocking could stop the process that notifies it.
 //! - No process undoes that it dies with the broker.
-//! - No process uses what the kernel counts for the whole machine and by no group: huge pages, and the memory
-//!   of compiled filters.
+//! - No process uses what the kernel counts for the whole machine and by no group: huge pages, and
+//!   the memory of compiled filters.
 //!
 //! A refused call fails as the C libraries expect: with `ENOSYS` where they fall back on an older
 //! call, with `EOPNOTSUPP` for attributes of files, else with `EPERM`.

@@ -1,4 +1,4 @@
-//! An arena's layout: its table, its references, its two parts as a process has them mapped.
+//! The layout of an arena: its table, its references, and its two parts as a process maps them.
 //!
 //! | offset in the table | bytes | what |
 //! |---|---|---|

@@ -1,4 +1,4 @@
-//! The broker: the table of domains, their ports and arenas, and who may ask for what.
+//! The broker: the table of domains, their ports and arenas, and the rights to requests.
 //!
 //! It has one thread and one epoll, and waits for a peer, a domain or the clock nowhere else: an
 //! answer that a socket has no room for is kept, and its peer is not read until it is sent. Each

@@ -32,7 +32,7 @@ fn eight_devices_with_four_queues_each_have_their_pages() {
     }
     let accounts = control.accounts(domid).unwrap();
     assert_eq!((accounts.granted, accounts.arenas), (8 * 4 * u64::from(QUEUE), 12));
-    // The last is as good as the first.
+    // The last page works like the first.
     let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
     let mut grants = backend.grants();
     let last = GrantRef(guest.ask("offer 0").parse().unwrap());
@@ -41,13 +41,13 @@ fn eight_devices_with_four_queues_each_have_their_pages() {
         let mapping = grants.map(domid, grant, Access::ReadWrite).unwrap();
         mapping.page().copy_in(0, b"a request").unwrap();
     }
-    // One too many for all arenas that there can be: none is made for it.
+    // One page too many for all possible arenas: no arena is made for it.
     let most = ARENAS_MAX as u32 * ARENA_PAGES;
     let said = guest.ask(&format!("offer-batch 0 {most}"));
     let text = "32768 pages to grant were asked for, and 759 of 12280 are free";
     assert_eq!(said, format!("ENOSPC: {text}"));
     assert_eq!(control.accounts(domid).unwrap().arenas, 12);
-    // What is given back is granted again.
+    // Released pages are granted again.
     drop(grants);
     assert_eq!(guest.ask("take-back"), "done");
     assert_eq!(guest.ask("offer-batch 0 12280"), "done");

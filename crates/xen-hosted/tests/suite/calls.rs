@@ -122,7 +122,7 @@ fn who_shares_the_host_passes_no_descriptors() {
     let host = Host::start();
     let mut guest = Puppet::start(&host);
     let parked = guest.ask("park");
-    // As many as it may have, and still who may have more passes theirs.
+    // It can have as many in flight as it may, and a user with a higher limit still passes its own.
     assert_eq!(parked, libc::ETOOMANYREFS.to_string());
     assert_eq!(Puppet::start(&host).ask("alloc 0"), "3");
     let (one, _two) = std::os::unix::net::UnixStream::pair().unwrap();

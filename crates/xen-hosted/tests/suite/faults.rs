@@ -451,7 +451,7 @@ fn a_broker_that_dies_at_work_leaves_what_the_next_one_clears_up() {
         assert_eq!(groups(&host), 0, "seed {seed}: control groups");
         let alive = |pid: &i32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // A zombie waits for whoever inherited it.
+            // A zombie waits for the process that inherited it.
             !stat.is_empty() && !stat.contains(") Z ")
         };
         until("its domains are gone", || !born.iter().any(alive));

@@ -1,5 +1,5 @@
-//! A hostile domain tries what it must not be able to do: each attempt is an error, and a neighbour does
-//! not notice.
+//! The attempts of a hostile domain at forbidden acts: each attempt is an error, and a neighbour
+//! does not notice it.
 
 use crate::support::puppet::Puppet;
 use crate::support::{self, Host, ended, entries, playing, until};
@@ -34,7 +34,7 @@ fn grants_are_for_one_peer_and_one_access() {
     // The next page was not granted.
     let next = grant.parse::<u32>().unwrap() + 1;
     assert_eq!(b.ask(&format!("map {of_a} {next} rw")), "GNTST_general_error");
-    // The grant ends: what is mapped stays, and cannot be mapped again.
+    // The grant ends: the mapping stays, and no new one can be made.
     assert_eq!(a.ask("take-back"), "done");
     assert_eq!(b.ask(&format!("write {grant}")), "done");
     assert_eq!(b.ask(&format!("unmap {grant}")), "true");
@@ -77,7 +77,7 @@ fn a_writable_arena_cannot_be_cut_or_sealed() {
     let offered = offers.offer(guest.domid(), Access::ReadWrite).unwrap();
     offered.page().copy_in(0, b"as it was").unwrap();
     let slot = offered.grant().0 / xen_hosted::limits::ARENA_PAGES;
-    // What it shares it may write, and empty; its peer does not fault.
+    // It may write and empty shared memory; its peer does not fault.
     assert_eq!(
         guest.ask(&format!("abuse 0 {slot}")),
         "map=done mprotect=done pwrite=done truncate=1 grow=1 punch=done seal=1"
@@ -86,7 +86,8 @@ fn a_writable_arena_cannot_be_cut_or_sealed() {
     offered.page().copy_in(0, &[1; 4096]).unwrap();
 }
 
-/// The peer of an arena can write its table. By an end that it forges it has no page granted twice, and nobody waits.
+/// The peer of an arena can write its table. A forged end makes no page be granted twice, and
+/// nobody waits.
 #[test]
 fn an_end_that_a_peer_forges_is_its_own_end() {
     let host = Host::start();
@@ -103,7 +104,7 @@ fn an_end_that_a_peer_forges_is_its_own_end() {
     let slot = slots.first().unwrap();
     assert_eq!(guest.ask(&format!("forge-end 0 {slot} 1")), "done");
     let mut more = Vec::new();
-    // What is left of the second one; then it is refused.
+    // Uses the rest of the second arena; then the request is refused.
     assert!(offers.offer_batch(to, Access::ReadWrite, 3000, &mut more).is_err());
     assert!(more.is_empty());
     assert_eq!(guest.ask(&format!("forge-end 0 {slot} 0")), "done");
@@ -142,13 +143,13 @@ fn ports_of_others_are_out_of_reach() {
     assert_eq!(channels.pending().unwrap(), None);
     assert_eq!(a.ask(&format!("notify {port}")), "done");
     assert_eq!(channels.wait(Some(support::WITHIN)).unwrap(), Some(mine));
-    // Masked: kept, as one.
+    // Events while the port is masked are kept as one.
     assert_eq!(a.ask(&format!("flood {port} 1000")), "done");
     assert_eq!(channels.pending().unwrap(), None);
     channels.unmask(mine).unwrap();
     assert_eq!(channels.pending().unwrap(), Some(mine));
     assert_eq!(channels.pending().unwrap(), None);
-    // Closed and bound anew: the old end wakes nobody.
+    // Closed and bound anew: a notification by the old end wakes nobody.
     assert_eq!(a.ask(&format!("close {port}")), "done");
     let state = channels.status(mine).unwrap();
     assert_eq!(state, xen::evtchn::Status::Unbound(of_a));
@@ -156,7 +157,7 @@ fn ports_of_others_are_out_of_reach() {
     assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 14);
 }
 
-/// Each request that there is, sent by who knows no library, and what it gets for it.
+/// Each kind of request, sent without the library, and its answer.
 #[test]
 fn what_passes_the_library_by_is_refused_and_counted() {
     let host = Host::start();
@@ -234,23 +235,23 @@ fn a_hostile_granter_does_not_harm_who_maps() {
     mapping.page().copy_in(0, &[1; 4096]).unwrap();
     assert_eq!(guest.ask("punch 0"), "done");
     mapping.page().copy_in(0, &[2; 4096]).unwrap();
-    // The entries are the granter's to write; what they lead to are pages of that arena.
+    // The granter may write the entries; their references are to pages of that arena only.
     assert!(grants.map(guest.domid(), GrantRef(grant.0 + 1), Access::Read).is_err());
-    // An arena that the broker cannot seal is nobody's.
+    // An arena that the broker cannot seal is handed to nobody.
     let said = guest.ask("seal-first 0");
     let (slot, rest) = said.split_once(' ').unwrap();
     assert_eq!(rest, "seal=done mapped=1");
     let grant = GrantRef(slot.parse::<u32>().unwrap() * xen_hosted::limits::ARENA_PAGES);
     let refused = grants.map(guest.domid(), grant, Access::Read).unwrap_err();
     assert_eq!(refused.to_string(), "GNTST_general_error");
-    // Where it ends, and its pages with it, who has them mapped goes on.
+    // After its end, and that of its pages, a peer that has them mapped continues.
     guest.tell("end");
     host.control().destroy(guest.domid()).unwrap();
     mapping.page().copy_in(0, &[3; 4096]).unwrap();
 }
 
-/// Pages that a granter has emptied are filled anew on the account of who touches them: that must not be
-/// its end.
+/// Pages that a granter has emptied are allocated anew on the account of the process that touches
+/// them: that must not kill it.
 #[test]
 fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
     let host = Host::start();
@@ -266,7 +267,7 @@ fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
     let (of, to) = (granter.domid(), victim.domid());
     assert_eq!(granter.ask(&format!("offer-batch {to} 1024")), "done");
     assert_eq!(victim.ask(&format!("map-all {of} 1024 1024")), "done");
-    // All but a MiB or two of what it may have beside its arena.
+    // All but a MiB or two of the memory that it may have beside its arena.
     let most = (24 - 4 - 2) * 1024;
     let arena = 4 * 1024 + 12;
     while control.accounts(to).unwrap().memory_kib - arena < most {
@@ -326,7 +327,7 @@ fn bounds_hold_and_neighbours_do_not_notice() {
     until("all its processes are gone", || {
         control.info(neighbour.domid()).is_err_and(|error| error == Error::Srch)
     });
-    // Memory without end is the end of the domain.
+    // Using memory without end is the end of the domain.
     let mut greedy = Puppet::start(&host);
     greedy.tell("memory 512");
     assert_eq!(greedy.hear(), None);
@@ -359,7 +360,7 @@ fn a_domain_sees_nobody_else() {
     assert_eq!(other.ask("alloc 0"), "3");
 }
 
-/// There is no namespace to hide others in: what names them is refused instead.
+/// There is no namespace to hide others in: calls that name them are refused instead.
 #[test]
 fn without_namespaces_others_are_out_of_reach_too() {
     let mut host = Host::start_without_namespaces();
@@ -390,7 +391,7 @@ fn without_namespaces_others_are_out_of_reach_too() {
 
 #[test]
 fn a_domain_has_no_descriptor_of_its_brokers_starter() {
-    // As a careless shell leaves it open to all that it starts; here to no other test's processes.
+    // As a careless shell leaves it open to all its children; here to no other test's processes.
     let leave_open = || {
         std::mem::forget(rustix::io::dup(std::io::stderr())?);
         Ok(())
@@ -418,14 +419,14 @@ fn nothing_of_a_dead_domain_is_kept() {
     };
     assert!(!next(&mut offers), "its arena is full");
     assert_eq!(guest.ask(&format!("map 0 {grant} rw")), "done");
-    // Mapped, its page is not used for another; its hold ends with its life.
+    // A mapped page is not used for another grant; the hold ends with the life of its owner.
     offered.remove(0).end();
     assert!(!next(&mut offers), "it is mapped");
     guest.tell("end");
     let info = ended(&mut control, guest.domid());
     assert_eq!(info.state, RunState::Shutdown(ShutdownReason::Poweroff));
     until("the dead domain's hold is gone", || next(&mut offers));
-    // Destroyed, it is no domain at all.
+    // A destroyed domain no longer exists.
     control.destroy(guest.domid()).unwrap();
     let gone = offers.offer(guest.domid(), Access::ReadWrite).unwrap_err();
     assert_eq!(gone, Error::Srch);
@@ -447,7 +448,7 @@ fn a_pause_stops_it_and_a_cap_slows_it() {
     assert!(share < 0.35, "20 of 100, and it used {share:.2}");
     control.pause(guest.domid()).unwrap();
     assert_eq!(control.info(guest.domid()).unwrap().state, RunState::Paused);
-    // Frozen where it is; the group may take a moment to get there.
+    // It is frozen; the group may take a moment for that.
     until("it uses no processor time", || {
         let before = used(&mut control);
         std::thread::sleep(std::time::Duration::from_millis(200));

@@ -278,14 +278,14 @@ fn the_account_of_a_domain_is_what_it_used() {
         assert!(held.cpu_time_ns > before.cpu_time_ns, "{held:?}");
         let grown = held.memory_kib - before.memory_kib;
         assert!((7 * 1024..10 * 1024).contains(&grown), "8 MiB more: {grown} KiB");
-        // Its arena is there in full from the start, so the pages that it touches are nothing new.
+        // Its arena is charged in full from the start, so the pages that it touches add nothing.
         assert_eq!(guest.ask("offer-batch 0 1016"), "done");
         let offered = control.accounts(domid).unwrap();
         let grown = offered.memory_kib.saturating_sub(held.memory_kib);
         assert!(grown < 1024, "4 MiB of an arena were counted twice: {grown} KiB");
         assert_eq!((offered.arenas, offered.granted), (1, 1016));
     }
-    // A notification counts when it is received, and a flood as what its receiver saw of it.
+    // A notification is counted when it is received, and a flood as often as its receiver saw it.
     let mut channels = Platform::connect(&host.host(), Role::Backend).unwrap().channels().unwrap();
     let port = guest.ask("alloc 0");
     let mine = channels.bind_interdomain(domid, Port(port.parse().unwrap())).unwrap();
@@ -328,7 +328,7 @@ fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
     assert_eq!(channels.status(late), Ok(Status::Unbound(domid)));
 }
 
-/// A guest is refused all of it, also over a socket that it has handed on.
+/// A guest is refused all requests of control, also over a socket that it has handed on.
 #[test]
 fn control_is_domain_0s() {
     let host = Host::start();

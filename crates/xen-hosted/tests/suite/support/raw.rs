@@ -192,7 +192,7 @@ pub(crate) fn descriptors() -> String {
         .filter(|number| {
             // SAFETY: asks about a number; harmless for any.
             let flags = unsafe { libc::fcntl(*number, libc::F_GETFD) };
-            // What the library has opened since closes with the program.
+            // Descriptors that the library has opened since close with the program.
             flags >= 0 && (flags & libc::FD_CLOEXEC == 0 || *number == 3)
         })
         .map(|number| number.to_string())
