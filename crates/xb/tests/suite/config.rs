@@ -1,4 +1,5 @@
-//! Configurations: every form of `xl.cfg(5)` and `xl-disk-configuration(5)`, the same in TOML, and what errors say.
+//! Configurations: every form of `xl.cfg(5)` and `xl-disk-configuration(5)`, the equivalent TOML,
+//! and the texts of errors.
 
 use std::time::Instant;
 use xb::config::disk::{Access, BackendType, Format, Specification, number};
@@ -26,7 +27,7 @@ fn disk(text: &str) -> DiskSpec {
     DiskSpec::parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
 }
 
-/// Target, format, vdev, whether it may be written, whether it is a CD-ROM.
+/// Target, format, vdev, true if it may be written, true if it is a CD-ROM.
 type Row = (&'static str, &'static str, Format, &'static str, bool, bool);
 
 #[test]
@@ -51,12 +52,13 @@ fn disk_strings_of_every_form() {
         ),
         ("\tvdev=xvda,\n target=/img", "/img", Format::Raw, "xvda", true, false),
         ("format=,access=,vdev=xvda,target=/img", "/img", Format::Raw, "xvda", true, false),
-        // Mixed: what was named is left out of the order.
+        // Mixed: named parts are left out of the order.
         ("vdev=xvda,/img,qcow2", "/img", Format::Qcow2, "xvda", true, false),
         ("format=qcow2,/img,xvda,r", "/img", Format::Qcow2, "xvda", false, false),
         ("/img,access=r,,xvdc", "/img", Format::Raw, "xvdc", false, false),
         ("/img,vdev=xvda", "/img", Format::Raw, "xvda", true, false),
-        // A target by name takes the rest, commas, colons and signs with it, and one comma at its end off.
+        // A target by name takes the rest, with commas, colons and signs, without one comma at its
+        // end.
         ("vdev=xvda,target=/a,b:c=d", "/a,b:c=d", Format::Raw, "xvda", true, false),
         ("vdev=xvda,target=/a,", "/a", Format::Raw, "xvda", true, false),
         ("vdev=xvda,target=/a  ", "/a  ", Format::Raw, "xvda", true, false),
@@ -77,7 +79,7 @@ fn disk_strings_of_every_form() {
         ("vdev=hdc,access=r,devtype=cdrom,target=", "", Format::Empty, "hdc", false, true),
         ("vdev=hdc,devtype=cdrom", "", Format::Empty, "hdc", false, true),
         ("cdrom,devtype=disk,/img,,hda", "/img", Format::Raw, "hda", true, false),
-        // Deprecated: formats, prefixes that say nothing, devtypes behind a colon.
+        // Deprecated: formats, prefixes without effect, devtypes behind a colon.
         ("raw:/img,hda,w", "/img", Format::Raw, "hda", true, false),
         ("qcow2:/img,xvda,r", "/img", Format::Qcow2, "xvda", false, false),
         ("vhd:/img,xvda,w", "/img", Format::Vhd, "xvda", true, false),
@@ -207,7 +209,8 @@ cpu_weight=512;on_crash='preserve'";
     assert_eq!(vdevs, ["xvda", "xvdb", "xvdc"]);
     assert_eq!((domain.cap, domain.weight, domain.on_crash), (8, 512, Action::Preserve));
     assert_eq!((domain.on_poweroff, domain.on_reboot), (Action::Destroy, Action::Restart));
-    // The last of a key counts; strings are added to; root comes before extra, cmdline instead of both.
+    // The last value of a key counts; strings are extended; root comes before extra, cmdline
+    // replaces both.
     assert_eq!(xl("name='a'\nname='b'").unwrap().name, "b");
     assert_eq!(
         xl("name='a'\nextra='x'\nextra+='y'\nroot='/dev/xvda'").unwrap().extra,
@@ -334,7 +337,7 @@ fn both_ways_and_back_nothing_is_lost() {
 
 #[test]
 fn no_text_makes_the_readers_panic() {
-    // Every prefix, and every text with one byte replaced, of one that has everything in it.
+    // Every prefix, and every text with one byte replaced, of a text with all features.
     let text =
         "name='w\\x41'; disk=['/a,,xvda',\"raw:/b,hdc:cdrom,r\"]\nmemory=0x4\nextra+='é'#c\n";
     let replacements =
@@ -385,12 +388,13 @@ fn a_key_of_toml_that_xl_cannot_have_is_refused_there() {
     let settings = config::parse("w.toml", toml, Syntax::Toml).unwrap();
     let refused = config::write(&settings, Syntax::Xl).unwrap_err();
     assert_eq!((refused.place.line, refused.place.column), (2, 1), "{refused}");
-    // And TOML has it again as it was.
+    // TOML has the same settings.
     let again = config::write(&settings, Syntax::Toml).unwrap();
     assert_eq!(config::parse("a.toml", &again, Syntax::Toml).unwrap()[1].key, "a\nkernel");
 }
 
-/// As much as a file may have, of many keys: it takes as long as it has bytes, not as they squared.
+/// A configuration of the largest size, with many keys: its time grows with its bytes, and not with
+/// their square.
 #[test]
 fn the_longest_configurations_are_read_in_no_time() {
     let keys = |count: usize| -> String { (0..count).map(|at| format!("k{at}=1\n")).collect() };
@@ -404,18 +408,18 @@ fn the_longest_configurations_are_read_in_no_time() {
         begin.elapsed()
     };
     for syntax in [Syntax::Xl, Syntax::Toml] {
-        // A tenth takes a tenth, more or less: what is squared takes a hundredth.
+        // A tenth takes about a tenth of the time; with quadratic growth it would take a hundredth.
         for (short, long) in [(keys(9000), keys(90_000)), (values(40_000), values(400_000))] {
             let least = |text: &str| (0..3).map(|_| time(text, syntax)).min().unwrap();
             let (short, long) = (least(&short), least(&long));
             assert!(long < short * 50, "{syntax:?}: {short:?} and {long:?}");
         }
     }
-    // Each key is told of up to a bound.
+    // Each key gets a warning up to a limit.
     text.push_str("what='more'\n");
     let settings = config::parse("long", &text, Syntax::Xl).unwrap();
     let (_, warnings) = Description::read("long", &settings).unwrap();
-    // Fifty, and one for the rest, where the first of it stands.
+    // Fifty, and one for the rest, at the place of the first of it.
     let last = warnings.last().unwrap();
     assert_eq!((warnings.len(), last.place.line), (51, 51));
     let said = "this key and those behind it, 89951 in all, have no effect either";
@@ -447,7 +451,7 @@ fn what_is_no_utf8_is_passed_over_in_comments_and_told_of_elsewhere() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Keys that came with Xen 4.18 to 4.23 are known, and told to have no effect.
+/// Keys that came with Xen 4.18 to 4.23 are known, and reported as without effect.
 #[test]
 fn keys_of_later_versions_are_known() {
     let keys = [

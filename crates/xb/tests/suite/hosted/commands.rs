@@ -1,7 +1,8 @@
-//! Ordinary programs in a guest: each command of `tests/commands` does there what it does outside.
+//! Ordinary programs in a guest: each command of `tests/commands` has the same result there as
+//! outside.
 //!
-//! A line is a command of a shell, run in a folder that the commands before have left. Where ` ## ` and a reason
-//! stand behind it, it does something else in a guest, for that reason.
+//! A line is a command of a shell, run in a folder that the commands before have left. Where ` ## `
+//! and a reason stand behind it, its result differs in a guest for that reason.
 
 use super::support::Host;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::process::{Command, Stdio};
 /// One command of the table.
 struct Row {
     command: &'static str,
-    /// The reason for which it does something else in a guest.
+    /// The reason for which its result differs in a guest.
     reason: Option<&'static str>,
 }
 
@@ -23,7 +24,7 @@ fn rows() -> Vec<Row> {
         .collect()
 }
 
-/// A script that runs all commands, and says of each its status and what it printed.
+/// Returns a script that runs all commands, and prints the status and the output of each.
 fn script(rows: &[Row]) -> String {
     let mut script = String::from(
         "umask 022; mkdir /tmp/commands; cd /tmp/commands; export HOME=$PWD LC_ALL=C TZ=UTC\n",
@@ -37,12 +38,12 @@ fn script(rows: &[Row]) -> String {
     script
 }
 
-/// The answers in what a script has printed.
+/// Returns the answers in a script's output.
 fn answers(printed: &str) -> Vec<String> {
     printed.lines().filter_map(|line| line.strip_prefix("= ")).map(str::to_owned).collect()
 }
 
-/// An answer for who reads it: status, and the beginning of what was printed.
+/// Formats an answer for a person: status, and the beginning of the output.
 fn shown(answer: &str) -> String {
     let mut words = answer.split(' ');
     let status = words.next().unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! The demo, wherever it runs.
+//! The demo, on each kind of machine.
 
 use super::support::{Host, XB};
 use std::process::Command;
@@ -18,7 +18,8 @@ pub(crate) fn apart(test: &str, host: &Host, script: &str) -> Option<std::proces
     Some(command.env("TMPDIR", host.path("")).output().unwrap())
 }
 
-/// A script that has, at this path, a device of no driver: it is there, and cannot be opened.
+/// Returns a script that puts a device without a driver at this path: it exists, and cannot be
+/// opened.
 fn without(path: &str) -> String {
     format!("mknod $DIR/none c 10 253 && mount --bind $DIR/none {path}")
 }
@@ -95,7 +96,8 @@ fn the_demo_without_loop_devices_uses_debugfs() {
     writes_and_compares(&said);
 }
 
-/// Data was written, and is what was read; and again with a backend that died in between.
+/// Checks that data was written, and that the same data was read; and again with a backend that
+/// died in between.
 pub(crate) fn writes_and_compares(shown: &str) {
     for words in [
         "e2fsck finds nothing wrong: 40 files, sha256 ",
@@ -134,7 +136,7 @@ fn the_demo_shows_each_step_and_leaves_nothing() {
     host.nothing_is_left();
     let kept = host.ok(&["demo", "--keep"]);
     assert!(kept.contains("Try next:"), "{kept}");
-    // The three commands work as they are written.
+    // The three suggested commands work as printed.
     let next: Vec<&str> = kept.lines().filter(|line| line.starts_with("  xb --host ")).collect();
     assert_eq!(next.len(), 3, "{kept}");
     assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 3);
@@ -178,7 +180,7 @@ fn what_takes_long_is_told_of() {
 fn a_full_disk_is_said_and_leaves_nothing() {
     let host = Host::down("full");
     let test = "a_full_disk_is_said_and_leaves_nothing";
-    // So much room is left: none for a host, for a host and no image, for a host and no guest's data.
+    // The room that is left: too little for a host, for an image, for a guest's data.
     for (room, command, words) in
         [("0", "host up", "No space left on device"), ("300", "demo", "No space left on device")]
     {
@@ -191,7 +193,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{command}: {output:?}");
         assert!(said.contains(words), "{command}: {said}");
-        // What ls has shown.
+        // The output of ls.
         assert_eq!(said.lines().last(), Some("all"), "{command}: {said}");
     }
     host.nothing_is_left();
@@ -215,7 +217,7 @@ fn a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays() {
     assert!(said.contains("xb: /") && said.contains("No space left on device"), "{said}");
     let nodes = |name: &str| std::fs::read_to_string(host.path(name)).unwrap();
     assert_eq!(nodes("after"), nodes("before"));
-    // With room it goes on as if nothing had been.
+    // With room it continues normally.
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("web is domain 1\n"), "{shown}");
     host.nothing_is_left();

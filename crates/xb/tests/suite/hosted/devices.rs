@@ -1,4 +1,5 @@
-//! Devices of a kind that xb has no word and no daemon for: attached, detached, and taken away with their domain.
+//! Devices of a kind for which xb has no word and no daemon: attached, detached, and removed with
+//! their domain.
 
 use super::support::{Host, WITHIN};
 use serde_json::json;
@@ -18,7 +19,7 @@ use xenstore::Client;
 const KIND: &str = "adder";
 /// The number of a device that its backend does not serve.
 const BROKEN: u32 = 7;
-/// Long enough to see that something does not come about.
+/// A time that is long enough to see that an event does not happen.
 const SHORT: Duration = Duration::from_millis(300);
 
 /// An end of an adder that adds nothing.
@@ -93,7 +94,7 @@ fn adder(frontend: DomId, devid: u32) -> Device {
     Device::new(NewDevice::new(KIND, Id { frontend, devid }, DomId::DOM0))
 }
 
-/// A host with a guest that has no disk, and the host as the library has it.
+/// Makes a host with a guest that has no disk, and opens the host with the library.
 fn scene(test: &str) -> (Host, Opened, DomId) {
     let host = Host::up(test);
     let config = host.config("web", "extra = \"exec sleep 1000\"");
@@ -102,7 +103,8 @@ fn scene(test: &str) -> (Host, Opened, DomId) {
     (host, opened, DomId(domid.try_into().unwrap()))
 }
 
-/// No node of an adder is there. What stays with the domain: the folders above, and what its frontend said of errors.
+/// Checks that no node of an adder exists. The folders above stay with the domain, and its
+/// frontend's errors.
 fn no_adder_is_left(host: &Host) {
     let is_left = |node: &str| node.contains("/adder/") && !node.contains("/error/device/");
     let nodes = host.nodes();

@@ -37,7 +37,7 @@ fn a_disk_in_use_is_not_detached_and_that_is_said_soon() {
     let config = host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"{program}\""));
     host.ok(&["create", &config]);
     host.until_log("web", "open");
-    // Not after the half minute that it would wait else.
+    // Earlier than after the half minute that it would wait otherwise.
     let begin = std::time::Instant::now();
     host.fails(
         &["disk", "detach", "web", "xvda"],
@@ -67,7 +67,7 @@ fn what_can_be_no_disk_is_not_waited_for() {
     }
 }
 
-/// An image of QEMU's; false where its tools are not there.
+/// Makes an image with QEMU's tools; false where they are not installed.
 fn qcow2(test: &str, arguments: &[&str]) -> bool {
     match Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).args(arguments).status() {
         Ok(status) => assert!(status.success(), "{arguments:?}"),
@@ -79,7 +79,7 @@ fn qcow2(test: &str, arguments: &[&str]) -> bool {
     true
 }
 
-/// It ended the daemon for all guests, and the next one, too.
+/// Such an image ended the daemon for all guests, and the next daemon, too.
 #[test]
 fn an_image_that_names_itself_ends_nobody() {
     let host = Host::up("names-itself");
@@ -94,7 +94,7 @@ fn an_image_that_names_itself_ends_nobody() {
     let disk = format!("format=qcow2,vdev=xvdb,target={image}");
     host.fails(&["disk", "attach", "web", &disk], 1, "behind which it is itself");
     assert_eq!(host.pid("xen-blockd"), daemon);
-    // While one stands in the store, the next daemon begins with it.
+    // While one is in the store, the next daemon starts with it.
     host.ok(&["disk", "attach", "--no-wait", "web", &disk]);
     host.kill("xen-blockd");
     host.ok(&["host", "up"]);
@@ -123,7 +123,7 @@ fn an_image_folder_is_given_to_a_host_that_is_up() {
     host.ok(&["host", "up", "--image-dir", folder.to_str().unwrap()]);
     host.ok(&["disk", "attach", "web", &disk]);
     host.ok(&["disk", "detach", "web", "xvdb"]);
-    // It stays so.
+    // The state stays.
     host.kill("xen-blockd");
     host.ok(&["host", "up"]);
     host.ok(&["disk", "attach", "web", &disk]);
@@ -253,7 +253,7 @@ fn a_second_backend_is_refused_and_takes_nothing_away() {
     assert_eq!(disk["frontend_state"], "Connected (4)");
 }
 
-/// One that was killed holds its locks until the kernel is done with it.
+/// A killed backend holds its locks until the kernel has released them.
 #[test]
 fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
     let host = Host::up("again");
@@ -267,7 +267,7 @@ fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
     for round in 1..=20 {
         let pid = host.pid("xen-blockd").unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        // It may still be seen to run.
+        // The old process may still be visible.
         host.until("it is up", || {
             host.ok(&["host", "up"]);
             (host.pid("xen-blockd")? != pid).then_some(())
@@ -283,7 +283,8 @@ fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
     assert!(!host.log_of("xen-blockd").contains("EBUSY"), "{}", host.log_of("xen-blockd"));
 }
 
-/// As by `xl`: a name without / in front is of the folder where the command was given, also when the guest is started again.
+/// As with `xl`: a name without / in front is relative to the folder where the command was given,
+/// also when the guest is started again.
 #[test]
 fn a_relative_name_is_looked_for_where_the_command_was_given() {
     let host = Host::up("relative");

@@ -12,14 +12,14 @@ fn a_program_that_is_done_at_once_had_its_disk() {
     for (program, status) in [("true", 0), ("exit 3", 3)] {
         let rest = format!("disk = [\"{image},,xvda,w\"]\nextra = \"{program}\"");
         let config = host.config("job", &rest);
-        // The image is let go of each time, and the name with it.
+        // The image is released each time, and the name with it.
         for _ in 0..10 {
             let output = host.run(&["create", &config, "--wait"]);
             assert_eq!(output.status.code(), Some(status), "{output:?}");
         }
     }
     host.until_alone();
-    // All of it while create does not look: the backend waits until create is stopped.
+    // All of it happens while create does not look: the backend waits until create is stopped.
     let config = host.config("job", &format!("disk = [\"{image},,xvda,w\"]\nextra = \"exit 3\""));
     let backend = host.pid("xen-blockd").unwrap();
     kill_process(backend, Signal::STOP).unwrap();
@@ -110,17 +110,17 @@ fn what_follows_an_end_is_as_the_configuration_says() {
     });
     host.fails(&["shutdown", "kept"], 1, "kept has ended (crashed); xb destroy kept takes it down");
     host.ok(&["destroy", "kept"]);
-    // Who waited for it leaves it there, too.
+    // A command that waited for it leaves it there, too.
     assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(1));
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert_eq!(host.json(&["info", "kept"])["state"], "crashed");
     host.ok(&["destroy", "kept"]);
-    // It ends at once each time: it is not started for ever.
+    // It ends at once each time: it is not restarted for ever.
     let config = host.config("hasty", "on_poweroff = \"restart\"\nextra = \"true\"");
     host.ok(&["create", &config]);
     host.until_alone();
     assert!(host.log_of("keeper").contains("hasty has ended once after"));
-    // Nor where it asks for it: this is a program of its own, and what it ends with says reboot.
+    // Nor if it requests that: this is a program of its own, and its exit status says reboot.
     let config = host.config("looping", "kernel = \"/bin/sh\"\nextra = \"-c exit${IFS}65\"");
     let output = host.run(&["create", &config, "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -163,13 +163,13 @@ fn a_log_is_bounded_and_all_that_comes_is_shown() {
     let numbers: Vec<u32> = shown.iter().filter_map(|line| line.parse().ok()).collect();
     kill_process(Pid::from_child(&follow), Signal::INT).unwrap();
     assert_eq!(follow.wait().unwrap().code(), Some(130));
-    // It was set aside twice meanwhile, at half a second or more from the time before.
+    // It was set aside twice meanwhile, at least half a second apart.
     let printed: Vec<u32> = (1..=5).flat_map(|n| n * 100_000..=n * 100_000 + 80_000).collect();
     assert!(numbers == printed, "{} of {} lines", numbers.len(), printed.len());
     let sizes = super::traces::entries(&host.path("h/guests/chatty"));
     let all: u64 = sizes.iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!(all < 3 << 20, "{all} bytes of a log that was 2.8 MB");
-    // On a terminal nothing moves its cursor.
+    // On a terminal the log moves no cursor.
     let config = host.config("wild", "extra = \"printf '\\\\033[2Jred\\\\n'\"");
     host.ok(&["create", &config]);
     host.until_log("wild", "\u{1b}[2Jred\n");
@@ -190,7 +190,8 @@ fn an_exit_status_is_passed_on() {
     }
     let config = host.config("job", "extra = \"kill -9 $$\"");
     assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(128 + 9));
-    // A program of one's own instead of the guest init: nobody tells its status, only the reason.
+    // A program of one's own instead of the guest init: its status is not reported, only the
+    // reason.
     let config = host.config("own", "kernel = \"/bin/false\"");
     assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(1));
     let config = host.config("own", "kernel = \"/bin/true\"");
@@ -198,13 +199,13 @@ fn an_exit_status_is_passed_on() {
     host.until_alone();
 }
 
-/// A guest that does not end is named, by status too, and ended once it can be.
+/// A guest that does not end is named, also by status, and ended once it can be.
 #[test]
 fn a_guest_that_does_not_end_is_told_of() {
     let freezer = std::path::PathBuf::from("/sys/fs/cgroup/freezer");
     let group = freezer.join(format!("xb-test-{}", std::process::id()));
     if std::fs::create_dir(&group).is_err() {
-        // In version 2 what is frozen ends by SIGKILL.
+        // In version 2 a frozen process ends by SIGKILL.
         conformance::skip("a guest that does not end", "no freezer of version 1 may be used here");
         return;
     }
@@ -229,7 +230,8 @@ fn a_guest_that_does_not_end_is_told_of() {
     std::fs::remove_dir(&group).unwrap();
 }
 
-/// A broker that was killed leaves nothing, whoever takes its host down and wherever that was started.
+/// A broker that was killed leaves nothing, whichever program takes its host down, in whatever
+/// folder it was started.
 #[test]
 fn a_host_whose_broker_was_killed_is_taken_down_whole() {
     let host = Host::up("broker-killed");

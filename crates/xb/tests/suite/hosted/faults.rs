@@ -110,7 +110,7 @@ fn of_two_that_bring_a_host_up_one_does() {
 fn a_daemon_that_is_gone_is_named() {
     let host = Host::up("gone");
     let config = host.config("web", "extra = \"exec sleep 1000\"");
-    // One that is there and makes no sense is not one that is down.
+    // A host that exists and cannot be used is not reported as down.
     let (control, aside) = (host.path("h/host/control"), host.path("aside"));
     std::fs::rename(&control, &aside).unwrap();
     let wrong = std::os::unix::net::UnixListener::bind(&control).unwrap();
@@ -135,7 +135,7 @@ fn a_hundred_rounds_leave_nothing() {
         host.ok(&["create", &config]);
         host.ok(&["destroy", "web"]);
     };
-    // What is made once and kept is made by the first rounds.
+    // Files that are made once and kept are made by the first rounds.
     (0..3).for_each(|_| round());
     let left = || {
         let daemons = ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
@@ -147,7 +147,7 @@ fn a_hundred_rounds_leave_nothing() {
         });
         (daemons, host.nodes())
     };
-    // The last of them may still be on its way out.
+    // The last process may still be ending.
     let mut last = left();
     let before = host.until("the daemons to be at rest", || {
         std::thread::sleep(Duration::from_millis(300));
@@ -156,7 +156,7 @@ fn a_hundred_rounds_leave_nothing() {
         last = now.clone();
         same.then_some(now)
     });
-    // What a daemon has grown to it may keep, for the next ones.
+    // A daemon may keep the memory that it has grown to, for later rounds.
     let kib = || {
         ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
             let pid = host.pid(daemon).unwrap().as_raw_nonzero();
@@ -199,7 +199,7 @@ fn what_is_no_host_is_left_alone() {
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
     host.fails(&["list"], 4, "no host is up in");
     host.ok(&["host", "up"]);
-    // What somebody puts beside a host stays, and the folder with it.
+    // Another user's file beside a host stays, and the folder with it.
     std::fs::write(folder.join("precious"), "kept").unwrap();
     host.ok(&["host", "down"]);
     assert_eq!(entries(&folder), [folder.join("precious")]);
@@ -217,7 +217,7 @@ fn what_is_no_host_is_left_alone() {
 fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
     let host = Host::up("keeper");
     let image = host.image("a.img", 1 << 20);
-    // More than a FIFO holds, all of it once somebody reads again; then it ends with the keeper gone.
+    // More output than a FIFO holds, all of it read later; then it ends while the keeper is gone.
     let config = host.config(
         "web",
         &format!(
@@ -231,7 +231,7 @@ fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
     let domid = host.json(&["create", &config])["domid"].clone();
     host.until_log("web", "first");
     host.kill("keeper");
-    // Its init says so of its disk, and serves it.
+    // The guest's init logs the disk, and serves it.
     host.ok(&["disk", "attach", "web", "vdev=xvda,target=memory:1048576"]);
     host.ok(&["disk", "detach", "web", "xvdb"]);
     assert_eq!(host.json(&["info", "web"])["state"], json!("running"));
@@ -245,7 +245,7 @@ fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
         "{log:.200}"
     );
     assert_eq!(host.json(&["info", "web"])["domid"], domid);
-    // What ends without a keeper is seen to by the next one.
+    // A guest that ends without a keeper is settled by the next one.
     host.kill("keeper");
     host.ok(&["shutdown", "web", "--wait"]);
     host.ok(&["host", "up"]);
@@ -270,7 +270,7 @@ fn a_daemons_log_is_bounded() {
     );
 }
 
-/// Bytes that a process has had written.
+/// Returns the number of bytes that a process has written.
 fn written(pid: rustix::process::Pid) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap();
     let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
@@ -287,18 +287,18 @@ fn a_guest_that_prints_without_end_is_read_at_its_rate() {
         (written(keeper) - before >= xb::keeper::PRINT_BURST).then_some(())
     });
     std::thread::sleep(Duration::from_secs(2));
-    // What is printed by others and noted of its life is little.
+    // The other writes, for other output and for the record of its life, are small.
     let bytes = written(keeper) - before;
     let most =
         xb::keeper::PRINT_BURST + xb::keeper::PRINT_RATE * begin.elapsed().as_secs() + (1 << 19);
     assert!(bytes <= most, "{bytes} bytes, of {most}");
-    // Others are read meanwhile, and it is ended as anybody.
+    // Other guests' output is read meanwhile, and it is destroyed like any guest.
     host.ok(&["create", &host.config("web", "extra = \"echo hello; exec sleep 1000\"")]);
     host.until_log("web", "hello");
     host.ok(&["destroy", "loud"]);
 }
 
-/// A broker that does not answer is not waited for longer than was said.
+/// The wait for a broker that does not answer is as long as requested.
 #[test]
 fn a_broker_that_is_stopped_is_waited_for_as_long_as_was_said() {
     let host = Host::up("stopped");
@@ -325,7 +325,7 @@ fn guests_that_print_do_not_fill_the_records_folder() {
         "quiet",
         "disk = [\"vdev=xvda,target=memory:1048576\"]\nextra = \"exec sleep 1000\"",
     );
-    // Eight times two MiB are printed at once, and more later; the folder has twelve.
+    // Eight guests print two MiB at once, and more later; the folder has twelve.
     let script = format!(
         "set -e; mkdir $DIR/h && mount -t tmpfs -o size=12m,mode=700 none $DIR/h
          xb() {{ $XB --host $DIR/h \"$@\"; }}
@@ -344,13 +344,13 @@ fn guests_that_print_do_not_fill_the_records_folder() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     let (free, disk) = said.trim().split_once('\n').unwrap();
-    // An eighth of it, but for what was being written.
+    // An eighth of it, except for the bytes that were just being written.
     let free: u64 = free.trim().parse().unwrap();
     assert!((1024..6 * 1024).contains(&free), "{free} KiB are free");
     assert!(disk.contains("Connected (4)"), "{disk}");
 }
 
-/// A kernel without Xen is a program, or a script; what cannot be run is told at once.
+/// A kernel without Xen is a program, or a script; a file that cannot be run is refused at once.
 #[test]
 fn a_kernel_that_cannot_be_run_is_refused_and_a_script_runs() {
     let host = Host::up("kernel");

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM at each step, and waits with an end.
+//! Ctrl-C and SIGTERM at each step, and waits with a time limit.
 
 use super::support::Host;
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,7 +11,7 @@ fn interrupt(child: &Child) {
     kill_process(Pid::from_child(child), Signal::INT).unwrap();
 }
 
-/// The signals of a process that one line of its `status` names.
+/// Returns the signals of a process in one line of its `status`.
 fn signals(child: &Child, which: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let bits = text.lines().find_map(|line| line.strip_prefix(which))?;
@@ -24,14 +24,14 @@ fn until_it_catches(host: &Host, child: &Child) {
     host.until("it catches Ctrl-C", || (signals(child, "SigCgt:")? & interrupt != 0).then_some(()));
 }
 
-/// Waits until a program sleeps, as it does for as long as a daemon that is stopped.
+/// Waits until a program sleeps, as it does for as long as a daemon is stopped.
 fn until_it_waits(host: &Host, child: &Child) {
     let stat = format!("/proc/{}/stat", child.id());
     let asleep = || {
         let stat = std::fs::read_to_string(&stat).ok()?;
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let state = fields.next()?.to_owned();
-        // With its processor time: one that only waits for a processor goes on.
+        // With its processor time: a program that only waits for a processor continues.
         (state == "S").then(|| fields.nth(10).map(str::to_owned))
     };
     let mut last = None;
@@ -44,7 +44,8 @@ fn until_it_waits(host: &Host, child: &Child) {
     });
 }
 
-/// Ends `create` by SIGTERM while one daemon does not answer: at once, and the others see to what it leaves.
+/// Ends `create` by SIGTERM while one daemon does not answer: it ends at once, and the others clean
+/// up.
 fn ended_at(host: &Host, args: &[&str], daemon: &str) {
     let nodes = host.nodes();
     let stopped = host.pid(daemon).unwrap();
@@ -72,7 +73,7 @@ fn sigterm_ends_create_at_once_and_leaves_nothing() {
             ended_at(&host, &["create", &with_disk, "--paused"], daemon);
         }
     }
-    // And its name and image are free; what was created before stays when its creator is gone.
+    // Its name and image are free; guests that were created before stay when their creator is gone.
     host.ok(&["create", &with_disk]);
     let without = host.config("without", "extra = \"exec sleep 1000\"");
     host.ok(&["create", &without, "--paused"]);
@@ -108,7 +109,7 @@ fn who_waits_for_a_guest_takes_it_along_whatever_ends_it() {
     }
 }
 
-/// The waiter dies while the keeper starts the guest again, when neither guest is there.
+/// The waiting command dies while the keeper starts the guest again, when neither guest exists.
 #[test]
 fn who_waits_takes_a_guest_along_that_is_being_started_again() {
     let host = Host::up("wait-again");
@@ -138,7 +139,8 @@ fn who_waits_takes_a_guest_along_that_is_being_started_again() {
     host.until("no node is left", || (host.nodes() == nodes).then_some(()));
 }
 
-/// Interrupts `create` while one daemon does not answer, and lets the daemon go on once that is known.
+/// Interrupts `create` while one daemon does not answer, and continues the daemon once `create` has
+/// noticed.
 fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
     let nodes = host.nodes();
     let stopped = host.pid(daemon).unwrap();
@@ -173,7 +175,7 @@ fn ctrl_c_at_each_step_of_create_leaves_nothing() {
             interrupted_at(&host, &["create", &without, "--paused"], daemon);
         }
     }
-    // It is done, and waited for: it goes with who waits.
+    // It is complete, and waited for: it ends with the waiting command.
     let child = host.command(&["create", &with_disk, "--wait"]).spawn().unwrap();
     host.until("it runs", || {
         (host.json(&["disk", "list"])[0]["frontend_state"] == "Connected (4)").then_some(())
@@ -181,13 +183,13 @@ fn ctrl_c_at_each_step_of_create_leaves_nothing() {
     interrupt(&child);
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
     host.until_alone();
-    // And its name and image are free.
+    // Its name and image are free.
     host.ok(&["create", &with_disk]);
 }
 
 #[test]
 fn ctrl_c_at_each_step_of_the_demo_leaves_nothing() {
-    // As many lines as there are, and one more: then it has ended by itself.
+    // As many rounds as lines, and one more: then it has ended by itself.
     for lines in 0..20 {
         let host = Host::down(&format!("ctrl-c-{lines}"));
         let mut child =
@@ -202,7 +204,8 @@ fn ctrl_c_at_each_step_of_the_demo_leaves_nothing() {
         let status = child.wait().unwrap();
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        // It may come before anything catches it, when there is nothing to undo; or when all has been done.
+        // The signal may come before a handler is set, when there is nothing to undo; or after all
+        // steps.
         let at_once = status.signal() == Some(Signal::INT.as_raw()) && seen.is_empty();
         let done = status.success() && seen.contains("all is taken down");
         let interrupted = status.code() == Some(130) && said.contains("interrupted");
@@ -242,7 +245,7 @@ fn a_store_that_does_not_answer_is_waited_for_with_an_end() {
     let store = host.pid("xenstored").unwrap();
     kill_process(store, Signal::STOP).unwrap();
     host.fails(&["list", "--timeout", "1"], 3, "the store's reply: Connection timed out");
-    // The first Ctrl-C is for waits that can be undone, the second ends all.
+    // The first Ctrl-C is for waits that can be undone, the second ends the process.
     let mut child = host.command(&["list"]).spawn().unwrap();
     until_it_catches(&host, &child);
     interrupt(&child);

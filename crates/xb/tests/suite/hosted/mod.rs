@@ -1,4 +1,5 @@
-//! `xb` on hosted hosts: the program itself, the real daemons, guests that run; and what is left of them.
+//! `xb` on hosted hosts: the program itself, the real daemons, guests that run; and a check that
+//! nothing is left of them.
 
 mod commands;
 mod demo;

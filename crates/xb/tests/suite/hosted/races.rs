@@ -1,7 +1,7 @@
-//! Twenty clients at once, each with commands that a seed chooses, on the same few guests; some are killed on the way.
-//! Nobody is told anything but what happened, and nothing is left.
+//! Twenty clients at once, each with commands that a seed chooses, on the same few guests; some are
+//! killed in between. Every message is true, and nothing is left.
 //!
-//! `RACE_SECONDS=600` goes on for ten minutes, `RACE_SEED=17` begins with that seed.
+//! `RACE_SECONDS=600` runs for ten minutes, `RACE_SEED=17` begins with that seed.
 
 use super::support::{Host, WITHIN};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,7 +17,7 @@ const NAMES: [&str; 5] = ["ant", "bee", "cat", "dog", "eel"];
 /// Guests' images, beside their root.
 const DISKS: [&str; 2] = ["xvdb", "xvdc"];
 
-/// Words of refusals, exit status 1, that others cause who do things with the same guest.
+/// Texts of refusals, exit status 1, that other clients of the same guest cause.
 const REFUSALS: [&str; 8] = [
     "another xb is creating ",
     " already (number ",
@@ -26,12 +26,12 @@ const REFUSALS: [&str; 8] = [
     " has ended (",
     " has ended before its disk ",
     " and is not started again ",
-    // Its disk is still another's, who is on its way out.
+    // Its disk is still in use by another guest, which is ending.
     " is in use by ",
 ];
-/// Words of exit status 4: there is no such domain or disk, or no longer.
+/// Texts of exit status 4: there is no such domain or disk, or no longer.
 const GONE: [&str; 3] = [" was destroyed meanwhile", "there is no domain ", " has no disk "];
-/// Words of waits that may be in vain, exit status 3: a paused guest answers nobody.
+/// Texts of waits that may fail, exit status 3: a paused guest answers nobody.
 const TIMEOUTS: [&str; 4] = [" connects (frontend ", " is let go of ", " ends: ", " runs again: "];
 
 /// Numbers by a seed (splitmix64).
@@ -51,7 +51,7 @@ impl SeededRandom {
     }
 }
 
-/// A command line by chance.
+/// Returns a random command line.
 fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
     let name = chance.of(&NAMES);
     let disk = chance.of(&DISKS);
@@ -78,7 +78,8 @@ fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
         18 => vec![chance.of(&["info"]).into(), name.into()],
         _ => vec![chance.of(&["list", "tree"]).into()],
     };
-    // What a paused guest has a part in ends soon; all else has time, on a busy machine too.
+    // A command that a paused guest takes part in ends soon; all others have time, on a busy
+    // machine too.
     let within = match words[0].as_str() {
         "create" => "10",
         "disk" | "shutdown" | "reboot" => "5",
@@ -87,7 +88,7 @@ fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
     [words, vec!["--timeout".into(), within.into()]].concat()
 }
 
-/// Runs commands until the end; what was not as it should be.
+/// Runs commands until the end, and collects unexpected results.
 fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u64; 3] {
     let mut chance = SeededRandom(seed);
     let [mut done, mut refused, mut killed] = [0; 3];
@@ -121,7 +122,7 @@ fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u6
     [done, refused, killed]
 }
 
-/// True where a command has failed as it may.
+/// True if a command has failed in an expected way.
 fn is_allowed(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
@@ -176,7 +177,7 @@ fn twenty_clients_at_once_are_told_what_happened_and_leave_nothing() {
         odd.len()
     );
     assert!(done > 0 && refused > 0 && killed > 0, "all of it has happened");
-    // Who is there still, is taken down as anybody would; all else is the host's own work.
+    // Remaining guests are destroyed with ordinary commands; the rest is the host's own work.
     let mut asked = Vec::new();
     let begin = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! A host for a test: `xb` run as anybody runs it, and everything of it gone at the end.
+//! A host for a test: `xb` as a user runs it, with all of it removed at the end.
 
 use super::traces::{self, Traces};
 use std::path::PathBuf;
@@ -21,11 +21,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A host that is not up yet.
+    /// Makes a host that is not up yet.
     pub(crate) fn down(test: &str) -> Self {
         static BUILT: Once = Once::new();
         BUILT.call_once(|| {
-            // As in a fresh checkout: cargo makes what xb runs.
+            // As in a fresh checkout: cargo builds the programs that xb runs.
             let output = Command::new(XB).args(["store", "--", "--help"]).output().unwrap();
             assert!(output.status.success(), "{output:?}");
         });
@@ -36,7 +36,7 @@ impl Host {
         Self { folder, before, nodes: None }
     }
 
-    /// A host that is up.
+    /// Makes a host that is up.
     pub(crate) fn up(test: &str) -> Self {
         let mut host = Self::down(test);
         host.ok(&["host", "up"]);
@@ -52,7 +52,7 @@ impl Host {
         let mut command = Command::new(XB);
         command.arg("--host").arg(self.path("h")).args(args);
         command.env_remove("XB_HOST").env("TMPDIR", &self.folder);
-        // What it runs was built by the first.
+        // The programs were built by the first command.
         command.env_remove("CARGO");
         command
     }
@@ -85,7 +85,7 @@ impl Host {
         self.try_json(args).unwrap_or_else(|| panic!("xb {args:?} has failed"))
     }
 
-    /// All nodes of the store, but for the folders that hold domains and stay.
+    /// Lists all nodes of the store, except the folders that hold domains and stay.
     pub(crate) fn nodes(&self) -> Vec<String> {
         let mut stay: Vec<String> =
             ["/libxl", "/local/domain/0", "/vm"].map(str::to_owned).to_vec();
@@ -122,7 +122,7 @@ impl Host {
             .unwrap_or_default()
     }
 
-    /// Waits until something is so.
+    /// Waits until `so` returns a value.
     pub(crate) fn until<T>(&self, what: &str, mut so: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + WITHIN;
         loop {
@@ -167,7 +167,7 @@ impl Host {
         })
     }
 
-    /// Ends a daemon as a crash would.
+    /// Kills a daemon as a crash would.
     pub(crate) fn kill(&self, daemon: &str) {
         let pid = self.pid(daemon).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -196,7 +196,7 @@ impl Host {
         for domain in domains.as_array().unwrap().iter().filter(|domain| domain["domid"] != 0) {
             self.run(&["destroy", &domain["domid"].to_string()]);
         }
-        // The keeper may be at one of them, or start it again.
+        // The keeper may be settling one of them, or start it again.
         self.until("no node is left of guests", || {
             for domain in self.try_json(&["list"])?.as_array()?.iter().skip(1) {
                 self.run(&["destroy", &domain["domid"].to_string()]);

@@ -29,7 +29,7 @@ pub(crate) fn remaining(folder: &Path, before: &Traces) -> Traces {
     left
 }
 
-/// All that names this folder, and all that could be of a host in it.
+/// Lists everything that names this folder, and everything that could be of a host in it.
 pub(crate) fn of(folder: &Path) -> Traces {
     let mut traces = Traces::new();
     let name = folder.to_str().unwrap();
@@ -55,7 +55,7 @@ pub(crate) fn of(folder: &Path) -> Traces {
     }
     for device in entries(Path::new("/sys/block")) {
         if device.join("loop").exists() {
-            // Counted up at each attach: the same device is not the same trace.
+            // A counter that increases at each attach: the same device is not the same trace.
             let times = text(&device.join("diskseq"));
             traces.insert(format!("loop device {} {}", device.display(), times.trim()));
         }
@@ -93,8 +93,8 @@ fn group_of(host: &Path) -> Option<String> {
     Some(format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino()))
 }
 
-/// Brokers' control groups, but for those of other hosts: those that are up, and those that were begun elsewhere than
-/// this test, as brokers make theirs below the group that they are in.
+/// Lists brokers' control groups, except those of other hosts: hosts that are up, and hosts that
+/// were started in another place than this test, as brokers make theirs below their own group.
 fn groups(others: &BTreeSet<String>, traces: &mut Traces) {
     let mounts = Path::new("/sys/fs/cgroup");
     let mut found = Vec::new();
@@ -120,11 +120,11 @@ fn groups(others: &BTreeSet<String>, traces: &mut Traces) {
     }
 }
 
-/// The groups of brokers below one.
+/// Finds the groups of brokers below one.
 fn groups_below(group: &Path, found: &mut Vec<PathBuf>) {
     for path in entries(group).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // Where all brokers of a group are, on version 2, is no host's.
+        // The group with all brokers of a group, on version 2, is no host's.
         if name.starts_with("xenbus-") && name != "xenbus-broker" {
             found.push(path);
         } else {
@@ -143,7 +143,7 @@ pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// Ends what was planted.
+/// A planted trace, removed when it is dropped.
 struct PlantedTrace<'a>(&'a str, Vec<&'a str>);
 
 impl Drop for PlantedTrace<'_> {

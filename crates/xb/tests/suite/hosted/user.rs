@@ -53,7 +53,7 @@ fn an_ordinary_user_who_may_open_fuse_has_files() {
         return;
     }
     let home = Home::of(&host);
-    // As Debian has it: anybody's.
+    // As on Debian: writable for all.
     let script = format!(
         "cp -a /dev/fuse $DIR/fuse && chmod 666 $DIR/fuse && mount --bind $DIR/fuse /dev/fuse && \
          export TMPDIR={home} && exec setpriv --reuid={USER} --regid={USER} --clear-groups \
@@ -73,7 +73,7 @@ fn an_ordinary_user_who_may_open_fuse_has_files() {
 fn an_ordinary_user_has_guests_and_is_told_what_cannot_be() {
     let host = Host::down("user");
     if !rustix::process::geteuid().is_root() {
-        // Then all other tests are an ordinary user's.
+        // Then all other tests run as an ordinary user.
         return conformance::skip(
             "an_ordinary_user_has_guests_and_is_told_what_cannot_be",
             "only root can become another user",
@@ -106,7 +106,7 @@ fn an_ordinary_user_has_guests_and_is_told_what_cannot_be() {
     let words = "web: only root may have the host's kernel mount a guest's disk";
     assert!(said.contains(words), "{said}");
     home.ok(&host, &["destroy", "web"]);
-    // An image that is root's alone.
+    // An image that only root may use.
     let theirs = host.image("root.img", 1 << 20);
     std::fs::set_permissions(&theirs, PermissionsExt::from_mode(0o600)).unwrap();
     let refused = home.run(&host, &["create", config, &format!("disk=[\"{theirs},,xvda,w\"]")]);

@@ -34,7 +34,8 @@ fn every_command_that_does_something_prints_json() {
         host.json(&["reboot", "web", "--wait"]),
         json!({ "name": "web", "domid": 2, "asked": "reboot", "ended": false })
     );
-    // A program that has just begun may be asked before it listens; its init ends it then.
+    // A program that has just begun may be asked before it listens for signals; its init ends it
+    // then.
     assert_eq!(
         host.json(&["shutdown", "web", "--wait"]),
         json!({ "name": "web", "domid": 2, "asked": "poweroff", "ended": true })
@@ -95,7 +96,7 @@ fn what_would_have_no_effect_is_refused() {
 #[test]
 fn a_host_that_does_not_come_up_in_time_is_given_up() {
     let host = Host::down("late");
-    // Four daemons may each be there at the first look, as the machine likes; not each time.
+    // All four daemons may be found at the first look by chance; not each time.
     let late = host.until("it is late", || {
         let output = host.run(&["host", "up", "--timeout", "0"]);
         if output.status.success() {
@@ -120,7 +121,7 @@ fn cargo_builds_what_is_ours_and_nothing_elsewhere() {
         let mut command = host.command(&["store", "--", "--help"]);
         command.env("CARGO", "/bin/false").env("CARGO_MANIFEST_DIR", manifest).output().unwrap()
     };
-    // Of this very project, each time.
+    // Built from this project, each time.
     let ours = with(env!("CARGO_MANIFEST_DIR"));
     let said = String::from_utf8_lossy(&ours.stderr).into_owned();
     assert_eq!(ours.status.code(), Some(1), "{said}");
