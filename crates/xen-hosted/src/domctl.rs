@@ -1,6 +1,6 @@
 //! Control of domains, over the broker's socket for it.
 
-use crate::domain::{Config, Lack};
+use crate::domain::{Config, MissingFeature};
 use crate::link::{Answer, Link};
 use crate::proto::Request;
 use crate::{HostDir, Platform, Role};
@@ -91,7 +91,7 @@ pub struct Created {
     /// The port at which it waits for its console.
     pub console_port: Port,
     /// The parts of its sandbox that it runs without.
-    pub lacks: Vec<Lack>,
+    pub lacks: Vec<MissingFeature>,
 }
 
 /// A connection to the broker that a domain ends with.
@@ -169,7 +169,7 @@ impl Control {
             store_gfn: Gfn(answer.number(2)?),
             store_port: Port(answer.number(3)?),
             console_port: Port(answer.number(4)?),
-            lacks: Lack::all_of(answer.number(5)?),
+            lacks: MissingFeature::all_of(answer.number(5)?),
         })
     }
 

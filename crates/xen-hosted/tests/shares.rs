@@ -56,7 +56,7 @@ fn of_one_processor() -> Option<Host> {
     let program = File::open("/bin/sh").unwrap();
     let created = host.control().create_quiet(&config, &program).unwrap();
     host.control().destroy(created.domid).unwrap();
-    if created.lacks.contains(&xen_hosted::domain::Lack::CpuLimit) {
+    if created.lacks.contains(&xen_hosted::domain::MissingFeature::CpuLimit) {
         conformance::skip("shares of a processor", "no cpu control group may be made here");
         return None;
     }

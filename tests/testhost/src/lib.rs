@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::HostDir;
-use xen_hosted::domain::{Config, Files, Lack};
+use xen_hosted::domain::{Config, Files, MissingFeature};
 use xen_hosted::domctl::{Control, Descriptors};
 use xenstore::{Client, Perm, Store};
 
@@ -232,7 +232,7 @@ pub struct Guest {
     /// The domain number.
     pub domid: DomId,
     /// The features that this machine does not have and the guest does without.
-    pub lacks: Vec<Lack>,
+    pub lacks: Vec<MissingFeature>,
     input: PipeWriter,
     lines: Receiver<String>,
 }

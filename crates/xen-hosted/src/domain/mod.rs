@@ -5,7 +5,7 @@ mod config;
 mod delegation;
 pub(crate) mod devices;
 pub(crate) mod filter;
-mod lack;
+mod missing_feature;
 mod root;
 pub(crate) mod sandbox;
 mod script;
@@ -13,8 +13,8 @@ pub(crate) mod user;
 
 pub use config::{Config, Devices, Files, Lifetime};
 pub use filter::system_calls;
-pub(crate) use lack::LACKS;
-pub use lack::Lack;
+pub(crate) use missing_feature::MISSING_FEATURES;
+pub use missing_feature::MissingFeature;
 
 use xen::domwatch::ShutdownReason;
 

@@ -4,12 +4,12 @@
 //! need: first it enters its control groups, then it changes user, namespaces, files and
 //! capabilities, and last it gives up all system calls that are not on the list. Any failure ends
 //! it: a sandbox is never incomplete. The parts that the machine does not have were found before
-//! ([`Lack`]).
+//! ([`MissingFeature`]).
 
 use super::config::{Config, Devices, Files};
 use super::devices::{self, DeviceMount, Names};
 use super::filter::{self, Processes, Sandbox};
-use super::lack::Lack;
+use super::missing_feature::MissingFeature;
 use super::root::{self, SYSTEM};
 use super::script::Script;
 use super::user::{INNER_ID, User, become_user};
@@ -124,7 +124,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
-    let has_namespaces = plan.lacks & Lack::Namespaces.bit() == 0;
+    let has_namespaces = plan.lacks & MissingFeature::Namespaces.bit() == 0;
     let script = Script::of(&plan.files[0], has_namespaces).map_err(|errno| (10, errno))?;
     let mut fuse = open_devices(&mut plan);
     let mut names = None;
@@ -140,7 +140,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
         });
         if fuse.is_some() && names.is_none() {
             // Refused by an old kernel or a policy: the domain runs without it.
-            plan.lacks |= Lack::Devices.bit();
+            plan.lacks |= MissingFeature::Devices.bit();
             fuse = None;
         }
         if plan.config.devices != Devices::None {
@@ -197,24 +197,24 @@ fn open_devices(plan: &mut Plan<'_>) -> Option<OwnedFd> {
     if plan.config.devices == Devices::None {
         return None;
     }
-    let unable = Lack::Namespaces.bit() | Lack::Devices.bit();
+    let unable = MissingFeature::Namespaces.bit() | MissingFeature::Devices.bit();
     let opened = match plan.devices.as_ref() {
         _ if plan.lacks & unable != 0 => Err(Errno::PERM),
         given => devices::connect(given),
     };
     if opened.is_err() {
-        plan.lacks |= Lack::Devices.bit();
+        plan.lacks |= MissingFeature::Devices.bit();
     }
     opened.ok()
 }
 
 /// Installs the filter of system calls.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
-    if plan.lacks & Lack::Namespaces.bit() == 0 {
+    if plan.lacks & MissingFeature::Namespaces.bit() == 0 {
         return plan.filter.install().ok();
     }
     let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
-    let own_user = plan.lacks & Lack::OwnUser.bit() == 0;
+    let own_user = plan.lacks & MissingFeature::OwnUser.bit() == 0;
     let sandbox = Sandbox { processes: Processes::ThreadsOf(own), own_user };
     filter::filter(sandbox).ok()?.install().ok()
 }
@@ -272,7 +272,7 @@ fn bound(plan: &Plan<'_>) -> Result<(), Errno> {
     if plan.user != User::Same {
         set(Resource::Nproc, plan.config.tasks_max.into())?;
     }
-    if plan.lacks & Lack::MemoryLimit.bit() != 0 {
+    if plan.lacks & MissingFeature::MemoryLimit.bit() != 0 {
         set(Resource::Data, plan.config.memory_max_kib.saturating_mul(1024))?;
     }
     Ok(())
@@ -282,7 +282,9 @@ fn give_up_privileges(plan: &Plan<'_>) -> Result<(), Errno> {
     rustix::process::setsid()
         .map(drop)
         .or_else(|errno| if errno == Errno::PERM { Ok(()) } else { Err(errno) })?;
-    if plan.lacks & Lack::Namespaces.bit() != 0 && plan.lacks & Lack::Landlock.bit() == 0 {
+    if plan.lacks & MissingFeature::Namespaces.bit() != 0
+        && plan.lacks & MissingFeature::Landlock.bit() == 0
+    {
         let folders = match plan.config.files {
             Files::None => Vec::new(),
             Files::System => SYSTEM

@@ -1,6 +1,6 @@
 //! The descriptors that the broker may have, and each domain's part of them.
 
-use crate::domain::Lack;
+use crate::domain::MissingFeature;
 use crate::limits::{ARENAS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TASKS_DEFAULT, raise_descriptors};
 
 /// Descriptors that the broker keeps for itself.
@@ -36,6 +36,6 @@ impl Budget {
 
     /// Returns the bits of the parts that domains run without.
     pub(super) fn lacks(self) -> u64 {
-        if self.ports < PORTS_MAX { Lack::Ports.bit() } else { 0 }
+        if self.ports < PORTS_MAX { MissingFeature::Ports.bit() } else { 0 }
     }
 }

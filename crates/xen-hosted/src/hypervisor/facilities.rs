@@ -5,7 +5,7 @@ use super::directory::Directory;
 use super::namespaces::Namespaces;
 use super::remains::Holdings;
 use super::users::Users;
-use crate::domain::Lack;
+use crate::domain::MissingFeature;
 use std::io;
 use xen::DomId;
 
@@ -41,10 +41,10 @@ impl HostFacilities {
 
     /// Returns the bits of the parts that domains run without.
     pub(super) fn lacks(&self) -> u64 {
-        let bit = |lacks: bool, lack: Lack| if lacks { lack.bit() } else { 0 };
+        let bit = |lacks: bool, lack: MissingFeature| if lacks { lack.bit() } else { 0 };
         let no_devices = self.namespaces != Namespaces::None && self.connections.cannot_end();
         self.namespaces.lacks()
-            | bit(no_devices, Lack::Devices)
-            | bit(self.users.is_none(), Lack::OwnUser)
+            | bit(no_devices, MissingFeature::Devices)
+            | bit(self.users.is_none(), MissingFeature::OwnUser)
     }
 }

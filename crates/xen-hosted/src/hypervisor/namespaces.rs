@@ -1,7 +1,7 @@
 //! The namespaces that domains can have on this machine, found once by trying.
 
 use super::process::{end_now, map_ids, pair};
-use crate::domain::Lack;
+use crate::domain::MissingFeature;
 use crate::domain::sandbox;
 use crate::domain::user::User;
 use crate::proto::{self, Message};
@@ -53,9 +53,9 @@ impl Namespaces {
     pub(super) fn lacks(self) -> u64 {
         match self {
             Self::All => 0,
-            Self::NotOfUsers => Lack::UserNamespace.bit(),
-            Self::None if sys::landlock_abi() > 0 => Lack::Namespaces.bit(),
-            Self::None => Lack::Namespaces.bit() | Lack::Landlock.bit(),
+            Self::NotOfUsers => MissingFeature::UserNamespace.bit(),
+            Self::None if sys::landlock_abi() > 0 => MissingFeature::Namespaces.bit(),
+            Self::None => MissingFeature::Namespaces.bit() | MissingFeature::Landlock.bit(),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::domain::devices::DeviceMount;
 use crate::domain::filter::{self, Processes, Sandbox};
 use crate::domain::sandbox::{self, Plan};
 use crate::domain::user::User;
-use crate::domain::{Config, Devices, LACKS, Lack};
+use crate::domain::{Config, Devices, MISSING_FEATURES, MissingFeature};
 use crate::errno::from_errno;
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::sys;
@@ -57,12 +57,17 @@ impl Sandboxes {
         cgroups: impl FnOnce() -> Cgroups,
     ) -> io::Result<Self> {
         let mut lacks = budget.lacks() | facilities.lacks();
-        let own_user = lacks & Lack::OwnUser.bit() == 0;
+        let own_user = lacks & MissingFeature::OwnUser.bit() == 0;
         let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user };
         let filter = filter::filter(sandbox).map_err(io::Error::other)?;
         let cgroups = cgroups();
-        let bounded =
-            [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
+        let bounded = [
+            MissingFeature::MemoryLimit,
+            MissingFeature::CpuLimit,
+            MissingFeature::TaskLimit,
+            MissingFeature::Freezer,
+            MissingFeature::Accounting,
+        ];
         for (lack, has) in bounded.iter().zip(cgroups.bounds()) {
             lacks |= if has { 0 } else { lack.bit() };
         }
@@ -93,11 +98,11 @@ impl Sandboxes {
     }
 
     fn say(&self, lacks: u64) {
-        for (lack, text) in LACKS {
+        for (lack, text) in MISSING_FEATURES {
             if lacks & lack.bit() == 0 {
                 continue;
             }
-            if lack == Lack::Ports {
+            if lack == MissingFeature::Ports {
                 say(&format!("{text} (here: {} ports)", self.ports_max));
             } else {
                 say(text);
@@ -147,7 +152,7 @@ impl Sandboxes {
         };
         if let Some(id) = outer
             && config.devices == Devices::KernelFiles
-            && self.lacks & Lack::Devices.bit() == 0
+            && self.lacks & MissingFeature::Devices.bit() == 0
         {
             plan.devices = DeviceMount::of_the_host(id, &self.facilities.name).ok();
         }

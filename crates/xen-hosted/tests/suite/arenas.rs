@@ -5,7 +5,7 @@ use crate::support::puppet::Puppet;
 use crate::support::{Host, playing};
 use xen::GrantRef;
 use xen::gnttab::{Access, GrantMap};
-use xen_hosted::domain::Lack;
+use xen_hosted::domain::MissingFeature;
 use xen_hosted::limits::{ARENA_PAGES, ARENAS_MAX, raise_descriptors};
 use xen_hosted::{Platform, Role};
 
@@ -63,7 +63,7 @@ fn more_arenas_than_a_domain_has_memory_for_are_refused() {
     let mut config = playing("puppet");
     config.memory_max_kib = 24 * 1024;
     let mut guest = Puppet::start_with(&mut control, &config);
-    if guest.created.lacks.contains(&Lack::MemoryLimit) {
+    if guest.created.lacks.contains(&MissingFeature::MemoryLimit) {
         conformance::skip("memory of arenas", "no memory control group may be made here");
         return;
     }

@@ -5,7 +5,7 @@ use crate::support::puppet::Puppet;
 use crate::support::{Host, entries, raw};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use xen_hosted::domain::{Lack, system_calls};
+use xen_hosted::domain::{MissingFeature, system_calls};
 
 /// The limit of the numbers of calls.
 const NUMBERS: libc::c_long = 480;
@@ -14,8 +14,8 @@ const NUMBERS: libc::c_long = 480;
 fn each_is_refused(host: &Host, namespaces: bool) {
     let mut guest = Puppet::start(host);
     let lacks = |lack| guest.created.lacks.contains(&lack);
-    assert_eq!(lacks(Lack::Namespaces), !namespaces);
-    let own_user = !lacks(Lack::OwnUser);
+    assert_eq!(lacks(MissingFeature::Namespaces), !namespaces);
+    let own_user = !lacks(MissingFeature::OwnUser);
     let allowed = system_calls(namespaces, own_user);
     let mut tried = 0;
     // The kernel lets no filter refuse its calls for probes of programs; any other process is

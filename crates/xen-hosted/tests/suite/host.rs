@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen_hosted::Platform;
-use xen_hosted::domain::Lack;
+use xen_hosted::domain::MissingFeature;
 use xen_hosted::domctl::{Control, Created};
 use xenstore::Store;
 use xenstore_core::wire::MsgType;
@@ -126,8 +126,8 @@ fn an_ordinary_user_has_it_all_but_what_is_said() {
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);
-    assert!(created.lacks.contains(&Lack::OwnUser), "{:?}", created.lacks);
-    assert!(!created.lacks.contains(&Lack::Namespaces), "{:?}", created.lacks);
+    assert!(created.lacks.contains(&MissingFeature::OwnUser), "{:?}", created.lacks);
+    assert!(!created.lacks.contains(&MissingFeature::Namespaces), "{:?}", created.lacks);
     control.destroy(created.domid).unwrap();
 }
 
@@ -137,7 +137,7 @@ fn without_user_namespaces_the_rest_remains() {
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);
-    assert!(created.lacks.contains(&Lack::Namespaces), "{:?}", created.lacks);
+    assert!(created.lacks.contains(&MissingFeature::Namespaces), "{:?}", created.lacks);
     control.destroy(created.domid).unwrap();
 }
 
@@ -151,7 +151,7 @@ fn root_does_without_user_namespaces() {
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);
-    assert_eq!(created.lacks, [Lack::UserNamespace]);
+    assert_eq!(created.lacks, [MissingFeature::UserNamespace]);
     control.destroy(created.domid).unwrap();
     // It has the rights of other guests, and an id of its own.
     let mut guest = Puppet::start(&host);
@@ -184,8 +184,8 @@ fn namespaces_that_are_refused_late_are_done_without() {
             host.start_store();
             let mut control = host.control();
             let created = reaches_the_store(&host, &mut control);
-            assert!(created.lacks.contains(&Lack::Namespaces), "{:?}", created.lacks);
-            assert!(!created.lacks.contains(&Lack::UserNamespace), "{:?}", created.lacks);
+            assert!(created.lacks.contains(&MissingFeature::Namespaces), "{:?}", created.lacks);
+            assert!(!created.lacks.contains(&MissingFeature::UserNamespace), "{:?}", created.lacks);
             control.destroy(created.domid).unwrap();
             let who = Puppet::start(&host).ask("who");
             assert!(!who.contains("uid=0 ") && who.ends_with(" capabilities=0"), "{who}");

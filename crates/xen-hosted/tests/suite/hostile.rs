@@ -12,7 +12,7 @@ use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{Access, GrantMap, GrantOffer};
 use xen::{Error, GrantRef, Port};
-use xen_hosted::domain::Lack;
+use xen_hosted::domain::MissingFeature;
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 
@@ -259,7 +259,7 @@ fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
     let mut config = playing("puppet");
     config.memory_max_kib = 24 * 1024;
     let mut victim = Puppet::start_with(&mut control, &config);
-    if victim.created.lacks.contains(&Lack::MemoryLimit) {
+    if victim.created.lacks.contains(&MissingFeature::MemoryLimit) {
         conformance::skip("memory of emptied pages", "no memory control group may be made here");
         return;
     }
@@ -366,8 +366,8 @@ fn without_namespaces_others_are_out_of_reach_too() {
     let mut host = Host::start_without_namespaces();
     host.start_store();
     let mut guest = Puppet::start(&host);
-    assert!(guest.created.lacks.contains(&Lack::Namespaces));
-    if guest.created.lacks.contains(&Lack::Landlock) {
+    assert!(guest.created.lacks.contains(&MissingFeature::Namespaces));
+    if guest.created.lacks.contains(&MissingFeature::Landlock) {
         conformance::skip("files without namespaces", "this kernel has no Landlock");
     } else {
         let files = guest.ask("files");

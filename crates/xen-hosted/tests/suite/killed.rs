@@ -4,7 +4,7 @@ use crate::support::puppet::Puppet;
 use crate::support::{self, Host, playing, until};
 use std::process::Command;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Config, Devices, Lack};
+use xen_hosted::domain::{Config, Devices, MissingFeature};
 
 fn with_files() -> Config {
     let mut config = playing("puppet");
@@ -16,7 +16,7 @@ fn with_files() -> Config {
 /// `None` where this machine lets no domain have files.
 fn waiting(host: &Host) -> Option<Puppet> {
     let mut guest = Puppet::start_with(&mut host.control(), &with_files());
-    if guest.created.lacks.contains(&Lack::Devices) {
+    if guest.created.lacks.contains(&MissingFeature::Devices) {
         let open = std::fs::File::options().read(true).write(true).open("/dev/fuse");
         let why = match open {
             Ok(_) => "this kernel lets nobody unmount by force in a namespace",
@@ -80,7 +80,7 @@ fn who_could_not_be_killed_gets_no_files() {
         support::raw::before_exec(command, refuse);
     });
     let mut guest = Puppet::start_with(&mut host.control(), &with_files());
-    assert!(guest.created.lacks.contains(&Lack::Devices), "{:?}", guest.created.lacks);
+    assert!(guest.created.lacks.contains(&MissingFeature::Devices), "{:?}", guest.created.lacks);
     assert_eq!(guest.ask("dirty-files"), "no devices");
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use xen::domctl::{DomainControl, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 use xen::{DomId, Error};
-use xen_hosted::domain::Lack;
+use xen_hosted::domain::MissingFeature;
 use xen_hosted::domctl::Control;
 
 /// The groups of one domain.
@@ -89,9 +89,14 @@ fn bounded(config: impl FnOnce(&mut xen_hosted::domain::Config)) -> Option<(Host
     let mut asked = playing("puppet");
     config(&mut asked);
     let guest = Puppet::start_with(&mut host.control(), &asked);
-    let needed =
-        [Lack::MemoryLimit, Lack::CpuLimit, Lack::TaskLimit, Lack::Freezer, Lack::Accounting];
-    let lacks: Vec<Lack> =
+    let needed = [
+        MissingFeature::MemoryLimit,
+        MissingFeature::CpuLimit,
+        MissingFeature::TaskLimit,
+        MissingFeature::Freezer,
+        MissingFeature::Accounting,
+    ];
+    let lacks: Vec<MissingFeature> =
         needed.into_iter().filter(|lack| guest.created.lacks.contains(lack)).collect();
     if !lacks.is_empty() {
         conformance::skip("control groups", &format!("this broker may make none: {lacks:?}"));

@@ -21,7 +21,7 @@ use xen::domwatch::ShutdownReason;
 use xen::evtchn::{EventChannels, Status, Virq};
 use xen::gnttab::{Access, GrantMap, GrantOffer};
 use xen::{DomId, Error, GrantRef, Port};
-use xen_hosted::domain::Lack;
+use xen_hosted::domain::MissingFeature;
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
 use xen_hosted::{HostDir, Platform, Role};
 
@@ -269,7 +269,7 @@ fn the_account_of_a_domain_is_what_it_used() {
     let domid = guest.domid();
     let before = control.accounts(domid).unwrap();
     let arena = 4 * 1024 + 12;
-    if guest.created.lacks.contains(&Lack::Accounting) {
+    if guest.created.lacks.contains(&MissingFeature::Accounting) {
         conformance::skip("processor time and memory", "no control group for it here");
     } else {
         assert!(before.cpu_time_ns > 0 && before.memory_kib >= arena, "{before:?}");

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use xen::gnttab::Access;
 use xen_block::disk::DiskAccess;
-use xen_hosted::domain::{Devices, Lack};
+use xen_hosted::domain::{Devices, MissingFeature};
 use xen_hosted::mount::{LoopDevice, Step, unmount_in};
 
 /// Runs the guest if the environment requires it; not a test of its own.
@@ -69,9 +69,9 @@ fn a_program_has_a_file_system_on_its_device() {
 
 /// True if a guest has files at `/dev` here; prints a line if not.
 fn has_files(test: &str, guest: &Guest) -> bool {
-    let lacks = guest.lacks.contains(&Lack::Devices);
+    let lacks = guest.lacks.contains(&MissingFeature::Devices);
     if lacks {
-        conformance::skip(test, &Lack::Devices.to_string());
+        conformance::skip(test, &MissingFeature::Devices.to_string());
     }
     !lacks
 }

@@ -252,7 +252,7 @@ pub(crate) fn play_store() -> ExitCode {
     let platform = xen_hosted::store_platform(&HostDir::new(dir.join("host"))).unwrap();
     let environment = xenstored::paths::Environment::of_process();
     let args = ["--no-fork".into()];
-    let xenstored::config::Asked::Run(config) =
+    let xenstored::config::Invocation::Run(config) =
         xenstored::config::parse(args, &environment).unwrap()
     else {
         return ExitCode::FAILURE;

@@ -6,7 +6,7 @@ use std::fmt;
 /// it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Lack {
+pub enum MissingFeature {
     /// No user namespace of its own.
     UserNamespace,
     /// No namespaces at all: it sees the host's processes and network interfaces.
@@ -32,65 +32,74 @@ pub enum Lack {
 }
 
 /// Each part with the text that tells of it.
-pub(crate) const LACKS: [(Lack, &str); 11] = [
+pub(crate) const MISSING_FEATURES: [(MissingFeature, &str); 11] = [
     (
-        Lack::UserNamespace,
+        MissingFeature::UserNamespace,
         "domains get no user namespace of their own: this kernel or its security policy refuses them",
     ),
     (
-        Lack::Namespaces,
+        MissingFeature::Namespaces,
         "domains get no namespaces (this kernel or its security policy refuses them to this user) and are \
          one process each; Landlock, seccomp and resource limits remain",
     ),
     (
-        Lack::MemoryLimit,
+        MissingFeature::MemoryLimit,
         "a domain's memory is bounded for each process and not in all, and what its processes share not at \
          all: no memory control group may be made here (run in a delegated one)",
     ),
     (
-        Lack::CpuLimit,
+        MissingFeature::CpuLimit,
         "weight and cap have no effect: no cpu control group may be made here (run in a delegated one)",
     ),
     (
-        Lack::TaskLimit,
+        MissingFeature::TaskLimit,
         "processes are bounded by RLIMIT_NPROC alone, and threads not at all where there are no \
          namespaces: no pids control group here",
     ),
-    (Lack::Freezer, "a pause stops a domain's first process alone: no freezer may be used here"),
     (
-        Lack::OwnUser,
+        MissingFeature::Freezer,
+        "a pause stops a domain's first process alone: no freezer may be used here",
+    ),
+    (
+        MissingFeature::OwnUser,
         "domains run as the broker's own user: only root can give them others (and in a container only where it has \
          the ids from 0x60000000 on)",
     ),
-    (Lack::Landlock, "domains see the host's files: neither namespaces nor Landlock are to be had"),
-    (Lack::Ports, "a domain has fewer than 4096 ports: raise the hard limit of open files"),
     (
-        Lack::Devices,
+        MissingFeature::Landlock,
+        "domains see the host's files: neither namespaces nor Landlock are to be had",
+    ),
+    (
+        MissingFeature::Ports,
+        "a domain has fewer than 4096 ports: raise the hard limit of open files",
+    ),
+    (
+        MissingFeature::Devices,
         "domains get no files for their devices: they have no namespaces, or /dev/fuse is not there \
          (modprobe fuse) or may not be opened by this user, or the broker could not end their connections \
          (mount -t fusectl fusectl /sys/fs/fuse/connections)",
     ),
     (
-        Lack::Accounting,
+        MissingFeature::Accounting,
         "processor time or memory of domains is not counted, and reads 0: no control group for it here",
     ),
 ];
 
-impl Lack {
+impl MissingFeature {
     /// Returns its bit in a set.
     pub(crate) fn bit(self) -> u64 {
-        let at = LACKS.iter().position(|row| row.0 == self).unwrap_or(0);
+        let at = MISSING_FEATURES.iter().position(|row| row.0 == self).unwrap_or(0);
         1 << at
     }
 
     /// Returns those in a set of bits.
     pub(crate) fn all_of(bits: u64) -> Vec<Self> {
-        LACKS.iter().map(|row| row.0).filter(|lack| bits & lack.bit() != 0).collect()
+        MISSING_FEATURES.iter().map(|row| row.0).filter(|lack| bits & lack.bit() != 0).collect()
     }
 }
 
-impl fmt::Display for Lack {
+impl fmt::Display for MissingFeature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(LACKS.iter().find(|row| row.0 == *self).map_or("?", |row| row.1))
+        f.write_str(MISSING_FEATURES.iter().find(|row| row.0 == *self).map_or("?", |row| row.1))
     }
 }
