@@ -25,7 +25,7 @@ use xen_driver::process::guest::Connections;
 use xen_driver::{Devices, Guest};
 use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 use xenbus::negotiate::Limits;
 use xenstore::{Event, Store};
 
@@ -219,10 +219,10 @@ fn say(line: &str) {
 fn tell(news: &News) {
     let name = vbd::name(news.id.devid);
     match &news.what {
-        What::State(state @ (State::Connected | State::Closed)) => {
+        DeviceEvent::State(state @ (State::Connected | State::Closed)) => {
             say(&format!("disk {name}: {state}"));
         }
-        What::Error(error) => say(&format!("disk {name}: {error}")),
+        DeviceEvent::Error(error) => say(&format!("disk {name}: {error}")),
         _ => {}
     }
 }

@@ -26,7 +26,7 @@ use xen_driver::Channel;
 use xen_driver::backend::pages::Grants;
 use xen_driver::backend::rings::{self, Entry, Rings};
 use xen_driver::backend::throttle::{self, Throttle};
-use xen_driver::backend::{self, Backend, Source, Worked};
+use xen_driver::backend::{self, Backend, Source, TurnOutcome};
 use xen_io::blkif::{Layout, Limits, info, names};
 use xenbus::negotiate::Names;
 use xenbus::{Device, Driver, Error, Progress};
@@ -237,8 +237,12 @@ impl Back {
         queues.map(Queue::in_flight).sum()
     }
 
-    fn work_once(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
-        let mut worked = Worked::default();
+    fn work_once(
+        &mut self,
+        now: Instant,
+        patience: Option<Duration>,
+    ) -> Result<TurnOutcome, Error> {
+        let mut worked = TurnOutcome::default();
         let taking = self.connected.as_ref().map(|connected| connected.taking);
         self.for_each_queue(now, &mut worked, |queue, context, turn| {
             queue.retry(context)?;
@@ -313,7 +317,7 @@ impl Back {
     fn for_each_queue(
         &mut self,
         now: Instant,
-        worked: &mut Worked,
+        worked: &mut TurnOutcome,
         mut call: impl FnMut(
             &mut Queue,
             &mut QueueContext<'_>,
@@ -494,7 +498,7 @@ impl Driver for Back {
         self.away = None;
         self.connected = Some(connected);
         self.stats = Stats::default();
-        let mut worked = Worked::default();
+        let mut worked = TurnOutcome::default();
         self.for_each_queue(Instant::now(), &mut worked, |queue, context, _| {
             queue.replay(context)
         })?;
@@ -504,7 +508,7 @@ impl Driver for Back {
         Ok(Progress::Done)
     }
 
-    fn noticed(&mut self, device: &mut Device<'_>) {
+    fn nodes_changed(&mut self, device: &mut Device<'_>) {
         // A value that is no number changes nothing.
         if let Ok(limits) = self.read_limits(device) {
             self.limit(limits);
@@ -532,7 +536,7 @@ impl Driver for Back {
 }
 
 impl Backend for Back {
-    fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error> {
+    fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<TurnOutcome, Error> {
         let worked = self.work_once(now, patience);
         if worked.is_err()
             && let Some(connected) = &mut self.connected

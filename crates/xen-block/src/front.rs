@@ -21,7 +21,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantOffer, OfferedPage};
 use xen::shared::SharedPage;
 use xen::{DomId, Port};
 use xen_driver::frontend;
@@ -117,7 +117,7 @@ pub struct Front {
     queues: Vec<Queue>,
     /// The pages for the segments of indirect requests, until it is known if the backend takes
     /// these.
-    indirect: Vec<Offered>,
+    indirect: Vec<OfferedPage>,
     info: Option<Info>,
     layout: Layout,
     /// Requests of an earlier connection that have no answer and are not submitted again yet.

@@ -65,7 +65,7 @@ pub trait Backend: Driver {
     ///
     /// # Errors
     /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
-    fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<Worked, Error>;
+    fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<TurnOutcome, Error>;
 
     /// Lets the frontend notify again, before the server sleeps. True where there is something in the rings after all.
     ///
@@ -99,7 +99,7 @@ pub trait Backend: Driver {
         Vec::new()
     }
 
-    /// A sentence for the log on what has gone wrong since this was last asked, where [`Worked::complains`] has told of it.
+    /// A sentence for the log on what has gone wrong since this was last asked, where [`TurnOutcome::complains`] has told of it.
     fn complaint(&mut self) -> Option<String> {
         None
     }
@@ -117,7 +117,7 @@ pub trait Backend: Driver {
 
 /// The outcome of a turn of [`Backend::work`].
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Worked {
+pub struct TurnOutcome {
     /// Requests taken and answers shown.
     pub moved: u32,
     /// There is more to be taken at once.

@@ -25,7 +25,7 @@ use crate::backend::{Backend, Platform, Server};
 use clock::{COARSE, coarse_time};
 use lock::lock;
 use log::Log;
-use platform::Provided;
+use platform::MachinePlatform;
 use report::say;
 use statistics::Statistics;
 use std::fmt;
@@ -95,7 +95,7 @@ impl Program {
         record_dir: Option<PathBuf>,
         begin: impl FnOnce(Start<'_>) -> Result<Server<B>, Error>,
     ) -> Result<std::convert::Infallible, Failure> {
-        let Provided { platform, domid, run_dir, lock_dir } = platform::provided(self.name)?;
+        let MachinePlatform { platform, domid, run_dir, lock_dir } = platform::provided(self.name)?;
         let record_dir = record_dir.unwrap_or(run_dir);
         let on_xen = domid.is_none();
         let kinds = self.kinds(wanted, on_xen)?;

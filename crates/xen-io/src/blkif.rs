@@ -306,7 +306,7 @@ impl Default for Limits {
 /// The reason that a request is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Wrong {
+pub enum InvalidRequest {
     /// A code that the backend does not know, or does not offer.
     Operation(u8),
     /// No segment where one is needed, or more than are possible.
@@ -327,7 +327,7 @@ pub enum Wrong {
     },
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for InvalidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operation(code) => write!(f, "operation {code} is not offered"),
@@ -342,17 +342,17 @@ impl fmt::Display for Wrong {
     }
 }
 
-impl std::error::Error for Wrong {}
+impl std::error::Error for InvalidRequest {}
 
 /// Checks that all segments fit; returns the sum of their sectors.
 ///
 /// # Errors
-/// [`Wrong::Segment`].
-pub fn check_segments(segments: &[Segment], limits: Limits) -> Result<u32, Wrong> {
+/// [`InvalidRequest::Segment`].
+pub fn check_segments(segments: &[Segment], limits: Limits) -> Result<u32, InvalidRequest> {
     let mut sectors = 0_u32;
     for segment in segments {
         if !segment.fits(limits.sector_size) {
-            return Err(Wrong::Segment { first: segment.first, last: segment.last });
+            return Err(InvalidRequest::Segment { first: segment.first, last: segment.last });
         }
         sectors = sectors.saturating_add(segment.sectors());
     }
@@ -363,13 +363,18 @@ pub fn check_segments(segments: &[Segment], limits: Limits) -> Result<u32, Wrong
 /// its size in sectors of 512 bytes.
 ///
 /// # Errors
-/// [`Wrong::Extent`].
-pub fn check_extent(sector: u64, sectors: u64, capacity: u64, limits: Limits) -> Result<(), Wrong> {
+/// [`InvalidRequest::Extent`].
+pub fn check_extent(
+    sector: u64,
+    sectors: u64,
+    capacity: u64,
+    limits: Limits,
+) -> Result<(), InvalidRequest> {
     let per_sector = u64::from((limits.sector_size / SECTOR_SIZE).max(1));
     let aligned = |number: u64| number.checked_rem(per_sector) == Some(0);
     match sector.checked_add(sectors) {
         Some(end) if end <= capacity && aligned(sector) && aligned(sectors) => Ok(()),
-        _ => Err(Wrong::Extent { sector, sectors }),
+        _ => Err(InvalidRequest::Extent { sector, sectors }),
     }
 }
 

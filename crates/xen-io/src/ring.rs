@@ -21,7 +21,7 @@
 
 use std::fmt;
 use std::sync::atomic::{Ordering, fence};
-use xen::gnttab::{Mapping, Offered};
+use xen::gnttab::{Mapping, OfferedPage};
 use xen::shared::{PAGE_SIZE, PageError, SharedPage};
 
 /// Most pages of a ring that this module attaches to; Linux's blkback has 16 (order 4) by default.
@@ -107,17 +107,17 @@ pub fn entry_count(pages: usize, entry_bytes: usize) -> Result<u32, RingError> {
 }
 
 /// A page that one end of a ring owns.
-trait Held {
+trait RingPage {
     fn held(&self) -> &SharedPage;
 }
 
-impl Held for Mapping {
+impl RingPage for Mapping {
     fn held(&self) -> &SharedPage {
         self.page()
     }
 }
 
-impl Held for Offered {
+impl RingPage for OfferedPage {
     fn held(&self) -> &SharedPage {
         self.page()
     }
@@ -132,7 +132,7 @@ struct Shared<P> {
     count: u32,
 }
 
-impl<P: Held> Shared<P> {
+impl<P: RingPage> Shared<P> {
     fn new(pages: Vec<P>, entry_bytes: usize) -> Result<Self, RingError> {
         let count = entry_count(pages.len(), entry_bytes)?;
         let wrong = RingError::Size { pages: pages.len(), entry_bytes };
@@ -154,7 +154,7 @@ impl<P: Held> Shared<P> {
             None => Some(&self.first),
             Some(number) => self.others.get(number),
         };
-        page.map(Held::held).ok_or(RingError::Full)
+        page.map(RingPage::held).ok_or(RingError::Full)
     }
 
     /// Page and offset of the entry at `index`.
@@ -351,7 +351,7 @@ impl BackRing {
 /// The frontend's end: puts requests, takes responses.
 #[derive(Debug)]
 pub struct FrontRing {
-    shared: Shared<Offered>,
+    shared: Shared<OfferedPage>,
     req_prod: u32,
     pushed: u32,
     rsp_cons: u32,
@@ -364,7 +364,7 @@ impl FrontRing {
     ///
     /// # Errors
     /// [`RingError::Size`].
-    pub fn new(pages: Vec<Offered>, entry_bytes: usize) -> Result<Self, RingError> {
+    pub fn new(pages: Vec<OfferedPage>, entry_bytes: usize) -> Result<Self, RingError> {
         let shared = Shared::new(pages, entry_bytes)?;
         for (word, value) in [(REQ_PROD, 0), (RSP_PROD, 0), (REQ_EVENT, 1), (RSP_EVENT, 1)] {
             shared.store(word, value)?;
@@ -373,7 +373,7 @@ impl FrontRing {
     }
 
     /// The pages, to name their grants to the backend.
-    pub fn pages(&self) -> impl Iterator<Item = &Offered> {
+    pub fn pages(&self) -> impl Iterator<Item = &OfferedPage> {
         std::iter::once(&self.shared.first).chain(&self.shared.others)
     }
 

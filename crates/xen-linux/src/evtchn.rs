@@ -9,7 +9,7 @@ mod fired;
 use crate::abi;
 use crate::privcmd::Privcmd;
 use crate::sys::{Device, errno};
-use fired::{Came, Fired};
+use fired::{FiredPorts, ReadOutcome};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -28,7 +28,7 @@ pub struct Evtchn {
     /// For [`EventChannels::status`]; `None` where there is no `/dev/xen/privcmd`.
     privcmd: Option<Rc<Privcmd>>,
     bound: BTreeSet<u32>,
-    fired: Fired,
+    fired: FiredPorts,
 }
 
 impl Evtchn {
@@ -38,7 +38,7 @@ impl Evtchn {
     /// [`crate::Error::Device`].
     pub fn open(privcmd: Option<Rc<Privcmd>>) -> Result<Self, crate::Error> {
         let device = Device::open("/dev/xen/evtchn")?;
-        Ok(Self { device, privcmd, bound: BTreeSet::new(), fired: Fired::default() })
+        Ok(Self { device, privcmd, bound: BTreeSet::new(), fired: FiredPorts::default() })
     }
 
     /// A request that returns a new port.
@@ -56,16 +56,16 @@ impl Evtchn {
 }
 
 /// Reads the ports that have fired.
-fn read(device: &Device, bound: &BTreeSet<u32>, into: &mut [u8]) -> Result<Came, Error> {
+fn read(device: &Device, bound: &BTreeSet<u32>, into: &mut [u8]) -> Result<ReadOutcome, Error> {
     match rustix::io::read(device, into) {
-        Ok(len) => Ok(Came::Bytes(len)),
-        Err(rustix::io::Errno::AGAIN) => Ok(Came::Bytes(0)),
-        Err(rustix::io::Errno::INTR) => Ok(Came::Interrupted),
+        Ok(len) => Ok(ReadOutcome::Bytes(len)),
+        Err(rustix::io::Errno::AGAIN) => Ok(ReadOutcome::Bytes(0)),
+        Err(rustix::io::Errno::INTR) => Ok(ReadOutcome::Interrupted),
         Err(error) if error.raw_os_error() == OVERFLOW => {
             // The driver has dropped the list of fired ports. A spurious event is harmless, a lost
             // one is not. SAFETY: the request takes no argument.
             unsafe { device.call(abi::IOCTL_EVTCHN_RESET, &mut ()) }?;
-            Ok(Came::Ports(bound.iter().copied().collect()))
+            Ok(ReadOutcome::Ports(bound.iter().copied().collect()))
         }
         Err(error) => Err(errno(error)),
     }

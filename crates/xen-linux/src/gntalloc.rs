@@ -6,7 +6,7 @@
 
 use crate::abi;
 use crate::sys::Device;
-use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantOffer, OfferedPage};
 use xen::{DomId, Error, GrantRef};
 
 /// The device.
@@ -26,7 +26,7 @@ impl Gntalloc {
 }
 
 impl GrantOffer for Gntalloc {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
         let flags = match access {
             Access::Read => 0,
             Access::ReadWrite => abi::GNTALLOC_FLAG_WRITABLE,
@@ -41,6 +41,6 @@ impl GrantOffer for Gntalloc {
         // SAFETY: the structure of the request; it holds no pointer.
         let _ = unsafe { self.device.call(abi::IOCTL_GNTALLOC_DEALLOC_GREF, &mut undo) };
         let page = region?.into_pages().next().ok_or(Error::Inval)?;
-        Ok(Offered::new(peer, GrantRef(asked.gref_ids[0]), page))
+        Ok(OfferedPage::new(peer, GrantRef(asked.gref_ids[0]), page))
     }
 }

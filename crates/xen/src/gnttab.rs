@@ -1,7 +1,7 @@
 //! Grants: pages that one domain lets another reach, seen from both sides.
 //!
 //! The side that maps (a backend) takes [`GrantMap`], the side that offers (a frontend)
-//! [`GrantOffer`]. Dropping a [`Mapping`] unmaps it, dropping an [`Offered`] page ends its grant.
+//! [`GrantOffer`]. Dropping a [`Mapping`] unmaps it, dropping an [`OfferedPage`] page ends its grant.
 //!
 //! Source: `xen/include/public/grant_table.h`, Linux `include/uapi/xen/gntdev.h` and `gntalloc.h`.
 
@@ -160,13 +160,13 @@ fn copied(
 /// has it mapped: ending a grant never waits, and a domain that keeps its mapping keeps that page
 /// and nothing more.
 #[derive(Debug)]
-pub struct Offered {
+pub struct OfferedPage {
     page: SharedPage,
     peer: DomId,
     grant: GrantRef,
 }
 
-impl Offered {
+impl OfferedPage {
     /// `page`, granted to `peer` under `grant`; for providers. Dropping the page ends the grant.
     #[must_use]
     pub fn new(peer: DomId, grant: GrantRef, page: SharedPage) -> Self {
@@ -202,7 +202,7 @@ pub trait GrantOffer {
     /// # Errors
     /// [`Error::NoSpc`] or [`Error::NoPages`] no free grant entry or page, [`Error::Srch`] no such domain where the
     /// platform looks (Xen does not: a grant to nobody is one that nobody can map).
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error>;
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error>;
 
     /// `count` such pages, pushed onto `into`: all of them or none.
     ///
@@ -213,7 +213,7 @@ pub trait GrantOffer {
         peer: DomId,
         access: Access,
         count: usize,
-        into: &mut Vec<Offered>,
+        into: &mut Vec<OfferedPage>,
     ) -> Result<(), Error> {
         let before = into.len();
         for _ in 0..count {

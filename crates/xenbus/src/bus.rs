@@ -36,7 +36,7 @@ use xen::DomId;
 use xen_io::xenbus::State;
 use xenstore::{Client, Event};
 
-pub use news::{News, What};
+pub use news::{DeviceEvent, News};
 
 /// One end of all devices of one kind in one domain.
 pub struct Bus<D> {

@@ -51,7 +51,7 @@ pub trait Driver {
 
     /// One of this end's own nodes may have changed while a backend is connected: a toolstack has set a limit
     /// anew. It may be called when nothing has.
-    fn noticed(&mut self, device: &mut Device<'_>) {
+    fn nodes_changed(&mut self, device: &mut Device<'_>) {
         let _ = device;
     }
 

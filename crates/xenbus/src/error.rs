@@ -1,6 +1,6 @@
 //! Errors of a device.
 
-use crate::state::Illegal;
+use crate::state::IllegalMove;
 use std::fmt;
 use xen::Port;
 use xen_io::ring::RingError;
@@ -12,7 +12,7 @@ pub enum Error {
     /// The store refused, or is gone.
     Store(xenstore::Error),
     /// The peer made a move that the tables do not know.
-    Illegal(Illegal),
+    Illegal(IllegalMove),
     /// A node that is needed is not there.
     Missing {
         /// Its path.
@@ -150,8 +150,8 @@ impl From<RingError> for Error {
     }
 }
 
-impl From<Illegal> for Error {
-    fn from(illegal: Illegal) -> Self {
+impl From<IllegalMove> for Error {
+    fn from(illegal: IllegalMove) -> Self {
         Self::Illegal(illegal)
     }
 }

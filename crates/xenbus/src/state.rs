@@ -16,7 +16,7 @@
 //! | `D` | [`Action::Release`] |
 //! | `A` | [`Action::Restart`] |
 //! | `R` | [`Action::Remove`] |
-//! | `X` | [`Illegal`] |
+//! | `X` | [`IllegalMove`] |
 //!
 //! Some cells say more than they show:
 //! - A frontend may skip InitWait and wait in Initialised, so a backend opens whatever it sees, and
@@ -58,7 +58,7 @@ impl Peer {
 
 /// The standing of a device: to be used, or to be taken down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
+pub enum DeviceUse {
     /// The device is to be used.
     Wanted,
     /// The device is to be taken down: `online` is 0, the toolstack has asked for Closing, or this
@@ -93,7 +93,7 @@ pub enum Action {
 
 /// A move of the peer that the tables do not know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Illegal {
+pub struct IllegalMove {
     /// The side of this end.
     pub side: Side,
     /// Its state.
@@ -102,7 +102,7 @@ pub struct Illegal {
     pub peer: State,
 }
 
-impl fmt::Display for Illegal {
+impl fmt::Display for IllegalMove {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { side, own, peer } = self;
         let other = side.other();
@@ -110,7 +110,7 @@ impl fmt::Display for Illegal {
     }
 }
 
-impl std::error::Error for Illegal {}
+impl std::error::Error for IllegalMove {}
 
 type Table = [&'static [u8; 9]; 9];
 
@@ -173,14 +173,19 @@ const FRONTEND_LEAVING: Table = [
 /// Returns the action of an end of the given side in state `own`, for the given peer.
 ///
 /// # Errors
-/// [`Illegal`]: the peer cannot have come to its state; the only thing to do is to report it.
-pub fn react(side: Side, own: State, peer: Peer, standing: Standing) -> Result<Action, Illegal> {
+/// [`IllegalMove`]: the peer cannot have come to its state; the only thing to do is to report it.
+pub fn react(
+    side: Side,
+    own: State,
+    peer: Peer,
+    standing: DeviceUse,
+) -> Result<Action, IllegalMove> {
     let Peer::Is(peer) = peer else { return Ok(alone(own, standing)) };
     let table = match (side, standing) {
-        (Side::Backend, Standing::Wanted) => &BACKEND,
-        (Side::Backend, Standing::Leaving) => &BACKEND_LEAVING,
-        (Side::Frontend, Standing::Wanted) => &FRONTEND,
-        (Side::Frontend, Standing::Leaving) => &FRONTEND_LEAVING,
+        (Side::Backend, DeviceUse::Wanted) => &BACKEND,
+        (Side::Backend, DeviceUse::Leaving) => &BACKEND_LEAVING,
+        (Side::Frontend, DeviceUse::Wanted) => &FRONTEND,
+        (Side::Frontend, DeviceUse::Leaving) => &FRONTEND_LEAVING,
     };
     Ok(match table[own as usize][peer as usize] {
         b'O' => Action::Open,
@@ -194,15 +199,15 @@ pub fn react(side: Side, own: State, peer: Peer, standing: Standing) -> Result<A
         b'A' => Action::Restart,
         b'R' => Action::Remove,
         b'.' => Action::Stay,
-        _ => return Err(Illegal { side, own, peer }),
+        _ => return Err(IllegalMove { side, own, peer }),
     })
 }
 
 /// Returns the action of an end without a peer.
-fn alone(own: State, standing: Standing) -> Action {
+fn alone(own: State, standing: DeviceUse) -> Action {
     match (own, standing) {
-        (State::Unknown | State::Closed, Standing::Wanted) => Action::Stay,
-        (State::Unknown | State::Closed, Standing::Leaving) => Action::Remove,
+        (State::Unknown | State::Closed, DeviceUse::Wanted) => Action::Stay,
+        (State::Unknown | State::Closed, DeviceUse::Leaving) => Action::Remove,
         _ => Action::Release,
     }
 }

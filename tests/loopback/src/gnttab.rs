@@ -3,7 +3,7 @@
 use crate::Host;
 use crate::frame::{Entry, Frame};
 use std::sync::Arc;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered, Status};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage, Status};
 use xen::{DomId, Error, GrantRef};
 
 /// The grants and mappings of `domid`.
@@ -22,7 +22,7 @@ impl Host {
 }
 
 impl GrantOffer for Grants {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
         let frame = Arc::new(Frame::new()?);
         let grant = {
             let mut tables = self.host.tables();
@@ -34,7 +34,7 @@ impl GrantOffer for Grants {
         };
         let (host, key) = (self.host.clone(), (self.domid, grant));
         let page = frame.view(Access::ReadWrite, move || _ = host.tables().grants.remove(&key));
-        Ok(Offered::new(peer, grant, page))
+        Ok(OfferedPage::new(peer, grant, page))
     }
 }
 

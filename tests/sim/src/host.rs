@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::rc::Rc;
 use xen::domwatch::OwnRing;
-use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantOffer, OfferedPage};
 use xen::{DomId, GrantRef};
 use xenstored::config::{Config, Invocation};
 use xenstored::log::{Level, Log};
@@ -46,7 +46,7 @@ pub(crate) struct Host {
     /// The answers to the questions of the last check.
     pub(crate) answers: Vec<(ToolstackRequest, String)>,
     /// The grant of the ring page of domain 0's own kernel.
-    _own: Offered,
+    _own: OfferedPage,
     _offers: Box<dyn GrantOffer>,
 }
 

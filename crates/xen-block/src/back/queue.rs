@@ -9,12 +9,12 @@ use xen::gnttab::{Access, GrantMap};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
 use xen_driver::backend::pages::{Grants, Pages};
-use xen_driver::backend::ring::{Ring, Unanswered};
+use xen_driver::backend::ring::{Ring, UnansweredRequest};
 use xen_driver::backend::rings;
 use xen_driver::backend::throttle::Throttle;
 use xen_io::blkif::{
-    self, Body, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, SEGMENT_SIZE,
-    SEGMENTS_PER_PAGE, Segment, Status, Transfer, Wrong,
+    self, Body, InvalidRequest, Layout, Limits, Request, RequestBytes, Response, ResponseBytes,
+    SEGMENT_SIZE, SEGMENTS_PER_PAGE, Segment, Status, Transfer,
 };
 use xen_io::ring::RingError;
 
@@ -181,7 +181,7 @@ impl Queue {
     /// Repeats the requests that an earlier process has taken and not answered. Each request gets
     /// the slot that it had, which the record has kept.
     pub(super) fn replay(&mut self, context: &mut QueueContext<'_>) -> Result<(), RingError> {
-        for Unanswered { slot, request } in self.ring.unanswered()? {
+        for UnansweredRequest { slot, request } in self.ring.unanswered()? {
             context.stats.replayed = context.stats.replayed.wrapping_add(1);
             self.begin(slot, &RequestBytes(request), context)?;
         }
@@ -236,7 +236,7 @@ impl Queue {
                 data: None,
             };
         }
-        let checked = bytes.check(self.layout, self.limits).map_err(Refusal::Wrong);
+        let checked = bytes.check(self.layout, self.limits).map_err(Refusal::Invalid);
         let built = checked.and_then(|request| self.build(slot, &request, context));
         if context.throttle.is_limited() {
             // Only moved bytes count as bytes; every request counts as a request, also a wrong one.
@@ -258,7 +258,7 @@ impl Queue {
     ) -> Result<(), RingError> {
         context.stats.wrong = context.stats.wrong.wrapping_add(1);
         let status = match refusal {
-            Refusal::Wrong(Wrong::Operation(_)) => Status::NotSupported,
+            Refusal::Invalid(InvalidRequest::Operation(_)) => Status::NotSupported,
             _ => Status::Error,
         };
         self.answer(slot, status, context)
@@ -318,7 +318,7 @@ impl Queue {
         context: &QueueContext<'_>,
     ) -> Result<(), Refusal> {
         if context.discard == Discard::NotOffered {
-            return Err(Wrong::Operation(blkif::op::DISCARD).into());
+            return Err(InvalidRequest::Operation(blkif::op::DISCARD).into());
         }
         writable(context)?;
         blkif::check_extent(sector, sectors, context.capacity, self.limits)?;
@@ -577,14 +577,14 @@ impl Queue {
 /// The reason for which a request gets an error.
 enum Refusal {
     /// The request makes no sense.
-    Wrong(Wrong),
+    Invalid(InvalidRequest),
     /// The pages of the request cannot be reached.
     Failed,
 }
 
-impl From<Wrong> for Refusal {
-    fn from(wrong: Wrong) -> Self {
-        Self::Wrong(wrong)
+impl From<InvalidRequest> for Refusal {
+    fn from(wrong: InvalidRequest) -> Self {
+        Self::Invalid(wrong)
     }
 }
 

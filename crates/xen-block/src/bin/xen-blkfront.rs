@@ -13,7 +13,7 @@ use xen_driver::Devices;
 use xen_driver::frontend::{self, guest};
 use xen_driver::process::guest::Connections;
 use xen_io::blkif::Status;
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::{Client, Event};
 
@@ -302,7 +302,7 @@ impl Guest {
     fn turn(&mut self, end: Instant) -> Result<()> {
         let left = end.saturating_duration_since(Instant::now());
         for (_, news) in self.guest.turn(&mut [&mut self.disk], left, &[])?.news {
-            if let (true, What::Error(error)) = (news.id == self.id, news.what) {
+            if let (true, DeviceEvent::Error(error)) = (news.id == self.id, news.what) {
                 return Err(error.into());
             }
         }

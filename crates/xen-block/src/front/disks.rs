@@ -34,7 +34,7 @@ use std::rc::Rc;
 use xen::DomId;
 use xen_driver::Devices;
 use xen_driver::frontend::{self, guest};
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 use xenbus::{Bus, Error, Id, Side, State};
 use xenstore::{Client, Event};
 
@@ -92,7 +92,7 @@ impl Disks {
     fn update_interfaces(&mut self, news: &News) -> Option<News> {
         let devid = news.id.devid;
         match news.what {
-            What::State(State::Connected) => {
+            DeviceEvent::State(State::Connected) => {
                 let name = vbd::name(devid);
                 if let Some(files) = &mut self.files {
                     files.add(devid, &name);
@@ -107,13 +107,13 @@ impl Disks {
                             let why = format!("no NBD server at {}: {error}", path.display());
                             return Some(News {
                                 id: news.id,
-                                what: What::Error(Error::Driver(why)),
+                                what: DeviceEvent::Error(Error::Driver(why)),
                             });
                         }
                     }
                 }
             }
-            What::State(State::Closed) | What::Removed => {
+            DeviceEvent::State(State::Closed) | DeviceEvent::Removed => {
                 if let Some(files) = &mut self.files {
                     files.remove(devid);
                 }

@@ -1,11 +1,11 @@
 //! One ring of a frontend, and its open requests.
 
 use std::fmt;
-use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantOffer, OfferedPage};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
 use xen_driver::frontend::buffers::{Buffer, Buffers};
-use xen_driver::frontend::ring::{Id, Ring, Unasked};
+use xen_driver::frontend::ring::{Id, Ring, UnexpectedResponse};
 use xen_driver::frontend::rings;
 use xen_io::blkif::{
     Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
@@ -133,7 +133,7 @@ struct OpenRequest {
     want: Option<DiskRequest>,
     parts: Vec<Part>,
     /// The page with the segments of an indirect request.
-    indirect: Option<Offered>,
+    indirect: Option<OfferedPage>,
 }
 
 pub(super) struct Queue {
@@ -144,7 +144,7 @@ pub(super) struct Queue {
     peer: DomId,
     segments: Vec<Segment>,
     /// The pages for the segments of indirect requests.
-    spare: Vec<Offered>,
+    spare: Vec<OfferedPage>,
     response: ResponseBytes,
 }
 
@@ -163,7 +163,7 @@ impl Queue {
     }
 
     /// Keeps pages for the segments of indirect requests.
-    pub(super) fn keep_pages(&mut self, pages: Vec<Offered>) {
+    pub(super) fn keep_pages(&mut self, pages: Vec<OfferedPage>) {
         self.spare = pages;
     }
 
@@ -224,7 +224,7 @@ impl Queue {
         &mut self,
         want: &DiskRequest,
         grants: &mut dyn GrantOffer,
-    ) -> Result<(Body, Option<Offered>), RingError> {
+    ) -> Result<(Body, Option<OfferedPage>), RingError> {
         let (transfer, sector) = match *want {
             DiskRequest::Read { sector, .. } => (Transfer::Read, sector),
             DiskRequest::Write { sector, .. } => (Transfer::Write, sector),
@@ -272,7 +272,7 @@ impl Queue {
             return Err(Error::Driver(text));
         }
         self.spare.extend(open.indirect.take());
-        let want = open.want.take().ok_or(Unasked(id))?;
+        let want = open.want.take().ok_or(UnexpectedResponse(id))?;
         self.ring.end(id);
         Ok(Some(Completion { tag: want.tag(), status: response.status }))
     }

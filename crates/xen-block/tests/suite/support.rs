@@ -16,7 +16,7 @@ use xen_block::disk::target;
 use xen_block::front::{self, Buffer, Completion, DiskRequest, Front, Part};
 use xen_block::{Back, Server};
 use xen_io::blkif::{Layout, Status};
-use xenbus::bus::What;
+use xenbus::bus::DeviceEvent;
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::{Client, Store};
@@ -170,10 +170,10 @@ impl Scene {
         self.bus.driver(ID).expect("the device is there")
     }
 
-    fn note(&mut self, side: &str, what: &What) {
+    fn note(&mut self, side: &str, what: &DeviceEvent) {
         self.log.push(match what {
-            What::State(state) => format!("{side} {}", *state as u8),
-            What::Error(error) => format!("{side} error: {error}"),
+            DeviceEvent::State(state) => format!("{side} {}", *state as u8),
+            DeviceEvent::Error(error) => format!("{side} error: {error}"),
             other => format!("{side} {other:?}"),
         });
     }
@@ -188,7 +188,7 @@ impl Scene {
         }
         for news in self.server.turn(Duration::ZERO).unwrap() {
             self.note("back", &news.what);
-            if let What::Error(error) = news.what {
+            if let DeviceEvent::Error(error) = news.what {
                 self.back_errors.push(error);
             }
         }

@@ -5,7 +5,7 @@ use crate::support::{self, GUEST, ID, Scene, Setup, device};
 use std::time::Instant;
 use xen::DomId;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer, OfferedPage};
 use xen::{GrantRef, Port};
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
@@ -27,7 +27,7 @@ struct RogueFrontend {
     scene: Scene,
     ring: FrontRing,
     port: Port,
-    pages: Vec<Offered>,
+    pages: Vec<OfferedPage>,
     evtchn: loopback::evtchn::Channels,
     grants: loopback::gnttab::Grants,
 }

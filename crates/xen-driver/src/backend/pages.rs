@@ -13,9 +13,9 @@ use xen::{DomId, Error, GrantRef};
 /// A hash for grant references, which are small numbers; the table is small too, so that a guest that
 /// chooses them badly makes a walk through [`Pages::max`] entries at most, for itself.
 #[derive(Default)]
-struct Mix(u64);
+struct GrantHasher(u64);
 
-impl Hasher for Mix {
+impl Hasher for GrantHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -51,7 +51,7 @@ pub struct Pages {
     peer: DomId,
     grants: Grants,
     max: usize,
-    kept: HashMap<u32, Entry, BuildHasherDefault<Mix>>,
+    kept: HashMap<u32, Entry, BuildHasherDefault<GrantHasher>>,
     clock: u64,
     mapped: Vec<Result<Mapping, Error>>,
 }

@@ -78,7 +78,7 @@ pub(super) struct Record {
 
 /// A request without an answer, in the slot where it stays until it has one.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unanswered {
+pub struct UnansweredRequest {
     /// Its slot.
     pub slot: u16,
     /// The request as it lay in the ring, with whatever behind it.
@@ -215,7 +215,7 @@ impl RingRecord {
     /// Returns the requests to carry out again, oldest first, where the ring shows `rsp_prod`
     /// responses. Each stays in its slot of the record, so that a successor finds it if this
     /// process is killed too. All other slots are freed.
-    pub(super) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<Unanswered>, PageError> {
+    pub(super) fn unanswered(&self, rsp_prod: u32) -> Result<Vec<UnansweredRequest>, PageError> {
         let req_cons = self.req_cons()?;
         let mut found = Vec::new();
         for slot in 0..self.pages.len() * ENTRIES_PER_PAGE {
@@ -232,7 +232,7 @@ impl RingRecord {
             if open && let Ok(slot) = u16::try_from(slot) {
                 let mut request = [0; REQUEST_BYTES_MAX];
                 page.copy_out(at + HEAD_BYTES, &mut request)?;
-                found.push((req_cons.wrapping_sub(index), Unanswered { slot, request }));
+                found.push((req_cons.wrapping_sub(index), UnansweredRequest { slot, request }));
             }
         }
         found.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(rings[1].req_cons(), Ok(2));
         let shown = start.wrapping_add(1);
         let left = [(0, 0), (40, 1), (3, 3)];
-        let left = left.map(|(slot, number)| Unanswered { slot, request: request(number) });
+        let left = left.map(|(slot, number)| UnansweredRequest { slot, request: request(number) });
         assert_eq!(rings[1].unanswered(shown), Ok(left.to_vec()));
         // Another one, killed at this point, leaves as much to the next; and an answer that was put and
         // not shown is no answer, whoever else has its index later.

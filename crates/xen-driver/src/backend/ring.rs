@@ -5,7 +5,7 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::record::RingRecord;
-pub use super::record::Unanswered;
+pub use super::record::UnansweredRequest;
 use std::fmt;
 use std::time::Instant;
 use xen_io::ring::{BackRing, RingError};
@@ -28,7 +28,7 @@ impl fmt::Debug for Ring {
 
 /// Answers that were shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shown {
+pub struct ShownResponses {
     /// When.
     pub at: Instant,
     /// The number of answers.
@@ -101,7 +101,10 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::take`].
-    pub fn show(&mut self, mut each: impl FnMut(u16, Instant)) -> Result<Option<Shown>, RingError> {
+    pub fn show(
+        &mut self,
+        mut each: impl FnMut(u16, Instant),
+    ) -> Result<Option<ShownResponses>, RingError> {
         if self.answered.is_empty() {
             return Ok(None);
         }
@@ -117,7 +120,7 @@ impl Ring {
             count = count.wrapping_add(1);
             self.free.push(slot);
         }
-        Ok(Some(Shown { at, count, notify }))
+        Ok(Some(ShownResponses { at, count, notify }))
     }
 
     /// Lets the frontend notify again. True where there is something to take after all.
@@ -133,7 +136,7 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::take`].
-    pub fn unanswered(&mut self) -> Result<Vec<Unanswered>, RingError> {
+    pub fn unanswered(&mut self) -> Result<Vec<UnansweredRequest>, RingError> {
         let rsp_prod = self.ring.position().rsp_prod;
         let Some(record) = &self.record else { return Ok(Vec::new()) };
         let unanswered = record.unanswered(rsp_prod)?;

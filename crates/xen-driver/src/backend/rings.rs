@@ -6,7 +6,7 @@
 
 use super::record::{self, REQUEST_BYTES_MAX, Record, RingRecord, Shape};
 use super::ring::Ring;
-use super::{Platform, Worked};
+use super::{Platform, TurnOutcome};
 use crate::channel::Channel;
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -77,7 +77,7 @@ impl Queue<1, 1> {
     ///
     /// # Errors
     /// As [`Backend::work`](super::Backend::work).
-    pub fn show(&mut self, worked: &mut Worked) -> Result<(), Error> {
+    pub fn show(&mut self, worked: &mut TurnOutcome) -> Result<(), Error> {
         let Self { rings: [ring], channels: [channel] } = self;
         let Some(shown) = ring.show(|_, _| {})? else { return Ok(()) };
         worked.moved = worked.moved.saturating_add(shown.count);
@@ -97,7 +97,7 @@ pub struct Rings {
     /// Locked while the device is connected.
     record: Option<(PathBuf, OwnedFd)>,
     /// The way in which it was connected last.
-    how: How,
+    how: AttachMode,
 }
 
 impl fmt::Debug for Rings {
@@ -108,7 +108,7 @@ impl fmt::Debug for Rings {
 
 /// A way to connect: rings are new, or were served by a process that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum How {
+enum AttachMode {
     Fresh,
     TakeOver,
 }
@@ -124,7 +124,7 @@ impl Rings {
     #[must_use]
     pub fn new(platform: Platform, options: Options) -> Self {
         let (connects, bound_since, record) = (VecDeque::new(), None, None);
-        Self { platform, options, connects, bound_since, record, how: How::Fresh }
+        Self { platform, options, connects, bound_since, record, how: AttachMode::Fresh }
     }
 
     /// Limits of the rings, for [`Limits::put`].
@@ -159,7 +159,7 @@ impl Rings {
         entries: [Entry; R],
     ) -> Result<Vec<Queue<R, C>>, Error> {
         self.connects.push_back(Instant::now());
-        let queues = self.attach(device, &Plan { names, entries }, How::Fresh);
+        let queues = self.attach(device, &Plan { names, entries }, AttachMode::Fresh);
         if queues.is_err() {
             self.give_up();
         }
@@ -178,7 +178,7 @@ impl Rings {
         names: &Names<R, C>,
         entries: [Entry; R],
     ) -> Result<Option<Vec<Queue<R, C>>>, Error> {
-        match self.attach(device, &Plan { names, entries }, How::TakeOver) {
+        match self.attach(device, &Plan { names, entries }, AttachMode::TakeOver) {
             Ok(queues) => {
                 self.bound_since = None;
                 Ok(Some(queues))
@@ -215,8 +215,8 @@ impl Rings {
     /// over stays for the next try. The queues are to be dropped before.
     pub fn give_up(&mut self) {
         match self.how {
-            How::Fresh => self.forget(),
-            How::TakeOver => self.record = None,
+            AttachMode::Fresh => self.forget(),
+            AttachMode::TakeOver => self.record = None,
         }
     }
 
@@ -245,7 +245,7 @@ impl Rings {
         &mut self,
         device: &mut Device<'_>,
         plan: &Plan<'_, R, C>,
-        how: How,
+        how: AttachMode,
     ) -> Result<Vec<Queue<R, C>>, Error> {
         self.how = how;
         let named = plan.names.queues(device, self.options.limits)?;
@@ -274,16 +274,16 @@ impl Rings {
         &mut self,
         device: &Device<'_>,
         shape: Shape,
-        how: How,
+        how: AttachMode,
     ) -> Result<Vec<RingRecord>, Error> {
         let (path, record) = match (self.record_path(device), how) {
-            (None, How::Fresh) => return Ok(Vec::new()),
-            (None, How::TakeOver) => return Err(no_record(device)),
-            (Some(path), How::Fresh) => {
+            (None, AttachMode::Fresh) => return Ok(Vec::new()),
+            (None, AttachMode::TakeOver) => return Err(no_record(device)),
+            (Some(path), AttachMode::Fresh) => {
                 let record = record::create(&path, shape);
                 (path, record)
             }
-            (Some(path), How::TakeOver) => {
+            (Some(path), AttachMode::TakeOver) => {
                 let record = record::open(&path, shape);
                 (path, record)
             }
@@ -309,12 +309,12 @@ impl Rings {
         queue: &negotiate::Queue<R, C>,
         plan: &Plan<'_, R, C>,
         records: &mut impl Iterator<Item = RingRecord>,
-        how: How,
+        how: AttachMode,
     ) -> Result<Queue<R, C>, Error> {
         let mut rings = Vec::with_capacity(R);
         for (pages, entry) in queue.rings.iter().zip(&plan.entries) {
             let record = records.next();
-            let before = record.as_ref().filter(|_| how == How::TakeOver);
+            let before = record.as_ref().filter(|_| how == AttachMode::TakeOver);
             let req_cons = before.map(RingRecord::req_cons).transpose().map_err(RingError::Page)?;
             rings.push(Ring::new(self.map(peer, pages, entry.bytes, req_cons)?, record));
         }

@@ -119,11 +119,11 @@ impl<B: Backend> Server<B> {
             self.take_store_events()?;
         }
         let moved = self.work_all(now)?;
-        let idle = moved == Moved::Nothing && now >= self.busy_until;
+        let idle = moved == TurnProgress::Nothing && now >= self.busy_until;
         match if idle { self.before_sleep(now)? } else { None } {
             Some(until) if !self.asked_store => self.sleep(timeout, until, now)?,
             found => {
-                if moved == Moved::Something || (idle && found.is_none()) {
+                if moved == TurnProgress::Something || (idle && found.is_none()) {
                     self.keep_looking(now);
                 }
                 // While there is work the rings are looked at anyway; all else now and then.
@@ -230,8 +230,8 @@ impl<B: Backend> Server<B> {
     }
 
     /// Serves every device once, whoever has notified: looking into a ring costs less than finding out.
-    fn work_all(&mut self, now: Instant) -> Result<Moved, Error> {
-        let mut moved = Moved::Nothing;
+    fn work_all(&mut self, now: Instant) -> Result<TurnProgress, Error> {
+        let mut moved = TurnProgress::Nothing;
         let mut failed = Vec::new();
         let lone = self.lone();
         let is_lone = |back: &B| lone.is_some_and(|port| back.ports().any(|own| own == port));
@@ -244,7 +244,7 @@ impl<B: Backend> Server<B> {
                 match back.work(now, patience) {
                     Ok(worked) => {
                         if worked.moved > 0 || worked.more {
-                            moved = Moved::Something;
+                            moved = TurnProgress::Something;
                         }
                         self.complaints |= worked.complains;
                         if let Some(shown) = worked.shown {
@@ -407,7 +407,7 @@ enum Clock {
 
 /// The outcome of a turn: work was found, or none.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Moved {
+enum TurnProgress {
     Something,
     Nothing,
 }

@@ -28,7 +28,7 @@ const SOURCE: u64 = 2;
 
 /// The descriptors that became ready while the waiter slept.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Woken {
+pub(super) struct WakeReasons {
     /// The store has something to tell.
     pub(super) store: bool,
     /// Event channels have: they are to be asked.
@@ -97,12 +97,12 @@ impl Waiter {
         evtchn: &mut dyn EventChannels,
         at_work: bool,
         timeout: Duration,
-    ) -> Result<Woken, Errno> {
+    ) -> Result<WakeReasons, Errno> {
         if let Some(ring) = &mut self.ring {
             return ring.wait(evtchn, at_work, timeout);
         }
         let woken = ready(&self.epoll, timeout)?;
-        Ok(Woken { events: woken.events || (self.shared && woken.store), ..woken })
+        Ok(WakeReasons { events: woken.events || (self.shared && woken.store), ..woken })
     }
 }
 
@@ -111,7 +111,7 @@ fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, who: u64) -> Result<(), Errno> {
 }
 
 /// Those in the epoll set that have something; sources have their say anyway.
-fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
+fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<WakeReasons, Errno> {
     let none =
         epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
     let mut events = [none; 64];
@@ -121,7 +121,7 @@ fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<Woken, Errno> {
         count => count?,
     };
     let has = |who| events[..count].iter().any(|event| event.data.u64() == who);
-    Ok(Woken { store: has(STORE), events: has(EVENTS) })
+    Ok(WakeReasons { store: has(STORE), events: has(EVENTS) })
 }
 
 /// The waiter's io_uring, which waits for the same descriptors.
@@ -223,7 +223,7 @@ impl Ring {
         evtchn: &mut dyn EventChannels,
         at_work: bool,
         timeout: Duration,
-    ) -> Result<Woken, Errno> {
+    ) -> Result<WakeReasons, Errno> {
         // What the kernel has said meanwhile of the store and of sources may be old: it says so again when it is asked.
         let said = self.take(evtchn)?;
         // Entries that the kernel did not take the last time go first. With them alone not all is waited for, so that
@@ -244,12 +244,12 @@ impl Ring {
             Err(errno) => return Err(errno),
         }
         let found = self.take(evtchn)?;
-        Ok(Woken { store: found.store, events: said.events || found.events })
+        Ok(WakeReasons { store: found.store, events: said.events || found.events })
     }
 
     /// Takes the completions of the ring.
-    fn take(&mut self, evtchn: &mut dyn EventChannels) -> Result<Woken, Errno> {
-        let mut woken = Woken::default();
+    fn take(&mut self, evtchn: &mut dyn EventChannels) -> Result<WakeReasons, Errno> {
+        let mut woken = WakeReasons::default();
         for entry in self.ring.completion() {
             match (entry.user_data(), entry.result()) {
                 (READ, len) => {
@@ -311,7 +311,7 @@ mod tests {
         }
 
         /// Returns the ports that have fired, if `woken` tells of events.
-        fn ports(&mut self, woken: Woken) -> Vec<u32> {
+        fn ports(&mut self, woken: WakeReasons) -> Vec<u32> {
             let mut ports = Vec::new();
             while woken.events
                 && let Some(port) = self.pending().unwrap()
@@ -376,9 +376,9 @@ mod tests {
 
     /// Returns the outcome of a wait. The kernel may interrupt a sleep, as for a signal, but not
     /// each one.
-    fn woken(waiter: &mut Waiter, device: &mut Device, timeout: Duration) -> Option<Woken> {
+    fn woken(waiter: &mut Waiter, device: &mut Device, timeout: Duration) -> Option<WakeReasons> {
         let mut sleeps = (0..10).map(|_| waiter.wait(device, true, timeout).unwrap());
-        sleeps.find(|woken| *woken != Woken::default())
+        sleeps.find(|woken| *woken != WakeReasons::default())
     }
 
     const LONG: Duration = Duration::from_secs(10);
@@ -405,19 +405,22 @@ mod tests {
         for is_device in [true, false] {
             let (mut waiter, mut device, mut kernel, _store) = scene(is_device);
             assert_eq!(waiter.ring.is_some(), is_device, "this kernel has an io_uring");
-            assert_eq!(waiter.wait(&mut device, true, Duration::ZERO), Ok(Woken::default()));
-            assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(Woken::default()));
+            assert_eq!(waiter.wait(&mut device, true, Duration::ZERO), Ok(WakeReasons::default()));
+            assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(WakeReasons::default()));
             for round in 0..100 {
                 kernel.write_all(&words([round, 7])).unwrap();
                 let woken = woken(&mut waiter, &mut device, LONG).expect("it has fired");
-                assert_eq!(woken, Woken { store: false, events: true }, "{is_device}");
+                assert_eq!(woken, WakeReasons { store: false, events: true }, "{is_device}");
                 assert_eq!(device.ports(woken), [round, 7], "{is_device}");
                 // More than there is room for, too.
                 let again: Vec<u32> = (0..=round).collect();
                 for port in &again {
                     waiter.unmask(&device, Port(*port));
                 }
-                assert_eq!(waiter.wait(&mut device, true, Duration::ZERO), Ok(Woken::default()));
+                assert_eq!(
+                    waiter.wait(&mut device, true, Duration::ZERO),
+                    Ok(WakeReasons::default())
+                );
                 let mut got = vec![0; again.len() * 4];
                 kernel.read_exact(&mut got).unwrap();
                 got.as_chunks_mut::<4>().0.sort_by_key(|word| u32::from_ne_bytes(*word));
@@ -433,11 +436,15 @@ mod tests {
             raise(&store);
             for _ in 0..2 {
                 let woken = woken(&mut waiter, &mut device, LONG);
-                let store = Some(Woken { store: true, events: false });
+                let store = Some(WakeReasons { store: true, events: false });
                 assert_eq!(woken, store, "it is still readable");
             }
             clear(&store);
-            assert_eq!(waiter.wait(&mut device, true, SHORT), Ok(Woken::default()), "{is_device}");
+            assert_eq!(
+                waiter.wait(&mut device, true, SHORT),
+                Ok(WakeReasons::default()),
+                "{is_device}"
+            );
             kernel.write_all(&words([5])).unwrap();
             let woken = woken(&mut waiter, &mut device, LONG).expect("it has fired");
             assert_eq!((woken.store, device.ports(woken)), (false, vec![5]), "{is_device}");
@@ -454,7 +461,7 @@ mod tests {
         waiter = Waiter::new(unsafe { BorrowedFd::borrow_raw(fd) }, &device).unwrap();
         kernel.write_all(&words([5])).unwrap();
         let woken = waiter.wait(&mut device, true, LONG).unwrap();
-        assert_eq!(woken, Woken { store: true, events: true });
+        assert_eq!(woken, WakeReasons { store: true, events: true });
     }
 
     #[test]
@@ -482,7 +489,7 @@ mod tests {
                 kernel
             });
             let woken = woken(&mut waiter, &mut device, Duration::MAX);
-            assert_eq!(woken, Some(Woken { store: false, events: true }));
+            assert_eq!(woken, Some(WakeReasons { store: false, events: true }));
             writer.join().unwrap();
         }
     }
@@ -498,7 +505,7 @@ mod tests {
                 waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
                 raise(&source);
                 let begin = Instant::now();
-                assert_eq!(waiter.wait(&mut device, true, LONG), Ok(Woken::default()));
+                assert_eq!(waiter.wait(&mut device, true, LONG), Ok(WakeReasons::default()));
                 assert!(begin.elapsed() < LONG, "{is_device}: source {number} is not waited for");
                 // That one is closed, and the next has its number.
                 rustix::io::dup2(signal(), &mut source).unwrap();

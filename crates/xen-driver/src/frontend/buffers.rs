@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
-use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantOffer, OfferedPage};
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef};
 use xenbus::Error;
@@ -16,12 +16,12 @@ const BUFFERS_MIN: usize = 16;
 pub struct Buffer(u32);
 
 /// A page of data: granted while there is a backend.
-enum Held {
-    Offered(Offered),
+enum BufferPage {
+    Offered(OfferedPage),
     Kept(SharedPage),
 }
 
-impl Held {
+impl BufferPage {
     fn page(&self) -> &SharedPage {
         match self {
             Self::Offered(offered) => offered.page(),
@@ -43,7 +43,7 @@ pub enum Trust {
 pub struct Buffers {
     grants: Rc<RefCell<dyn GrantOffer>>,
     most: usize,
-    held: Vec<Held>,
+    held: Vec<BufferPage>,
     free: Vec<Buffer>,
     trust: Trust,
 }
@@ -82,7 +82,7 @@ impl Buffers {
         &mut self,
         peer: DomId,
         besides: impl Fn(usize) -> usize,
-    ) -> Result<Vec<Offered>, Error> {
+    ) -> Result<Vec<OfferedPage>, Error> {
         let first = self.held.is_empty();
         let mut count = if first { self.most } else { self.held.len() };
         let mut offers = Vec::with_capacity(count);
@@ -108,17 +108,17 @@ impl Buffers {
         for (offer, before) in offers.iter().zip(&self.held) {
             copy_page(before.page(), offer.page());
         }
-        self.held = offers.into_iter().map(Held::Offered).collect();
+        self.held = offers.into_iter().map(BufferPage::Offered).collect();
         Ok(others)
     }
 
     /// Takes the grants back; what is in the buffers is kept for the next backend.
     pub fn withdraw(&mut self) {
         for held in &mut self.held {
-            if let Held::Offered(offered) = held {
+            if let BufferPage::Offered(offered) = held {
                 let kept = SharedPage::private();
                 copy_page(offered.page(), &kept);
-                *held = Held::Kept(kept);
+                *held = BufferPage::Kept(kept);
             }
         }
     }
@@ -143,15 +143,15 @@ impl Buffers {
     /// The memory of a buffer. The backend may change it at any time.
     #[must_use]
     pub fn page(&self, buffer: Buffer) -> Option<&SharedPage> {
-        self.held.get(buffer.0 as usize).map(Held::page)
+        self.held.get(buffer.0 as usize).map(BufferPage::page)
     }
 
     /// The grant of a buffer, while there is a backend.
     #[must_use]
     pub fn grant(&self, buffer: Buffer) -> Option<GrantRef> {
         match self.held.get(buffer.0 as usize)? {
-            Held::Offered(offered) => Some(offered.grant()),
-            Held::Kept(_) => None,
+            BufferPage::Offered(offered) => Some(offered.grant()),
+            BufferPage::Kept(_) => None,
         }
     }
 }

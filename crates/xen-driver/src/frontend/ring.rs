@@ -35,18 +35,18 @@ impl Id {
 
 /// An answer to what was not asked, or was answered already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unasked(pub Id);
+pub struct UnexpectedResponse(pub Id);
 
-impl fmt::Display for Unasked {
+impl fmt::Display for UnexpectedResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the backend has answered request {:#x}, which is not open", self.0.0)
     }
 }
 
-impl std::error::Error for Unasked {}
+impl std::error::Error for UnexpectedResponse {}
 
-impl From<Unasked> for Error {
-    fn from(unasked: Unasked) -> Self {
+impl From<UnexpectedResponse> for Error {
+    fn from(unasked: UnexpectedResponse) -> Self {
         Self::Driver(unasked.to_string())
     }
 }
@@ -136,13 +136,13 @@ impl<T: Default> Ring<T> {
     /// The data of an open request, which the backend says to have answered.
     ///
     /// # Errors
-    /// [`Unasked`].
-    pub fn asked(&mut self, id: Id) -> Result<&mut T, Unasked> {
+    /// [`UnexpectedResponse`].
+    pub fn asked(&mut self, id: Id) -> Result<&mut T, UnexpectedResponse> {
         match self.slots.get_mut(id.slot()) {
             Some(slot) if slot.open && Id::new(slot.turn, id.slot() as u32) == id => {
                 Ok(&mut slot.asked)
             }
-            _ => Err(Unasked(id)),
+            _ => Err(UnexpectedResponse(id)),
         }
     }
 

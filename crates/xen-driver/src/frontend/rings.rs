@@ -2,7 +2,7 @@
 
 use super::Platform;
 use crate::channel::Channel;
-use xen::gnttab::{Access, Offered};
+use xen::gnttab::{Access, OfferedPage};
 use xen_io::ring::FrontRing;
 use xenbus::negotiate::{self, Limits, Names};
 use xenbus::{Device, Error};
@@ -31,7 +31,7 @@ pub fn offer<const R: usize, const C: usize>(
     let queues = (0..limits.queues_max).map(|_| queue(platform, device, limits, entry_bytes));
     let queues: Vec<Queue<R, C>> = queues.collect::<Result<_, _>>()?;
     let named = queues.iter().map(|queue| negotiate::Queue {
-        rings: std::array::from_fn(|at| queue.rings[at].pages().map(Offered::grant).collect()),
+        rings: std::array::from_fn(|at| queue.rings[at].pages().map(OfferedPage::grant).collect()),
         ports: std::array::from_fn(|at| queue.channels[at].port()),
     });
     names.put(device, &named.collect::<Vec<_>>());

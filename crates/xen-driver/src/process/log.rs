@@ -5,7 +5,7 @@ use super::report::say;
 use crate::backend::{Backend, Server};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 use xenbus::{Bus, Id, State};
 
 /// Most lines that the log has of one device in [`A_MINUTE`].
@@ -79,14 +79,14 @@ impl Log {
     pub(super) fn tell<B: Backend>(&mut self, server: &mut Server<B>, kinds: &[&str], news: &News) {
         let id = news.id;
         let allowed = self.allows(id);
-        if matches!(news.what, What::Removed) {
+        if matches!(news.what, DeviceEvent::Removed) {
             self.said.remove(&id);
         }
         if !allowed {
             return;
         }
         match &news.what {
-            What::State(State::Connected) => {
+            DeviceEvent::State(State::Connected) => {
                 let summary = |kind| {
                     let bus = server.bus(kind)?;
                     let connected = bus.state(id) == Some(State::Connected);
@@ -95,14 +95,14 @@ impl Log {
                 let summary = kinds.iter().copied().find_map(summary).unwrap_or_default();
                 say(self.name, format_args!("{id}: {}; {summary}", State::Connected));
             }
-            What::State(state) => {
+            DeviceEvent::State(state) => {
                 if matches!(state, State::Closing | State::Closed) {
                     self.tell_complaints_of(server, kinds, Some(id));
                 }
                 say(self.name, format_args!("{id}: {state}"));
             }
-            What::Error(error) => say(self.name, format_args!("{id}: {error}")),
-            What::Removed => say(self.name, format_args!("{id}: removed")),
+            DeviceEvent::Error(error) => say(self.name, format_args!("{id}: {error}")),
+            DeviceEvent::Removed => say(self.name, format_args!("{id}: removed")),
             other => say(self.name, format_args!("{id}: {other:?}")),
         }
     }

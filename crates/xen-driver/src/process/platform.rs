@@ -11,7 +11,7 @@ use xen_linux::Machine;
 use xenstore::{Client, Store};
 
 /// The means of a machine.
-pub(super) struct Provided {
+pub(super) struct MachinePlatform {
     pub(super) platform: Platform,
     /// The domain where this runs, if the platform says so.
     pub(super) domid: Option<DomId>,
@@ -22,7 +22,7 @@ pub(super) struct Provided {
 }
 
 /// The platform of a program of this name.
-pub(super) fn provided(name: &str) -> Result<Provided, Failure> {
+pub(super) fn provided(name: &str) -> Result<MachinePlatform, Failure> {
     if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
         let host = HostDir::new(dir);
         let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
@@ -31,7 +31,7 @@ pub(super) fn provided(name: &str) -> Result<Provided, Failure> {
         })?;
         let evtchn = Rc::new(RefCell::new(hosted.channels()?));
         let grants = Rc::new(RefCell::new(hosted.grants()));
-        return Ok(Provided {
+        return Ok(MachinePlatform {
             platform: Platform { evtchn, grants },
             domid: Some(hosted.domid()),
             run_dir: host.path().join(name),
@@ -44,7 +44,7 @@ pub(super) fn provided(name: &str) -> Result<Provided, Failure> {
     let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
     let grants = Rc::new(RefCell::new(xen_linux::gntdev::Gntdev::open()?));
     let run_dir = Path::new("/run").join(name);
-    Ok(Provided {
+    Ok(MachinePlatform {
         platform: Platform { evtchn, grants },
         domid: None,
         lock_dir: run_dir.clone(),

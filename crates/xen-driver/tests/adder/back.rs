@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use xen::Port;
 use xen_driver::backend::rings::{Queue, Rings};
-use xen_driver::backend::{Backend, Worked};
+use xen_driver::backend::{Backend, TurnOutcome};
 use xenbus::negotiate::Names;
 use xenbus::{Device, Driver, Error, Progress};
 
@@ -64,8 +64,8 @@ impl Driver for Back {
 }
 
 impl Backend for Back {
-    fn work(&mut self, now: Instant, _: Option<Duration>) -> Result<Worked, Error> {
-        let (mut worked, mut request) = (Worked::default(), [0; 16]);
+    fn work(&mut self, now: Instant, _: Option<Duration>) -> Result<TurnOutcome, Error> {
+        let (mut worked, mut request) = (TurnOutcome::default(), [0; 16]);
         let Some(mut queue) = self.queue.take() else { return Ok(worked) };
         while let Some(slot) = queue.rings[0].take(&mut request)? {
             self.begin(Some(now + Duration::from_millis(5)), slot, request);

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use xen::gnttab::{Access, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantOffer, OfferedPage};
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 use xen::{DomId, Error, GrantRef};
 
@@ -238,7 +238,7 @@ impl Offers {
 }
 
 impl GrantOffer for Offers {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
         let (own, at) = self.take(Purpose::new(peer, access))?;
         let offered = page(&own, at.into(), Access::ReadWrite);
         // The peer may still have the page mapped from an earlier grant; anything that it wrote
@@ -246,7 +246,7 @@ impl GrantOffer for Offers {
         offered.copy_in(0, &[0; PAGE_SIZE]).map_err(|_| Error::Inval)?;
         self.link.count(Counter::Granted, 1);
         own.arena.table.word(entry_offset(at.into())).store(entry(peer, access), SeqCst);
-        Ok(Offered::new(peer, reference(own.arena.slot, at.into()), offered))
+        Ok(OfferedPage::new(peer, reference(own.arena.slot, at.into()), offered))
     }
 
     fn offer_batch(
@@ -254,7 +254,7 @@ impl GrantOffer for Offers {
         peer: DomId,
         access: Access,
         count: usize,
-        into: &mut Vec<Offered>,
+        into: &mut Vec<OfferedPage>,
     ) -> Result<(), Error> {
         self.make_room(Purpose::new(peer, access), count)?;
         let before = into.len();

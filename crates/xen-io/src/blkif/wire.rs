@@ -1,9 +1,9 @@
 //! Requests and responses as they lie in the ring.
 
 use super::{
-    Body, INDIRECT_PAGES_MAX, Layout, Limits, REQUEST_SIZE_MAX, RESPONSE_SIZE_MAX, Request,
-    Response, SEGMENT_SIZE, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Secure, Segment, Segments, Status,
-    Transfer, Wrong, check_segments, op,
+    Body, INDIRECT_PAGES_MAX, InvalidRequest, Layout, Limits, REQUEST_SIZE_MAX, RESPONSE_SIZE_MAX,
+    Request, Response, SEGMENT_SIZE, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Secure, Segment, Segments,
+    Status, Transfer, check_segments, op,
 };
 use xen::GrantRef;
 
@@ -76,8 +76,8 @@ impl RequestBytes {
     /// Checks and decodes the request.
     ///
     /// # Errors
-    /// [`Wrong`]: it is to be answered with an error, [`Wrong::Operation`] with "not supported".
-    pub fn check(&self, layout: Layout, limits: Limits) -> Result<Request, Wrong> {
+    /// [`InvalidRequest`]: it is to be answered with an error, [`InvalidRequest::Operation`] with "not supported".
+    pub fn check(&self, layout: Layout, limits: Limits) -> Result<Request, InvalidRequest> {
         let fields = fields(layout);
         let (id, operation) = self.to_answer(layout);
         let [second] = get(&self.0, 1);
@@ -99,12 +99,12 @@ impl RequestBytes {
                 let body = self.indirect(fields, second, third, sector, limits)?;
                 return Ok(Request { id, handle, body });
             }
-            other => return Err(Wrong::Operation(other)),
+            other => return Err(InvalidRequest::Operation(other)),
         };
         let count = usize::from(second);
         let none_is_fine = matches!(transfer, Transfer::Flush | Transfer::WriteBarrier);
         if count > SEGMENTS_MAX || (count == 0 && !none_is_fine) {
-            return Err(Wrong::SegmentCount(second.into()));
+            return Err(InvalidRequest::SegmentCount(second.into()));
         }
         let at = self.0.get(fields.segments..).unwrap_or_default();
         let list = std::array::from_fn(|number| segment_at(at, number));
@@ -120,17 +120,17 @@ impl RequestBytes {
         count: u16,
         sector: u64,
         limits: Limits,
-    ) -> Result<Body, Wrong> {
+    ) -> Result<Body, InvalidRequest> {
         if limits.indirect_segments_max == 0 {
-            return Err(Wrong::Operation(op::INDIRECT));
+            return Err(InvalidRequest::Operation(op::INDIRECT));
         }
         let transfer = match operation {
             op::READ => Transfer::Read,
             op::WRITE => Transfer::Write,
-            other => return Err(Wrong::Operation(other)),
+            other => return Err(InvalidRequest::Operation(other)),
         };
         if count == 0 || count > limits.indirect_segments_max {
-            return Err(Wrong::SegmentCount(count));
+            return Err(InvalidRequest::SegmentCount(count));
         }
         let pages = std::array::from_fn(|number| {
             let at = number.saturating_mul(4).saturating_add(fields.indirect_pages);

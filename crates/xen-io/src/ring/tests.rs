@@ -77,7 +77,7 @@ impl Ring {
     }
 
     /// Offset of the entry of an index.
-    fn entry(shared: &Shared<xen::gnttab::Offered>, index: u64) -> usize {
+    fn entry(shared: &Shared<xen::gnttab::OfferedPage>, index: u64) -> usize {
         ENTRIES + usize::try_from(index % u64::from(shared.count)).unwrap() * shared.entry_bytes
     }
 

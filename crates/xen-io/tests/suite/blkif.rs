@@ -2,8 +2,8 @@
 
 use xen::GrantRef;
 use xen_io::blkif::{
-    Body, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, Secure, Segment,
-    Segments, Status, Transfer, Wrong, check_extent, segment_at, segment_bytes,
+    Body, InvalidRequest, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, Secure,
+    Segment, Segments, Status, Transfer, check_extent, segment_at, segment_bytes,
 };
 
 const LAYOUTS: [Layout; 2] = [Layout::X86_32, Layout::X86_64];
@@ -81,13 +81,13 @@ fn wrong_requests_are_refused() {
     let direct =
         |transfer, count| encode(Body::Direct { transfer, sector: 0, segments: segments(count) });
     for (what, patch, wrong) in [
-        ("no segment", (1, 0), Wrong::SegmentCount(0)),
-        ("12 segments", (1, 12), Wrong::SegmentCount(12)),
-        ("255 segments", (1, 255), Wrong::SegmentCount(255)),
-        ("beyond the page", (29, 8), Wrong::Segment { first: 0, last: 8 }),
-        ("backwards", (28, 200), Wrong::Segment { first: 200, last: 7 }),
-        ("reserved", (0, 4), Wrong::Operation(4)),
-        ("unknown", (0, 255), Wrong::Operation(255)),
+        ("no segment", (1, 0), InvalidRequest::SegmentCount(0)),
+        ("12 segments", (1, 12), InvalidRequest::SegmentCount(12)),
+        ("255 segments", (1, 255), InvalidRequest::SegmentCount(255)),
+        ("beyond the page", (29, 8), InvalidRequest::Segment { first: 0, last: 8 }),
+        ("backwards", (28, 200), InvalidRequest::Segment { first: 200, last: 7 }),
+        ("reserved", (0, 4), InvalidRequest::Operation(4)),
+        ("unknown", (0, 255), InvalidRequest::Operation(255)),
     ] {
         let mut bytes = direct(Transfer::Read, 1);
         let (at, value): (usize, u8) = patch;
@@ -102,13 +102,13 @@ fn wrong_requests_are_refused() {
         bytes.check(Layout::X86_64, limits).map(drop)
     };
     assert_eq!(indirect(256, 0, limits), Ok(()));
-    assert_eq!(indirect(0, 0, limits), Err(Wrong::SegmentCount(0)));
-    assert_eq!(indirect(257, 0, limits), Err(Wrong::SegmentCount(257)));
+    assert_eq!(indirect(0, 0, limits), Err(InvalidRequest::SegmentCount(0)));
+    assert_eq!(indirect(257, 0, limits), Err(InvalidRequest::SegmentCount(257)));
     for nested in [2, 3, 5, 6] {
-        assert_eq!(indirect(1, nested, limits), Err(Wrong::Operation(nested)));
+        assert_eq!(indirect(1, nested, limits), Err(InvalidRequest::Operation(nested)));
     }
     let none = Limits { indirect_segments_max: 0, ..limits };
-    assert_eq!(indirect(1, 0, none), Err(Wrong::Operation(6)));
+    assert_eq!(indirect(1, 0, none), Err(InvalidRequest::Operation(6)));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn large_sectors_are_kept_to() {
     assert!(!check(0, 0) && !check(4, 7) && !check(0, 6));
     assert_eq!(check_extent(8, 16, 24, limits), Ok(()));
     for (sector, sectors) in [(4, 8), (8, 4), (16, 16), (u64::MAX - 7, 8), (u64::MAX - 7, 16)] {
-        let wrong = Err(Wrong::Extent { sector, sectors });
+        let wrong = Err(InvalidRequest::Extent { sector, sectors });
         assert_eq!(check_extent(sector, sectors, 24, limits), wrong);
     }
 }

@@ -10,7 +10,7 @@
 
 use loopback::Host;
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
 use xen::shared::SharedPage;
 use xen_io::ring::{BackRing, Position, RingError, offset};
 
@@ -61,7 +61,7 @@ fn of_all(cases: impl Fn(u64) -> u64) -> u64 {
 /// A page in which the first byte of each entry is its number.
 struct Page {
     host: Host,
-    offer: Offered,
+    offer: OfferedPage,
     entry_bytes: usize,
     count: u64,
 }

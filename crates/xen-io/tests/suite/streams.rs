@@ -12,7 +12,7 @@
 
 use loopback::Host;
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer, OfferedPage};
 use xen::shared::SharedPage;
 use xen_io::xs_ring::{FrontRing, RingError, ServerRing, offset};
 
@@ -61,7 +61,7 @@ impl Stream {
 
 /// Both ends of a ring, and its streams.
 struct Ring {
-    _offer: Offered,
+    _offer: OfferedPage,
     server: ServerRing,
     front: FrontRing,
     requests: Stream,

@@ -8,7 +8,7 @@ const BATCH: usize = 64;
 
 /// The outcome of a read from the driver.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Came {
+pub(super) enum ReadOutcome {
     /// The number of bytes read. If they fill less than the buffer, the driver has no more.
     Bytes(usize),
     /// Interrupted by a signal before any port was read.
@@ -19,18 +19,18 @@ pub(super) enum Came {
 
 /// Ports that were read and not yet given out.
 #[derive(Debug, Default)]
-pub(super) struct Fired {
+pub(super) struct FiredPorts {
     ports: VecDeque<u32>,
     /// True if the driver had no more ports at the last read, and no caller was told so since: one
     /// more read would be a system call for each event. Later events make the descriptor readable.
     emptied: bool,
 }
 
-impl Fired {
+impl FiredPorts {
     /// The next port; `None` once for each time that the driver had no more. `read` asks the driver.
     pub(super) fn next(
         &mut self,
-        mut read: impl FnMut(&mut [u8]) -> Result<Came, Error>,
+        mut read: impl FnMut(&mut [u8]) -> Result<ReadOutcome, Error>,
     ) -> Result<Option<u32>, Error> {
         loop {
             if let Some(port) = self.ports.pop_front() {
@@ -41,9 +41,9 @@ impl Fired {
             }
             let mut bytes = [0; BATCH * 4];
             match read(&mut bytes)? {
-                Came::Bytes(len) => self.came(&bytes[..len], bytes.len()),
-                Came::Interrupted => {}
-                Came::Ports(ports) => self.ports.extend(ports),
+                ReadOutcome::Bytes(len) => self.came(&bytes[..len], bytes.len()),
+                ReadOutcome::Interrupted => {}
+                ReadOutcome::Ports(ports) => self.ports.extend(ports),
             }
         }
     }
@@ -73,16 +73,16 @@ mod tests {
     }
 
     impl Driver {
-        fn read(&mut self, into: &mut [u8]) -> Result<Came, Error> {
+        fn read(&mut self, into: &mut [u8]) -> Result<ReadOutcome, Error> {
             self.asked += 1;
             let count = self.fired.len().min(into.len() / 4);
             let words: Vec<u8> = self.fired.drain(..count).flat_map(u32::to_ne_bytes).collect();
             into[..words.len()].copy_from_slice(&words);
-            Ok(Came::Bytes(words.len()))
+            Ok(ReadOutcome::Bytes(words.len()))
         }
 
         /// All ports up to `None`.
-        fn all(&mut self, fired: &mut Fired) -> Vec<u32> {
+        fn all(&mut self, fired: &mut FiredPorts) -> Vec<u32> {
             std::iter::from_fn(|| fired.next(|into| self.read(into)).unwrap()).collect()
         }
     }
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn a_driver_that_had_room_left_is_asked_once() {
         let mut driver = Driver { fired: vec![3, 1, 2], asked: 0 };
-        let mut fired = Fired::default();
+        let mut fired = FiredPorts::default();
         assert_eq!(driver.all(&mut fired), [3, 1, 2]);
         assert_eq!(driver.asked, 1);
         // A later call finds the ports that have fired since.
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn what_was_read_elsewhere_is_given_out_first() {
         let mut driver = Driver { fired: vec![4], asked: 0 };
-        let mut fired = Fired::default();
+        let mut fired = FiredPorts::default();
         fired.came(&[3_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat(), 12);
         assert_eq!((driver.all(&mut fired), driver.asked), (vec![3, 1], 0));
         // The room was full: there may be more.
@@ -116,7 +116,7 @@ mod tests {
         for count in [BATCH - 1, BATCH, BATCH + 1, 3 * BATCH] {
             let ports: Vec<u32> = (1..).take(count).collect();
             let mut driver = Driver { fired: ports.clone(), asked: 0 };
-            assert_eq!(driver.all(&mut Fired::default()), ports);
+            assert_eq!(driver.all(&mut FiredPorts::default()), ports);
             assert_eq!(driver.asked as usize, count / BATCH + 1, "{count}");
         }
     }
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_port_closed_meanwhile_is_not_given_out() {
         let mut driver = Driver { fired: vec![1, 2, 1, 3], asked: 0 };
-        let mut fired = Fired::default();
+        let mut fired = FiredPorts::default();
         assert_eq!(fired.next(|into| driver.read(into)), Ok(Some(1)));
         fired.forget(1);
         fired.forget(3);
@@ -137,8 +137,10 @@ mod tests {
     #[test]
     fn a_signal_and_an_overflow_are_not_the_end() {
         let mut answers =
-            vec![Came::Bytes(0), Came::Ports(vec![7, 8]), Came::Interrupted].into_iter().rev();
-        let mut fired = Fired::default();
+            vec![ReadOutcome::Bytes(0), ReadOutcome::Ports(vec![7, 8]), ReadOutcome::Interrupted]
+                .into_iter()
+                .rev();
+        let mut fired = FiredPorts::default();
         let mut read = |_: &mut [u8]| Ok(answers.next().expect("asked once too often"));
         let got: Vec<_> = (0..3).map(|_| fired.next(&mut read).unwrap()).collect();
         assert_eq!(got, [Some(7), Some(8), None]);

@@ -1,7 +1,7 @@
 //! The course of one device at one end: its progress and its next step. It knows no store.
 
 use crate::side::Side;
-use crate::state::{Action, Illegal, Peer, Standing, react};
+use crate::state::{Action, DeviceUse, IllegalMove, Peer, react};
 use xen_io::xenbus::State;
 
 /// The most times that a peer may begin anew without being connected in between.
@@ -11,7 +11,7 @@ pub(super) const RESTARTS_MAX: u32 = 8;
 pub(super) struct Course {
     side: Side,
     own: State,
-    standing: Standing,
+    standing: DeviceUse,
     /// True where the driver may hold something of the peer's.
     held: bool,
     /// It is Connected by a process that has ended, and not yet taken over.
@@ -51,7 +51,7 @@ impl Course {
         Some(Self {
             side,
             own,
-            standing: if wanted { Standing::Wanted } else { Standing::Leaving },
+            standing: if wanted { DeviceUse::Wanted } else { DeviceUse::Leaving },
             // By a process that has ended and may have left something for its successor to take away.
             held: side == Side::Backend && own != State::Initialising && own != State::Closed,
             orphan: side == Side::Backend && state == State::Connected,
@@ -91,12 +91,12 @@ impl Course {
     pub(super) fn may_be_in_use(&self) -> bool {
         self.side == Side::Frontend
             && self.own == State::Connected
-            && self.standing == Standing::Wanted
+            && self.standing == DeviceUse::Wanted
     }
 
     /// True where the other end's reason for closing is to be told.
     pub(super) fn asks_why(&self) -> bool {
-        self.standing == Standing::Wanted
+        self.standing == DeviceUse::Wanted
     }
 
     /// The state that opening leads to.
@@ -127,10 +127,10 @@ impl Course {
     }
 
     /// The next step, with the peer as it is.
-    pub(super) fn next(&mut self, peer: Peer) -> Result<Step, Illegal> {
+    pub(super) fn next(&mut self, peer: Peer) -> Result<Step, IllegalMove> {
         // While its driver waits for something the peer may have left: nothing is to be taken over then.
         let is_left = self.waits && !peer.has_rings();
-        if self.orphan && self.standing == Standing::Wanted && !is_left {
+        if self.orphan && self.standing == DeviceUse::Wanted && !is_left {
             return Ok(Step::Adopt);
         }
         self.waits = false;
@@ -155,7 +155,7 @@ impl Course {
 
     /// Notes that the device is not wanted any more, at this end or by the toolstack.
     pub(super) fn leave(&mut self) {
-        self.standing = Standing::Leaving;
+        self.standing = DeviceUse::Leaving;
     }
 
     /// Ends the takeover of a device from a process that has ended: it is done, or given up.

@@ -10,13 +10,13 @@ pub struct News {
     /// Which device.
     pub id: Id,
     /// The event.
-    pub what: What,
+    pub what: DeviceEvent,
 }
 
 /// An event of a device.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum What {
+pub enum DeviceEvent {
     /// It is in this state now.
     State(State),
     /// Something went wrong with it; its `error` node says so too.

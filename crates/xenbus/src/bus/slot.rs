@@ -2,7 +2,7 @@
 
 use super::course::{Course, RESTARTS_MAX, Step};
 use super::end::End;
-use super::news::{News, What};
+use super::news::{DeviceEvent, News};
 use super::nodes::{Nodes, peer_error, peer_state, write, write_error};
 use crate::device::Device;
 use crate::driver::{Driver, Progress};
@@ -18,7 +18,7 @@ use xenstore::Client;
 const STEPS_MAX: u32 = 8;
 
 /// Nodes that a driver puts, below its device.
-type Puts = Vec<(String, Vec<u8>)>;
+type PutNodes = Vec<(String, Vec<u8>)>;
 
 /// The surroundings of a device: what its steps need, and all devices of its bus share.
 pub(super) struct Surroundings<'a, D> {
@@ -30,7 +30,7 @@ pub(super) struct Surroundings<'a, D> {
 }
 
 impl<D> Surroundings<'_, D> {
-    fn tell(&mut self, id: Id, what: What) {
+    fn tell(&mut self, id: Id, what: DeviceEvent) {
         self.news.push(News { id, what });
     }
 }
@@ -120,7 +120,7 @@ impl<D: Driver> Slot<D> {
         // Nobody is left to be told.
         let _ = self.call(around, Driver::release);
         around.end.unwatch_peer(around.store, self.id, &self.peer_path);
-        around.tell(self.id, What::Removed);
+        around.tell(self.id, DeviceEvent::Removed);
     }
 
     /// Writes nodes and its state once more.
@@ -158,7 +158,7 @@ impl<D: Driver> Slot<D> {
             }
             Ok(Progress::Done) => {
                 self.course.end_adoption();
-                around.tell(self.id, What::State(State::Connected));
+                around.tell(self.id, DeviceEvent::State(State::Connected));
             }
             Err(error) => {
                 self.course.end_adoption();
@@ -181,7 +181,7 @@ impl<D: Driver> Slot<D> {
         match action {
             Action::Stay if side == Side::Backend => {
                 if self.course.own() == State::Connected {
-                    let _ = self.call(around, Driver::noticed);
+                    let _ = self.call(around, Driver::nodes_changed);
                 }
                 Ok(Progress::Pending)
             }
@@ -317,7 +317,7 @@ impl<D: Driver> Slot<D> {
     ) -> Result<(), Error> {
         self.course.enter(next);
         write(around.store, &self.path, puts, Some(next))?;
-        around.tell(self.id, What::State(next));
+        around.tell(self.id, DeviceEvent::State(next));
         Ok(())
     }
 
@@ -334,7 +334,7 @@ impl<D: Driver> Slot<D> {
     /// Writes an error into the store, and adds it to the news.
     fn report(&self, around: &mut Surroundings<'_, D>, error: Error) -> Result<(), Error> {
         write_error(around.store, around.end.domid(), &self.path, &error)?;
-        around.tell(self.id, What::Error(error));
+        around.tell(self.id, DeviceEvent::Error(error));
         Ok(())
     }
 
@@ -343,7 +343,7 @@ impl<D: Driver> Slot<D> {
         &mut self,
         around: &mut Surroundings<'_, D>,
         call: impl FnOnce(&mut D, &mut Device<'_>) -> T,
-    ) -> (T, Puts) {
+    ) -> (T, PutNodes) {
         let Self { id, path, peer_path, peer, driver, .. } = self;
         let (side, domid) = (around.end.side(), around.end.domid());
         let (id, peer, puts) = (*id, *peer, Vec::new());

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
-use xenbus::bus::What;
-use xenbus::state::Illegal;
+use xenbus::bus::DeviceEvent;
+use xenbus::state::IllegalMove;
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Device, Driver, Error, Id, Progress, Side, State, path};
 use xenstore::{Client, Store};
@@ -64,9 +64,9 @@ fn turn<D: Driver>(store: &mut Client, bus: &mut Bus<D>, log: &mut Vec<String>) 
         assert!(bus.take(store, &event).unwrap(), "{event:?} is nobody's");
     }
     log.extend(bus.take_news().into_iter().map(|news| match news.what {
-        What::State(state) => format!("{}", state as u8),
-        What::Error(error) => format!("error: {error}"),
-        What::Removed => "removed".to_owned(),
+        DeviceEvent::State(state) => format!("{}", state as u8),
+        DeviceEvent::Error(error) => format!("error: {error}"),
+        DeviceEvent::Removed => "removed".to_owned(),
         other => format!("{other:?}"),
     }));
 }
@@ -358,7 +358,7 @@ fn a_move_that_makes_no_sense_is_said_so_once() {
     let back = device().backend_path();
     let error = scene.read(&format!("{back}/error"));
     let own = State::Connected;
-    let illegal = Illegal { side: Side::Backend, own, peer: State::InitWait };
+    let illegal = IllegalMove { side: Side::Backend, own, peer: State::InitWait };
     assert_eq!(error, format!("22 {}", Error::Illegal(illegal)));
     assert_eq!(scene.read(&path::error(DomId::DOM0, &back)), error);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
 use xen::{GrantRef, Port};
 use xenbus::{Device, Driver, Error, Progress};
 
@@ -10,7 +10,7 @@ use xenbus::{Device, Driver, Error, Progress};
 pub(crate) struct Front<E, G> {
     pub(crate) evtchn: Arc<Mutex<E>>,
     pub(crate) grants: G,
-    pub(crate) page: Option<(Offered, Port)>,
+    pub(crate) page: Option<(OfferedPage, Port)>,
 }
 
 impl<E: EventChannels, G: GrantOffer> Driver for Front<E, G> {

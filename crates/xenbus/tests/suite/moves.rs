@@ -2,10 +2,10 @@
 //! states, in every order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use xenbus::state::{Action, Peer, Standing, react};
+use xenbus::state::{Action, DeviceUse, Peer, react};
 use xenbus::{Side, State};
 
-const STANDINGS: [Standing; 2] = [Standing::Wanted, Standing::Leaving];
+const STANDINGS: [DeviceUse; 2] = [DeviceUse::Wanted, DeviceUse::Leaving];
 const SIDES: [Side; 2] = [Side::Frontend, Side::Backend];
 
 /// The state that an action leads to; `None` where the device is forgotten.
@@ -26,7 +26,7 @@ fn after(side: Side, own: State, action: Action) -> Option<State> {
 type Pair = (State, State);
 
 /// Returns the pairs that one step of either end leads to, each seeing the other's current state.
-fn moves((front, back): Pair, standing: Standing) -> Vec<Pair> {
+fn moves((front, back): Pair, standing: DeviceUse) -> Vec<Pair> {
     let mut found = Vec::new();
     let step = |side, own, peer| {
         let action = react(side, own, Peer::Is(peer), standing).ok()?;
@@ -38,7 +38,7 @@ fn moves((front, back): Pair, standing: Standing) -> Vec<Pair> {
 }
 
 /// All pairs that can be reached, and those of them where nothing moves any more.
-fn explore(start: Pair, standing: Standing) -> (BTreeSet<Pair>, BTreeSet<Pair>) {
+fn explore(start: Pair, standing: DeviceUse) -> (BTreeSet<Pair>, BTreeSet<Pair>) {
     let (mut seen, mut still, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![start]);
     while let Some(pair) = open.pop() {
         if !seen.insert(pair) {
@@ -54,16 +54,16 @@ fn explore(start: Pair, standing: Standing) -> (BTreeSet<Pair>, BTreeSet<Pair>) 
 }
 
 /// True if a pair can be reached from itself: then two ends might go round for ever.
-fn circles(start: Pair, standing: Standing) -> bool {
+fn circles(start: Pair, standing: DeviceUse) -> bool {
     moves(start, standing).into_iter().any(|next| explore(next, standing).0.contains(&start))
 }
 
 /// Every cell, written out here once more: a change of a table is to be meant. One row for each own state 0 to 8,
 /// one column for each state of the peer, the letters as `state.rs` explains them.
-const EXPECTED: [(Side, Standing, [&str; 9]); 4] = [
+const EXPECTED: [(Side, DeviceUse, [&str; 9]); 4] = [
     (
         Side::Backend,
-        Standing::Wanted,
+        DeviceUse::Wanted,
         [
             ".........",
             "OOOOOOOOO",
@@ -78,7 +78,7 @@ const EXPECTED: [(Side, Standing, [&str; 9]); 4] = [
     ),
     (
         Side::Backend,
-        Standing::Leaving,
+        DeviceUse::Leaving,
         [
             "RRRRRRRRR",
             "DDDCCCDCC",
@@ -93,7 +93,7 @@ const EXPECTED: [(Side, Standing, [&str; 9]); 4] = [
     ),
     (
         Side::Frontend,
-        Standing::Wanted,
+        DeviceUse::Wanted,
         [
             ".........",
             "X.OOC..CC",
@@ -108,7 +108,7 @@ const EXPECTED: [(Side, Standing, [&str; 9]); 4] = [
     ),
     (
         Side::Frontend,
-        Standing::Leaving,
+        DeviceUse::Leaving,
         [
             "RRRRRRRRR",
             "DDDDDDDDD",
@@ -162,7 +162,7 @@ fn every_cell_leads_somewhere_or_is_illegal() {
                     match result {
                         Err(illegal) => {
                             assert_eq!((illegal.side, illegal.own), (side, own), "{what}");
-                            assert_eq!(standing, Standing::Wanted, "one may always leave: {what}");
+                            assert_eq!(standing, DeviceUse::Wanted, "one may always leave: {what}");
                             assert!(illegal.to_string().contains("no legal move"));
                         }
                         Ok(Action::Open) => assert!(own <= State::InitWait, "{what}"),
@@ -174,7 +174,7 @@ fn every_cell_leads_somewhere_or_is_illegal() {
                         }
                         Ok(Action::Release) => assert_ne!(own, State::Closed, "{what}"),
                         Ok(Action::Restart) => assert!(own >= State::Connected, "{what}"),
-                        Ok(Action::Remove) => assert_eq!(standing, Standing::Leaving, "{what}"),
+                        Ok(Action::Remove) => assert_eq!(standing, DeviceUse::Leaving, "{what}"),
                         Ok(Action::Close) => assert!(own != State::Closing, "{what}"),
                         Ok(Action::Stay | Action::Reconfigure(_)) => {}
                     }
@@ -191,7 +191,7 @@ fn every_cell_leads_somewhere_or_is_illegal() {
 #[test]
 fn a_new_device_connects_whoever_is_first() {
     let start = (State::Initialising, State::Initialising);
-    let (_, still) = explore(start, Standing::Wanted);
+    let (_, still) = explore(start, DeviceUse::Wanted);
     assert_eq!(still, BTreeSet::from([(State::Connected, State::Connected)]));
 }
 
@@ -200,10 +200,10 @@ fn a_new_device_connects_whoever_is_first() {
 fn all_ways_lead_to_connected() {
     for front in &State::ALL[1..] {
         for back in &State::ALL[1..] {
-            let (seen, still) = explore((*front, *back), Standing::Wanted);
+            let (seen, still) = explore((*front, *back), DeviceUse::Wanted);
             let connected = BTreeSet::from([(State::Connected, State::Connected)]);
             assert_eq!(still, connected, "from frontend {front}, backend {back}");
-            let circle = seen.iter().find(|pair| circles(**pair, Standing::Wanted));
+            let circle = seen.iter().find(|pair| circles(**pair, DeviceUse::Wanted));
             assert_eq!(circle, None, "from frontend {front}, backend {back}");
         }
     }
@@ -216,7 +216,7 @@ fn a_device_is_reconfigured() {
     use State::{Connected, Reconfigured, Reconfiguring};
     let mut pair = (Connected, Reconfiguring);
     let mut seen = vec![pair];
-    while let [next] = moves(pair, Standing::Wanted)[..] {
+    while let [next] = moves(pair, DeviceUse::Wanted)[..] {
         pair = next;
         seen.push(pair);
     }
@@ -234,10 +234,10 @@ fn a_device_is_reconfigured() {
 fn leaving_ends_with_both_closed() {
     for front in &State::ALL[1..] {
         for back in &State::ALL[1..] {
-            let (seen, still) = explore((*front, *back), Standing::Leaving);
+            let (seen, still) = explore((*front, *back), DeviceUse::Leaving);
             let closed = BTreeSet::from([(State::Closed, State::Closed)]);
             assert_eq!(still, closed, "from frontend {front}, backend {back}");
-            let circle = seen.iter().find(|pair| circles(**pair, Standing::Leaving));
+            let circle = seen.iter().find(|pair| circles(**pair, DeviceUse::Leaving));
             assert_eq!(circle, None);
         }
     }
@@ -252,8 +252,8 @@ fn a_peer_that_is_gone_is_let_go() {
                 let idle = matches!(own, State::Unknown | State::Closed);
                 let wanted = match (idle, standing) {
                     (false, _) => Action::Release,
-                    (true, Standing::Wanted) => Action::Stay,
-                    (true, Standing::Leaving) => Action::Remove,
+                    (true, DeviceUse::Wanted) => Action::Stay,
+                    (true, DeviceUse::Leaving) => Action::Remove,
                 };
                 assert_eq!(action, wanted, "{side} {own} {standing:?}");
             }
@@ -297,7 +297,7 @@ fn the_odd_cases() {
         ("says nothing that makes sense", back, Connected, Unknown, Action::Release),
         ("has nothing to close", back, Closed, Unknown, Action::Stay),
     ] {
-        let got = react(side, own, Peer::Is(peer), Standing::Wanted);
+        let got = react(side, own, Peer::Is(peer), DeviceUse::Wanted);
         assert_eq!(got, Ok(action), "a peer that {what}");
     }
 }
@@ -322,7 +322,7 @@ fn what_the_docs_tell_of_our_answers_is_so() {
         let owns = if backend == "any" { State::ALL[2..].to_vec() } else { vec![number(backend)] };
         for own in owns {
             let peer = Peer::Is(number(frontend));
-            let answer = match react(Side::Backend, own, peer, Standing::Wanted) {
+            let answer = match react(Side::Backend, own, peer, DeviceUse::Wanted) {
                 Err(_) => "error",
                 Ok(Action::Stay) if own == State::Closed && ours == "Closed" => "Closed",
                 Ok(Action::Stay) => "stays",

@@ -68,7 +68,7 @@ impl Driver for Back {
 }
 
 /// The outcome of a meeting of both ends of one device.
-struct Met {
+struct MeetingOutcome {
     /// The backend's state, Connected or one behind that.
     state: State,
     /// The queues that it has read.
@@ -80,7 +80,7 @@ struct Met {
 }
 
 /// Lets both ends of a device meet on a daemon of its own.
-fn meet(queues: &[Queue<2, 2>]) -> Option<Met> {
+fn meet(queues: &[Queue<2, 2>]) -> Option<MeetingOutcome> {
     let options = Options { everybody: true, ..Options::default() };
     let daemon = Daemon::start_with(Kind::Ours, &options)?;
     let client = || Client::connect(daemon.socket()).unwrap();
@@ -107,7 +107,7 @@ fn meet(queues: &[Queue<2, 2>]) -> Option<Met> {
             let error = tool.try_read(format!("{}/error", device.backend_path())).unwrap();
             let queues = std::mem::take(&mut back.driver(ID).unwrap().0);
             let error = error.unwrap_or_default();
-            return Some(Met { state, queues, error, tool, _daemon: daemon });
+            return Some(MeetingOutcome { state, queues, error, tool, _daemon: daemon });
         }
         assert!(Instant::now() < end, "the backend is {state:?}");
     }
@@ -134,7 +134,7 @@ fn both_ends_name_several_rings_and_channels_of_a_queue() {
 #[test]
 fn more_than_was_offered_is_refused() {
     for queues in [vec![queue(10, 1), queue(20, 1), queue(30, 1)], vec![queue(10, 4)]] {
-        let Some(Met { state, error, .. }) = meet(&queues) else { return };
+        let Some(MeetingOutcome { state, error, .. }) = meet(&queues) else { return };
         assert_ne!(state, State::Connected);
         assert!(error.starts_with(b"22 /local/domain/3/device/vif/0/"), "{}", error.escape_ascii());
     }

@@ -3,7 +3,7 @@
 use conformance::{Daemon, Kind, Options};
 use std::time::{Duration, Instant};
 use xen::DomId;
-use xenbus::bus::What;
+use xenbus::bus::DeviceEvent;
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Device, Driver, Error, Id, Progress, Side, State};
 use xenstore::{Client, Store};
@@ -57,7 +57,7 @@ fn both_ends_go_through_the_states_of_pci() {
             }
             for (side, news) in [("front", front.take_news()), ("back", back.take_news())] {
                 log.extend(news.into_iter().map(|news| match news.what {
-                    What::State(state) => format!("{side} {}", state as u8),
+                    DeviceEvent::State(state) => format!("{side} {}", state as u8),
                     other => format!("{side} {other:?}"),
                 }));
             }

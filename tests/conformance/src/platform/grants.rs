@@ -6,7 +6,7 @@
 
 use super::case::{Case, Party, Verdict, done, expect, refused};
 use xen::GrantRef;
-use xen::gnttab::{Access, CopySegment, Offered, Status};
+use xen::gnttab::{Access, CopySegment, OfferedPage, Status};
 use xen::shared::PAGE_SIZE;
 
 /// The cases.
@@ -30,7 +30,7 @@ pub const CASES: &[(&str, Case)] = &[
 /// A reference that is not granted.
 const WILD: GrantRef = GrantRef(30_000);
 
-fn offer(a: &mut Party, b: &Party, access: Access) -> Result<Offered, String> {
+fn offer(a: &mut Party, b: &Party, access: Access) -> Result<OfferedPage, String> {
     done("offer", a.offers.offer(b.domid, access))
 }
 
@@ -165,7 +165,7 @@ fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
         let text = [u8::try_from(at).unwrap_or(0); 8];
         offered.page().copy_in(0, &text).map_err(|error| error.to_string())?;
     }
-    let mut grants: Vec<GrantRef> = offers.iter().map(Offered::grant).collect();
+    let mut grants: Vec<GrantRef> = offers.iter().map(OfferedPage::grant).collect();
     let check = |b: &mut Party, grants: &[GrantRef]| -> Verdict {
         let mut mapped = Vec::new();
         b.maps.map_batch(a.domid, grants, Access::ReadWrite, &mut mapped);

@@ -13,7 +13,7 @@ use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
 use xen_driver::Devices;
 use xen_driver::frontend;
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 use xenbus::{Bus, Error, Side, State};
 use xenstore::{Client, Event};
 
@@ -149,7 +149,7 @@ impl<K: Kind> Guest<K> {
         let turn = self.guest.turn(&mut [&mut self.used], Duration::ZERO, &[])?;
         let news: Vec<News> = turn.news.into_iter().map(|(_, news)| news).collect();
         for News { id, what } in &news {
-            if matches!(what, What::State(State::Closed) | What::Removed)
+            if matches!(what, DeviceEvent::State(State::Closed) | DeviceEvent::Removed)
                 && let Some(ledger) = self.used.ledgers.get_mut(&id.devid)
             {
                 ledger.lose();

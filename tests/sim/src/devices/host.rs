@@ -18,7 +18,7 @@ use xen::shared::SharedPage;
 use xen::{DomId, GrantRef};
 use xen_io::ring::offset;
 use xenbus::State;
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 use xenbus::toolstack::NewDevice;
 use xenstore::{Client, Store};
 use xenstored::log::{Level, Log};
@@ -285,14 +285,14 @@ impl<K: Kind> Host<K> {
         let slot = self.slots.iter_mut().find(|slot| slot.domid == news.id.frontend);
         let Some(slot) = slot else { return Err(format!("no such device: {news:?}")) };
         match &news.what {
-            What::Error(_) if slot.fault => {
+            DeviceEvent::Error(_) if slot.fault => {
                 slot.spoiled = true;
                 self.tally.count("devices that failed", 1);
             }
-            What::Error(error) => {
+            DeviceEvent::Error(error) => {
                 return Err(format!("device {} fails without a fault: {error}", news.id));
             }
-            What::State(State::Connected) => self.tally.count("devices that connected", 1),
+            DeviceEvent::State(State::Connected) => self.tally.count("devices that connected", 1),
             _ => {}
         }
         Ok(())

@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use xen::evtchn::{EventChannels, Status, Virq};
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
 use xen::{DomId, Error, GrantRef, Port};
 use xenstore::transport::stream::Connection;
 use xenstored::step::Daemon;
@@ -303,7 +303,7 @@ impl GrantMap for ProcessGrantMap {
 pub(super) struct ProcessGrantOffer(pub(super) Box<dyn GrantOffer>);
 
 impl GrantOffer for ProcessGrantOffer {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
         begin(Call::Offer)?;
         self.0.offer(peer, access)
     }

@@ -9,7 +9,7 @@ use crate::page::{Frame, Pin};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered, Status};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage, Status};
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef};
 
@@ -90,7 +90,7 @@ struct ProcessGrants {
 }
 
 impl GrantOffer for ProcessGrants {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<Offered, Error> {
+    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
         let mut one = Vec::new();
         self.offer_batch(peer, access, 1, &mut one)?;
         one.pop().ok_or(Error::NoSpc)
@@ -101,14 +101,14 @@ impl GrantOffer for ProcessGrants {
         peer: DomId,
         access: Access,
         count: usize,
-        into: &mut Vec<Offered>,
+        into: &mut Vec<OfferedPage>,
     ) -> Result<(), Error> {
         let state = &mut *self.state.borrow_mut();
         for reference in state.free_references(self.process, count)? {
             state.grant(self.process, GrantRef(reference), peer, access);
             let grant = state.of(self.process)?.grants.get(&reference).ok_or(Error::NoSpc)?;
             let page = grant.frame.offered(&grant.pin);
-            into.push(Offered::new(peer, GrantRef(reference), page));
+            into.push(OfferedPage::new(peer, GrantRef(reference), page));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use xen_block::front::{Options, disks::Disks, fuse::Fuse};
 use xen_block::vbd;
 use xen_driver::process::guest::Connections;
-use xenbus::bus::{News, What};
+use xenbus::bus::{DeviceEvent, News};
 
 /// Serves until the test ends it.
 pub(crate) fn play() {
@@ -50,9 +50,9 @@ pub(crate) fn play() {
 fn tell(news: &News) {
     let name = vbd::name(news.id.devid);
     match &news.what {
-        What::State(state) => println!("> {} {name}", format!("{state:?}").to_lowercase()),
-        What::Removed => println!("> removed {name}"),
-        What::Error(error) => println!("> error {name} {error}"),
+        DeviceEvent::State(state) => println!("> {} {name}", format!("{state:?}").to_lowercase()),
+        DeviceEvent::Removed => println!("> removed {name}"),
+        DeviceEvent::Error(error) => println!("> error {name} {error}"),
         _ => {}
     }
 }

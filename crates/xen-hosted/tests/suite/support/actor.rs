@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use xen::domctl::DomainControl;
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, Offered};
+use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
 use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::Platform;
 use xen_hosted::domctl::Control;
@@ -35,7 +35,7 @@ struct Actor {
     grants: xen_hosted::gnttab::Grants,
     offers: xen_hosted::gnttab::Offers,
     mapped: HashMap<String, Mapping>,
-    offered: Vec<Offered>,
+    offered: Vec<OfferedPage>,
 }
 
 /// Plays a domain that does the acts that it is told.
