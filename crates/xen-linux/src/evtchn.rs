@@ -122,8 +122,8 @@ impl EventChannels for Evtchn {
         true
     }
 
-    fn came(&mut self, bytes: &[u8], room: usize) {
-        self.fired.came(bytes, room);
+    fn take_read(&mut self, bytes: &[u8], room: usize) {
+        self.fired.take_read(bytes, room);
     }
 
     fn close(&mut self, port: Port) -> Result<(), Error> {

@@ -94,14 +94,14 @@ pub trait EventChannels {
     /// True if the descriptor is a device like Linux's `/dev/xen/evtchn`. Reads return the ports
     /// that have fired, 4 bytes each; writing a port unmasks it; neither waits (`O_NONBLOCK`). A
     /// caller that sleeps in an io_uring may have the kernel do both there, and passes the bytes
-    /// that it has read to [`EventChannels::came`].
+    /// that it has read to [`EventChannels::take_read`].
     fn is_device(&self) -> bool {
         false
     }
 
     /// Takes bytes that were read from the device, for [`EventChannels::pending`] to return. `room`
     /// is the size of the buffer of that read, in bytes: if it is full, there may be more.
-    fn came(&mut self, bytes: &[u8], room: usize) {
+    fn take_read(&mut self, bytes: &[u8], room: usize) {
         let _ = (bytes, room);
     }
 

@@ -28,7 +28,7 @@ use crate::side::Side;
 use due::DueDevices;
 use end::{End, Subject};
 use nodes::Nodes;
-use slot::{Slot, Surroundings};
+use slot::{BusContext, Slot};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
@@ -222,7 +222,7 @@ impl<D: Driver> Bus<D> {
     pub fn resume(&mut self, store: &mut Client) -> Result<(), Error> {
         self.end.watch_again(store)?;
         let Self { end, make, slots, news, .. } = self;
-        let mut around = Surroundings { store, end, make, news };
+        let mut around = BusContext { store, end, make, news };
         for slot in slots.values_mut() {
             slot.resume(&mut around)?;
         }
@@ -260,7 +260,7 @@ impl<D: Driver> Bus<D> {
     fn find(&mut self, store: &mut Client, id: Id) -> Result<Progress, Error> {
         let Self { end, make, slots, news, .. } = self;
         let nodes = Nodes::read(store, end.side(), &end.device_path(id))?;
-        let mut around = Surroundings { store, end, make, news };
+        let mut around = BusContext { store, end, make, news };
         let is_another = |slot: &Slot<D>, nodes: &Nodes| slot.course().is_another(nodes.state);
         let is_gone = match (slots.get_mut(&id), &nodes) {
             (Some(slot), Some(nodes)) if is_another(slot, nodes) => {
@@ -291,8 +291,8 @@ impl<D: Driver> Bus<D> {
         &'a mut self,
         store: &'a mut Client,
         id: Id,
-    ) -> (Option<&'a mut Slot<D>>, Surroundings<'a, D>) {
+    ) -> (Option<&'a mut Slot<D>>, BusContext<'a, D>) {
         let Self { end, make, slots, news, .. } = self;
-        (slots.get_mut(&id), Surroundings { store, end, make, news })
+        (slots.get_mut(&id), BusContext { store, end, make, news })
     }
 }

@@ -7,7 +7,7 @@
 //! [`Client::consume_output`], and passes the bytes that it read to [`Client::receive`].
 
 use crate::limits::{HEADER_SIZE, PAYLOAD_MAX};
-use crate::wire::{Error, Header, MsgType, Strings, TooLong, split_message};
+use crate::wire::{Error, Header, MsgType, OversizedMessage, Strings, split_message};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -139,7 +139,7 @@ impl fmt::Display for ProtocolError {
                  this daemon (oxenstored does so) sends it nevertheless, \
                  and has no other way to list such a directory"
             ),
-            Self::ReplyTooLong { len, .. } => fmt::Display::fmt(&TooLong { len: *len }, f),
+            Self::ReplyTooLong { len, .. } => fmt::Display::fmt(&OversizedMessage { len: *len }, f),
             Self::UnknownRequest { req_id } => {
                 write!(f, "a reply to request {req_id}, which is not in flight")
             }
@@ -290,7 +290,7 @@ impl Client {
                     self.message(header, payload)?;
                     bytes = rest;
                 }
-                Err(TooLong { len }) => {
+                Err(OversizedMessage { len }) => {
                     let request = Header::parse(bytes)
                         .and_then(|header| self.pending.get(&header.req_id))
                         .map(|pending| pending.kind);

@@ -211,18 +211,18 @@ impl Header {
 /// A message whose header announces more than [`PAYLOAD_MAX`] bytes. The stream cannot be read
 /// further.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TooLong {
+pub struct OversizedMessage {
     /// The length in the header.
     pub len: u32,
 }
 
-impl fmt::Display for TooLong {
+impl fmt::Display for OversizedMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a message announces {} bytes of payload; the limit is {PAYLOAD_MAX}", self.len)
     }
 }
 
-impl core::error::Error for TooLong {}
+impl core::error::Error for OversizedMessage {}
 
 /// One message off a stream: its header, its payload, and the bytes behind it.
 pub type SplitMessage<'a> = (Header, &'a [u8], &'a [u8]);
@@ -231,12 +231,12 @@ pub type SplitMessage<'a> = (Header, &'a [u8], &'a [u8]);
 /// `Ok(None)` if the message is not complete yet.
 ///
 /// # Errors
-/// [`TooLong`] as soon as the header has arrived, however much has arrived of the payload.
-pub fn split_message(bytes: &[u8]) -> Result<Option<SplitMessage<'_>>, TooLong> {
+/// [`OversizedMessage`] as soon as the header has arrived, however much has arrived of the payload.
+pub fn split_message(bytes: &[u8]) -> Result<Option<SplitMessage<'_>>, OversizedMessage> {
     let Some(header) = Header::parse(bytes) else { return Ok(None) };
     let len = header.len as usize;
     if len > PAYLOAD_MAX {
-        return Err(TooLong { len: header.len });
+        return Err(OversizedMessage { len: header.len });
     }
     let body = bytes.get(HEADER_SIZE..).unwrap_or_default();
     Ok(body.split_at_checked(len).map(|(payload, rest)| (header, payload, rest)))
@@ -311,7 +311,7 @@ mod tests {
     fn too_long_is_known_from_the_header_alone() {
         for len in [4097, 0x8000_0000, u32::MAX] {
             let bytes = Header { len, ..Header::default() }.to_bytes();
-            assert_eq!(split_message(&bytes), Err(TooLong { len }));
+            assert_eq!(split_message(&bytes), Err(OversizedMessage { len }));
         }
     }
 

@@ -90,7 +90,7 @@ struct World<'a> {
     dom0: Peer,
     /// A second connection of domain 0, which watches for deaths. C's daemon gets none: if it has
     /// one connection more, a response that cannot be delivered ends it (`conn->in == NULL`).
-    mourner: Option<Peer>,
+    death_watch: Option<Peer>,
     guest: Peer,
     other: Peer,
 }
@@ -104,13 +104,13 @@ const OTHER: u16 = 8;
 /// If the daemon does not keep a promise.
 pub fn attack(host: &mut dyn Host, attack: &Attack) {
     let dom0 = host.connect();
-    let mourner = (host.kind() == Kind::Ours).then(|| host.connect());
+    let death_watch = (host.kind() == Kind::Ours).then(|| host.connect());
     let (guest, other) = (host.guest(GUEST), host.guest(OTHER));
-    let mut world = World { host, dom0, mourner, guest, other };
+    let mut world = World { host, dom0, death_watch, guest, other };
     world.introduce();
     world.home(OTHER);
-    if let Some(mourner) = &mut world.mourner {
-        mourner.expect_ok("WATCH", "@releaseDomain|death|");
+    if let Some(death_watch) = &mut world.death_watch {
+        death_watch.expect_ok("WATCH", "@releaseDomain|death|");
     }
     world.deaths();
     (attack.run)(&mut world);
@@ -133,7 +133,7 @@ impl World<'_> {
     /// Returns the number of times that `@releaseDomain` has fired since the last call, if it is
     /// watched.
     fn deaths(&mut self) -> Option<usize> {
-        let events = self.mourner.as_mut()?.events();
+        let events = self.death_watch.as_mut()?.events();
         Some(events.expect("domain 0's second connection").len())
     }
 

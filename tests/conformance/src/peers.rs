@@ -4,7 +4,7 @@
 //! `XENBUS_PEERS` names another folder that holds an unpacked `root/`.
 
 use crate::skip::{Reason, leave_out};
-use crate::version::{self, Unknown, Version};
+use crate::version::{self, UnknownVersion, Version};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -43,7 +43,7 @@ pub enum Purpose {
 pub struct Peers {
     root: PathBuf,
     shim: PathBuf,
-    version: Result<Version, Unknown>,
+    version: Result<Version, UnknownVersion>,
 }
 
 impl Peers {

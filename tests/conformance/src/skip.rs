@@ -1,6 +1,6 @@
 //! Parts of tests that are left out, with one line, or with a failure of the test.
 
-use crate::version::Unknown;
+use crate::version::UnknownVersion;
 use std::io::Write;
 use std::sync::Once;
 
@@ -10,7 +10,7 @@ pub enum Reason<'a> {
     /// A requirement is missing here.
     Missing(&'a str),
     /// The peer is here, in a version whose answers are unknown.
-    Unknown(&'a Unknown),
+    Unknown(&'a UnknownVersion),
 }
 
 /// The consequence of leaving a part out.

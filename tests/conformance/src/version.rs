@@ -50,20 +50,20 @@ impl Version {
     ///
     /// # Errors
     /// The text, if it is no known version.
-    pub fn of_debian(text: &str) -> Result<Self, Unknown> {
+    pub fn of_debian(text: &str) -> Result<Self, UnknownVersion> {
         let known = Self::KNOWN.into_iter().find(|version| version.debian() == text);
-        known.ok_or_else(|| Unknown { here: text.to_owned() })
+        known.ok_or_else(|| UnknownVersion { here: text.to_owned() })
     }
 }
 
 /// A version that the suite does not know; its text is one line with it and the known ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unknown {
+pub struct UnknownVersion {
     /// The version in Debian's notation.
     pub here: String,
 }
 
-impl fmt::Display for Unknown {
+impl fmt::Display for UnknownVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = Version::KNOWN.map(Version::debian).join(" and ");
         let here = &self.here;
@@ -74,7 +74,7 @@ impl fmt::Display for Unknown {
     }
 }
 
-impl std::error::Error for Unknown {}
+impl std::error::Error for UnknownVersion {}
 
 /// Returns the version of the packages below `root`, in Debian's notation: that of the newest entry
 /// of their changelog.

@@ -8,7 +8,7 @@ use crate::hypervisor::Reuse;
 use crate::link::clear;
 use crate::plan::collect;
 use crate::slot::{Actor, Stage};
-use crate::toolstack::{Sent, ToolstackRequest};
+use crate::toolstack::{PendingRequest, ToolstackRequest};
 use xen::{DomId, GrantRef};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, offset};
 
@@ -33,7 +33,11 @@ impl Host {
     }
 
     /// Handles the reply to a request of the toolstack.
-    pub(crate) fn answered(&mut self, sent: &Sent, answer: &Answer) -> Result<(), String> {
+    pub(crate) fn answered(
+        &mut self,
+        sent: &PendingRequest,
+        answer: &Answer,
+    ) -> Result<(), String> {
         let wrong = |answer: &Answer| Err(format!("{:?} was answered {answer:?}", sent.ask));
         match (&sent.ask, answer) {
             (ToolstackRequest::Introduce { domid, identity, .. }, _) => {

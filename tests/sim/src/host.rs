@@ -267,7 +267,7 @@ impl Host {
             self.note(|| format!("toolstack is told {told:?}"));
             match told {
                 ToolstackMessage::Event(path) if path == "@releaseDomain" => {
-                    self.released = self.common.tick
+                    self.released = self.common.tick;
                 }
                 ToolstackMessage::Event(path) if path == "@introduceDomain" => {
                     self.introduced = self.common.tick;

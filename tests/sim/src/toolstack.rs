@@ -72,7 +72,7 @@ impl ToolstackRequest {
 
 /// A request in flight, the tick at which it was sent, and the number of calls refused before it.
 #[derive(Debug)]
-pub(crate) struct Sent {
+pub(crate) struct PendingRequest {
     pub(crate) ask: ToolstackRequest,
     pub(crate) at: u64,
     pub(crate) refused: u64,
@@ -81,7 +81,7 @@ pub(crate) struct Sent {
 /// A message to the toolstack.
 #[derive(Debug)]
 pub(crate) enum ToolstackMessage {
-    Answer(Sent, Result<String, String>),
+    Answer(PendingRequest, Result<String, String>),
     /// A special watch has fired.
     Event(String),
 }
@@ -89,7 +89,7 @@ pub(crate) enum ToolstackMessage {
 /// Domain 0's client.
 pub(crate) struct Toolstack {
     link: Link,
-    caller: Caller<Sent>,
+    caller: Caller<PendingRequest>,
 }
 
 impl Toolstack {
@@ -101,7 +101,7 @@ impl Toolstack {
         common.tick += 1;
         common.requests += 1;
         let (kind, payload) = ask.message();
-        self.caller.send(kind, 0, &payload, Sent { ask, at: common.tick, refused });
+        self.caller.send(kind, 0, &payload, PendingRequest { ask, at: common.tick, refused });
     }
 
     /// Returns the number of requests in flight.

@@ -257,7 +257,7 @@ impl Ring {
                     match usize::try_from(len) {
                         Ok(len) => {
                             let bytes = self.fired.get(..len).unwrap_or_default();
-                            evtchn.came(bytes, self.fired.len());
+                            evtchn.take_read(bytes, self.fired.len());
                             woken.events = true;
                         }
                         // Somebody else was there first.
@@ -329,7 +329,7 @@ mod tests {
         fn is_device(&self) -> bool {
             self.is_device
         }
-        fn came(&mut self, bytes: &[u8], room: usize) {
+        fn take_read(&mut self, bytes: &[u8], room: usize) {
             assert!(bytes.len() <= room);
             let words = bytes.as_chunks::<4>().0;
             self.came.extend(words.iter().map(|word| Port(u32::from_ne_bytes(*word))));

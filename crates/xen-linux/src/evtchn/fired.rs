@@ -41,7 +41,7 @@ impl FiredPorts {
             }
             let mut bytes = [0; BATCH * 4];
             match read(&mut bytes)? {
-                ReadOutcome::Bytes(len) => self.came(&bytes[..len], bytes.len()),
+                ReadOutcome::Bytes(len) => self.take_read(&bytes[..len], bytes.len()),
                 ReadOutcome::Interrupted => {}
                 ReadOutcome::Ports(ports) => self.ports.extend(ports),
             }
@@ -49,7 +49,7 @@ impl FiredPorts {
     }
 
     /// Takes the bytes of a read into a buffer of `room` bytes.
-    pub(super) fn came(&mut self, bytes: &[u8], room: usize) {
+    pub(super) fn take_read(&mut self, bytes: &[u8], room: usize) {
         let (words, _) = bytes.as_chunks::<4>();
         self.ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
         self.emptied = bytes.len() < room;
@@ -104,10 +104,10 @@ mod tests {
     fn what_was_read_elsewhere_is_given_out_first() {
         let mut driver = Driver { fired: vec![4], asked: 0 };
         let mut fired = FiredPorts::default();
-        fired.came(&[3_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat(), 12);
+        fired.take_read(&[3_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat(), 12);
         assert_eq!((driver.all(&mut fired), driver.asked), (vec![3, 1], 0));
         // The room was full: there may be more.
-        fired.came(&2_u32.to_ne_bytes(), 4);
+        fired.take_read(&2_u32.to_ne_bytes(), 4);
         assert_eq!((driver.all(&mut fired), driver.asked), (vec![2, 4], 1));
     }
 

@@ -21,7 +21,7 @@ const STEPS_MAX: u32 = 8;
 type PutNodes = Vec<(String, Vec<u8>)>;
 
 /// The surroundings of a device: what its steps need, and all devices of its bus share.
-pub(super) struct Surroundings<'a, D> {
+pub(super) struct BusContext<'a, D> {
     pub(super) store: &'a mut Client,
     pub(super) end: &'a End,
     /// Makes the driver of a device.
@@ -29,7 +29,7 @@ pub(super) struct Surroundings<'a, D> {
     pub(super) news: &'a mut Vec<News>,
 }
 
-impl<D> Surroundings<'_, D> {
+impl<D> BusContext<'_, D> {
     fn tell(&mut self, id: Id, what: DeviceEvent) {
         self.news.push(News { id, what });
     }
@@ -47,7 +47,7 @@ pub(super) struct Slot<D> {
 
 impl<D: Driver> Slot<D> {
     /// A device that was found; `None` where its course is over.
-    pub(super) fn found(around: &mut Surroundings<'_, D>, id: Id, nodes: Nodes) -> Option<Self> {
+    pub(super) fn found(around: &mut BusContext<'_, D>, id: Id, nodes: Nodes) -> Option<Self> {
         let Nodes { peer, peer_path, state, online } = nodes;
         let course = Course::found(around.end.side(), state, online)?;
         let path = around.end.device_path(id);
@@ -77,7 +77,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Watches the peer, and closes what a driver that has ended has left.
-    pub(super) fn begin(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+    pub(super) fn begin(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         around.end.watch_peer(around.store, self.id, &self.peer_path)?;
         if self.course.has_lost_rings() {
             self.switch(around, State::Closing, &[])?;
@@ -86,7 +86,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Does the steps that are due.
-    pub(super) fn go_on(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+    pub(super) fn go_on(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         for _ in 0..STEPS_MAX {
             let peer = peer_state(around.store, &self.peer_path)?;
             let progress = match self.course.next(peer) {
@@ -102,7 +102,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Begins anew after a resume: the peer is another.
-    pub(super) fn resume(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+    pub(super) fn resume(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         // The store has no watch of this end's after a migration.
         around.end.unwatch_peer(around.store, self.id, &self.peer_path);
         let _ = self.call(around, Driver::release);
@@ -116,7 +116,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Drops a device that is gone, with its driver and the driver's requests in flight.
-    pub(super) fn end(mut self, around: &mut Surroundings<'_, D>) {
+    pub(super) fn end(mut self, around: &mut BusContext<'_, D>) {
         // Nobody is left to be told.
         let _ = self.call(around, Driver::release);
         around.end.unwatch_peer(around.store, self.id, &self.peer_path);
@@ -137,7 +137,7 @@ impl<D: Driver> Slot<D> {
     /// Gives the device up because of an error, which is written, and closes it.
     pub(super) fn fail(
         &mut self,
-        around: &mut Surroundings<'_, D>,
+        around: &mut BusContext<'_, D>,
         error: Error,
     ) -> Result<(), Error> {
         if error.is_store_gone() {
@@ -148,7 +148,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Takes over a device that is Connected.
-    fn adopt(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+    fn adopt(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
         self.course.hold();
         let (result, _) = self.call(around, Driver::reattach);
         match result {
@@ -171,7 +171,7 @@ impl<D: Driver> Slot<D> {
     /// Does one step; pending where nothing more is to be done now.
     fn perform(
         &mut self,
-        around: &mut Surroundings<'_, D>,
+        around: &mut BusContext<'_, D>,
         action: Action,
     ) -> Result<Progress, Error> {
         let (side, opened) = (around.end.side(), self.course.opened());
@@ -200,7 +200,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Copies the error of a backend that gives a device up into the frontend's `error` node.
-    fn tell_why(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+    fn tell_why(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         if !self.course.asks_why() {
             return Ok(());
         }
@@ -213,7 +213,7 @@ impl<D: Driver> Slot<D> {
     /// Has the driver do a step, and goes to `next` where that is done.
     fn run(
         &mut self,
-        around: &mut Surroundings<'_, D>,
+        around: &mut BusContext<'_, D>,
         next: State,
         step: impl FnOnce(&mut D, &mut Device<'_>) -> Result<Progress, Error>,
     ) -> Result<Progress, Error> {
@@ -237,7 +237,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Tells the driver that the peer may have changed something: once for each write of its state.
-    fn refresh(&mut self, around: &mut Surroundings<'_, D>) -> Result<(), Error> {
+    fn refresh(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         if !self.course.take_change() {
             return Ok(());
         }
@@ -250,7 +250,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Stops, unless the device is wanted and its driver says that it is in use.
-    fn close(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+    fn close(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
         if self.course.may_be_in_use() {
             let (progress, _) = self.call(around, Driver::closing);
             if progress == Progress::Pending {
@@ -266,7 +266,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Gives back all that is the peer's, and is closed.
-    fn release(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+    fn release(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
         if self.let_go(around) == Progress::Pending {
             return Ok(Progress::Pending);
         }
@@ -279,7 +279,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Gives back all that is the peer's, and begins anew.
-    fn restart(&mut self, around: &mut Surroundings<'_, D>) -> Result<Progress, Error> {
+    fn restart(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
         if self.let_go(around) == Progress::Pending {
             return Ok(Progress::Pending);
         }
@@ -296,7 +296,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Has the driver give back all that is the peer's.
-    pub(super) fn let_go(&mut self, around: &mut Surroundings<'_, D>) -> Progress {
+    pub(super) fn let_go(&mut self, around: &mut BusContext<'_, D>) -> Progress {
         if self.course.is_held() {
             let (progress, _) = self.call(around, Driver::release);
             if progress == Progress::Pending {
@@ -311,7 +311,7 @@ impl<D: Driver> Slot<D> {
     /// Puts the driver's nodes and the state into the store, all at once.
     fn switch(
         &mut self,
-        around: &mut Surroundings<'_, D>,
+        around: &mut BusContext<'_, D>,
         next: State,
         puts: &[(String, Vec<u8>)],
     ) -> Result<(), Error> {
@@ -324,7 +324,7 @@ impl<D: Driver> Slot<D> {
     /// Reports what is wrong with the peer's state, once for each state.
     fn complain(
         &mut self,
-        around: &mut Surroundings<'_, D>,
+        around: &mut BusContext<'_, D>,
         peer: State,
         error: Error,
     ) -> Result<(), Error> {
@@ -332,7 +332,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Writes an error into the store, and adds it to the news.
-    fn report(&self, around: &mut Surroundings<'_, D>, error: Error) -> Result<(), Error> {
+    fn report(&self, around: &mut BusContext<'_, D>, error: Error) -> Result<(), Error> {
         write_error(around.store, around.end.domid(), &self.path, &error)?;
         around.tell(self.id, DeviceEvent::Error(error));
         Ok(())
@@ -341,7 +341,7 @@ impl<D: Driver> Slot<D> {
     /// Calls the driver; returns its result, and the nodes that it put.
     fn call<T>(
         &mut self,
-        around: &mut Surroundings<'_, D>,
+        around: &mut BusContext<'_, D>,
         call: impl FnOnce(&mut D, &mut Device<'_>) -> T,
     ) -> (T, PutNodes) {
         let Self { id, path, peer_path, peer, driver, .. } = self;

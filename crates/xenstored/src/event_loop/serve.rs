@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use xen_io::xs_ring::{ErrorWord, RING_SIZE, RingError};
 use xenstore_core::limits::HEADER_SIZE;
 use xenstore_core::server::{ConnId, EndReason, Server};
-use xenstore_core::wire::{MsgType, TooLong, split_message};
+use xenstore_core::wire::{MsgType, OversizedMessage, split_message};
 
 /// The result of a read.
 enum ReadOutcome {
@@ -136,7 +136,13 @@ impl EventLoop {
     }
 
     /// Ends a connection whose stream is lost, after its pending output is sent.
-    fn end_lost_stream(&mut self, id: ConnId, peer: MessagePeer, too_long: TooLong, now: u64) {
+    fn end_lost_stream(
+        &mut self,
+        id: ConnId,
+        peer: MessagePeer,
+        too_long: OversizedMessage,
+        now: u64,
+    ) {
         self.flush(id, now, Writable::Unknown);
         // The core logs which connection is ended and why. This line adds the number.
         self.io.log.limited(Level::Debug, Some(peer.domid), &too_long.to_string(), now);

@@ -151,7 +151,7 @@ fn begin(call: Call) -> Result<(), Error> {
             resume_unwind(Box::new(Death(call)));
         }
         Some(PlannedDeath { at, after }) if at == call => {
-            PLANNED_DEATH.set(Some(PlannedDeath { at, after: after - 1 }))
+            PLANNED_DEATH.set(Some(PlannedDeath { at, after: after - 1 }));
         }
         _ => {}
     }
