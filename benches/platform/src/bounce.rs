@@ -1,8 +1,8 @@
 //! The round trip of an event to another domain and back, beside that of eventfds, all on one
 //! processor.
 //!
-//! The same two system calls cost more in a sandbox than in a plain process, because the scheduler
-//! has a stack of run queues there. So the measurement runs twice: in plain processes, and in two
+//! Two system calls of an eventfd cost more in a sandbox than in a plain process, because the
+//! scheduler has a stack of run queues there. So the measurement runs twice: in plain processes, and in two
 //! domains. The time in domains is the lower bound for any platform that delivers by an eventfd.
 
 use crate::guest::pin;

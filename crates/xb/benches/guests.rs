@@ -5,7 +5,7 @@
 //! lines `<!-- xb table -->` of FILE.
 
 #[path = "../../../benches/store/src/machine.rs"]
-#[allow(dead_code, reason = "the other benches need all of it")]
+#[expect(dead_code, reason = "the other benches use more of it")]
 mod machine;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! A file or a block device.
 //!
-//! Where the kernel has io_uring, requests go through a ring of it; otherwise threads do them with
+//! Requests go through io_uring if the kernel has it; otherwise threads do them with
 //! `preadv` and `pwritev`. The pages are the guest's own, so nothing is copied. With direct I/O
 //! (`O_DIRECT`), where the file allows it, the host's page cache is not used either. A file on
 //! tmpfs is in memory: the kernel would give each request to a kernel thread that copies, so the
