@@ -6,6 +6,7 @@
 //! | `tidy` | the rules of the code that no other tool checks |
 //! | `bench` | builds and runs the benches |
 //! | `figures` | README's table of figures |
+//! | `command` | commands of the machine: their output, their errors |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
@@ -15,6 +16,7 @@
 
 mod bench;
 mod ci;
+mod command;
 mod figures;
 mod fuzz;
 mod programs;

@@ -6,11 +6,10 @@
 //! | `/dev/vda` | `root.img`: the root file system of a guest, by the recipe `root.files` |
 //! | `/dev/vdb` | `disks.img`: a file system for dom0's `/disks`, with the images of [`CHECKED`] and `second.qcow2` |
 
-use super::fetch;
 use super::image::Image;
 use super::lab::{Lab, say};
 use super::packages::program;
-use crate::Result;
+use crate::{Result, command};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,14 +39,14 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
     file_system(lab, &system, &root, ROOT)?;
     let mut convert = tool(lab, "usr/bin/qemu-img");
     convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&root).arg(disks.join(CHECKED[0]));
-    fetch::output(&mut convert)?;
+    command::output(&mut convert)?;
     for arguments in [
         ["-b", CHECKED[0], "-F", "qcow2", CHECKED[1]].as_slice(),
         ["second.qcow2", SECOND].as_slice(),
     ] {
         let mut create = tool(lab, "usr/bin/qemu-img");
         create.args(["create", "-q", "-f", "qcow2"]).args(arguments).current_dir(&disks);
-        fetch::output(&mut create)?;
+        command::output(&mut create)?;
     }
     file_system(lab, &disks, &images.join("disks.img"), DISKS)?;
     say(&format!("disks: {}", DRIVES.join(", ")));
@@ -88,13 +87,13 @@ fn check_qcow2(lab: &Lab, images: &Path, name: &str, guests: GuestExit) -> Resul
     fs::create_dir_all(&taken)?;
     let mut dump = tool(lab, "usr/sbin/debugfs");
     dump.arg("-R").arg(format!("dump /{name} {name}")).arg(images.join("disks.img"));
-    fetch::output(dump.current_dir(&taken))?;
+    command::output(dump.current_dir(&taken))?;
     let mut check = tool(lab, "usr/bin/qemu-img");
-    fetch::output(check.args(["check", "-q", "-f", "qcow2", name]).current_dir(&taken))?;
+    command::output(check.args(["check", "-q", "-f", "qcow2", name]).current_dir(&taken))?;
     let raw = taken.join("raw");
     let mut convert = tool(lab, "usr/bin/qemu-img");
     convert.args(["convert", "-f", "qcow2", "-O", "raw", name]).arg(&raw).current_dir(&taken);
-    fetch::output(&mut convert)?;
+    command::output(&mut convert)?;
     fsck(lab, &raw, guests)
 }
 
@@ -104,7 +103,7 @@ fn fsck(lab: &Lab, image: &Path, guests: GuestExit) -> Result<()> {
     if guests == GuestExit::Crashed {
         let mut replay = tool(lab, "usr/sbin/e2fsck");
         // No user is there to answer questions.
-        fetch::output(replay.args(["-y", "-E", "journal_only"]).arg(image))?;
+        command::output(replay.args(["-y", "-E", "journal_only"]).arg(image))?;
     }
     let output = tool(lab, "usr/sbin/e2fsck").arg("-fn").arg(image).output()?;
     let text = [output.stdout, output.stderr].concat();
@@ -122,7 +121,7 @@ fn file_system(lab: &Lab, folder: &Path, image: &Path, size: &str) -> Result<()>
     }
     let mut make = tool(lab, "usr/sbin/mke2fs");
     make.args(["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d"]).arg(folder).arg(image).arg(size);
-    fetch::output(&mut make).map(drop)
+    command::output(&mut make).map(drop)
 }
 
 /// Returns a command for a program of the packages, which runs on this machine.

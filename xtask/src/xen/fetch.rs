@@ -7,6 +7,7 @@
 use super::lab::{Lab, say};
 use super::packages::{ALONE, KERNEL, SOURCE, SUITE, UNITS, WITH_DEPENDENCIES};
 use crate::Result;
+use crate::command::{output, succeed};
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -286,30 +287,6 @@ fn unpack(lab: &Lab, files: &[PathBuf]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs a command; the error holds its output.
-pub(super) fn succeed(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let child = command.stderr(Stdio::piped()).spawn();
-    let output = child.map_err(|error| format!("{name} is needed: {error}"))?.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let why = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{name} ended with {}: {}", output.status, why.trim()).into())
-}
-
-/// Returns the output of a command.
-pub(super) fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("{name} is needed: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8(output.stdout)?);
-    }
-    let why = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{name} ended with {}: {}", output.status, why.trim()).into())
 }
 
 #[cfg(test)]

@@ -16,14 +16,15 @@
 
 use super::cpio::Tree;
 use super::lab::{Lab, say};
+use super::modules;
 use super::packages::{XEN, boot_file, kernel_version, libraries, program};
-use super::{fetch, modules};
 use crate::Result;
+use crate::command::{self, filter, strip};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Builds the kernel, Xen and both images.
 pub(crate) fn build(lab: &Lab) -> Result<()> {
@@ -69,36 +70,6 @@ fn kernel(lab: &Lab, root: &Path) -> Result<()> {
         return Err("the kernel's payload is no ELF file".into());
     }
     Ok(fs::write(linux, plain)?)
-}
-
-/// Runs `input` through a command; returns its output. Bytes after the end of the packed data do
-/// not matter.
-pub(super) fn filter(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>> {
-    let name = format!("{command:?}");
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = child.map_err(|error| format!("{name}: {error}"))?;
-    let mut to = child.stdin.take().ok_or("no input")?;
-    let writer = std::thread::spawn(move || to.write_all(&input));
-    let mut plain = Vec::new();
-    child.stdout.take().ok_or("no output")?.read_to_end(&mut plain)?;
-    let status = child.wait()?;
-    // The reader may end before it has read all bytes.
-    drop(writer.join());
-    if plain.is_empty() {
-        return Err(format!("{name} ended with {status} and printed nothing").into());
-    }
-    Ok(plain)
-}
-
-/// Copies a program without its debug information: an image takes up its domain's memory.
-pub(super) fn strip(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to.parent().ok_or("a program has a folder")?)?;
-    let status = Command::new("strip").arg("--strip-debug").arg("-o").args([to, from]).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("strip of {}: {status}", from.display()).into()),
-        Err(error) => Err(format!("strip (of binutils, which Rust links with): {error}").into()),
-    }
 }
 
 /// The image that a recipe makes.
@@ -237,7 +208,7 @@ impl<'a> Image<'a> {
 
     fn applets(&mut self, folder: &Path) -> Result<()> {
         self.copy(Path::new("bin/busybox"))?;
-        let list = fetch::output(Command::new(self.root.join("bin/busybox")).arg("--list"))?;
+        let list = command::output(Command::new(self.root.join("bin/busybox")).arg("--list"))?;
         let places = ["usr/bin", "usr/sbin"].map(PathBuf::from);
         for name in list.lines() {
             if !places.iter().any(|place| self.tree.has(&place.join(name))) {

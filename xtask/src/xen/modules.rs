@@ -17,7 +17,7 @@ pub(super) fn add(tree: &mut Tree, root: &Path, names: &[String]) -> Result<()> 
         // busybox-static runs on any kernel, and takes the folder of modules from below /lib.
         let mut depmod = Command::new(root.join("usr/bin/busybox"));
         depmod.arg("depmod").arg("-b").arg(root).arg(&version);
-        super::fetch::succeed(&mut depmod)?;
+        crate::command::succeed(&mut depmod)?;
     }
     let text = fs::read_to_string(&list)?;
     let inside = PathBuf::from("usr/lib/modules").join(&version);

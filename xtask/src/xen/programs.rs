@@ -1,9 +1,8 @@
 //! The programs of this workspace that run in dom0 and in guests, built for release.
 
-use super::image;
 use super::lab::Lab;
-use crate::Result;
 use crate::workspace::cargo;
+use crate::{Result, command};
 use std::process::{Command, Stdio};
 
 /// The programs of this workspace that go into dom0's image: package, binary.
@@ -58,7 +57,7 @@ fn build_tests(lab: &Lab, package: &str, names: &[&str]) -> Result<()> {
         let one = built.iter().find(|one| one["target"]["name"] == **name);
         let program = one.and_then(|one| one["executable"].as_str());
         let program = program.ok_or(format!("cargo built no {name}"))?;
-        image::strip(program.as_ref(), &place.join(name))?;
+        command::strip(program.as_ref(), &place.join(name))?;
     }
     Ok(())
 }

@@ -7,11 +7,10 @@
 //! boots it and keeps the outcome.
 
 use super::boot::{Boot, LINUX_ARGUMENTS, MACHINE, XEN_ARGUMENTS};
-use super::image;
 use super::lab::{Lab, Store, say};
 use super::outcome::{Extent, Outcome};
 use super::verdict::{self, Verdict};
-use crate::Result;
+use crate::{Result, command};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,7 +49,7 @@ pub(super) fn key(lab: &Lab, boot: &Boot, packages: &[String]) -> Result<String>
     for place in &places {
         add(&lab.project, place, &mut whole)?;
     }
-    let digest = image::filter(&mut Command::new("sha256sum"), whole)?;
+    let digest = command::filter(&mut Command::new("sha256sum"), whole)?;
     let digest = String::from_utf8_lossy(&digest);
     let mut key = format!("scripts {}\n", digest.split(' ').next().unwrap_or_default());
     for package in packages.iter().filter(|one| PACKAGES.iter().any(|name| one.starts_with(name))) {
