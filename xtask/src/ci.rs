@@ -107,6 +107,7 @@ const STAGES: &[&[Step]] = &[
         step("sim", &["xtask", "sim", "--seeds", "1000"]),
         step("held", &["xtask", "held", "--seconds", "60"]),
     ],
+    &[step("deb", &["xtask", "deb", "--check"])],
     &[step("demo", &["run", "--release", "--bin", "xb", "--", "demo", "--within", "15"])],
     &[step("bench-store", &["xtask", "bench", "store", "--quick", "--daemons", "ours,echo"])],
     &[step("bench-platform", &["xtask", "bench", "platform", "--quick"])],

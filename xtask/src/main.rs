@@ -7,6 +7,7 @@
 //! | `bench` | builds and runs the benches |
 //! | `figures` | README's table of figures |
 //! | `command` | commands of the machine: their output, their errors |
+//! | `deb` | Debian packages, and their test in a root made for it |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
@@ -17,6 +18,7 @@
 mod bench;
 mod ci;
 mod command;
+mod deb;
 mod figures;
 mod fuzz;
 mod programs;
@@ -48,6 +50,7 @@ cargo xtask COMMAND
   held [--seconds N] [--seed N] [--goal held|time]
                           searches for what a guest has the store hold without a charge, or for its longest
                           call; 60 s, seed 1
+  deb [--quick|--check]   Debian packages, into target/debian; --help lists the options
   fuzz [TARGET] [OPTION]  the fuzz targets, 15 s each; --help lists the options
   xen [OPTION...]         our xenstored as the store of a real Xen host, under QEMU; --help lists the options
 ";
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         ["bench", "xb", options @ ..] => bench::xb(options),
         ["bench", "xen", options @ ..] => xen::bench(options),
         [package @ ("sim" | "held"), options @ ..] => programs::run(package, options),
+        ["deb", options @ ..] => deb::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["xen", options @ ..] => xen::run(options),
         ["--help" | "-h" | "help"] => {

@@ -13,6 +13,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// Its packages.
     pub(crate) packages: Vec<Package>,
+    /// The version of its packages.
+    pub(crate) version: String,
     /// The version of Rust that its packages state.
     pub(crate) rust_version: String,
 }
@@ -60,8 +62,10 @@ impl Workspace {
         let mut stated = list(&all, "packages").iter().map(|one| text(one, "rust_version"));
         let rust_version = stated.find(|stated| !stated.is_empty());
         let rust_version = rust_version.ok_or("no package states its rust-version")?;
+        let version = list(&all, "packages").first().map(|one| text(one, "version"));
+        let version = version.ok_or("the workspace has no package")?;
         let target = text(&all, "target_directory").into();
-        Ok(Self { root, target, packages, rust_version })
+        Ok(Self { root, target, packages, version, rust_version })
     }
 }
 

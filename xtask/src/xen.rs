@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `fetch` | Debian's packages, as the machine's own apt finds them, unpacked and never installed |
+//! | `database` | dpkg's database of these packages |
 //! | `packages` | the packages, and the root that they are unpacked into |
 //! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
 //! | `modules` | the kernel's modules that an image needs |
@@ -23,6 +24,7 @@
 
 mod boot;
 mod cpio;
+mod database;
 mod disk;
 mod fetch;
 mod image;
@@ -45,6 +47,7 @@ use boot::{Boot, Purpose, Selection};
 use lab::{Lab, Store};
 use options::Options;
 use outcome::Outcome;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use tries::BootJob;
@@ -84,6 +87,21 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     }
     let options = Options::parse(words).map_err(|why| format!("{why}\n{HELP}"))?;
     check(&lab, &options, Purpose::Check)
+}
+
+/// The unpacked packages of the lab.
+pub(crate) struct DebianPackages {
+    /// The root that they are unpacked into.
+    pub(crate) root: PathBuf,
+    /// dpkg's database, which calls them installed.
+    pub(crate) database: PathBuf,
+}
+
+/// Fetches and unpacks the lab's packages, if they are not there.
+pub(crate) fn debian_packages() -> Result<DebianPackages> {
+    let lab = Lab::new()?;
+    fetch::packages(&lab, fetch::VersionPolicy::AnyVersion)?;
+    Ok(DebianPackages { root: lab.root(), database: database::make(&lab)? })
 }
 
 /// Runs `cargo xtask bench xen`: the boots that measure, one after the other.

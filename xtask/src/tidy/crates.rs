@@ -234,8 +234,9 @@ mod tests {
     }
 
     fn faults(packages: Vec<Package>) -> Vec<String> {
-        let rust_version = "1.95".to_owned();
-        let workspace = Workspace { root: "/".into(), target: "/".into(), packages, rust_version };
+        let (version, rust_version) = ("0.1.0".to_owned(), "1.95".to_owned());
+        let workspace =
+            Workspace { root: "/".into(), target: "/".into(), packages, version, rust_version };
         let mut findings = Findings::default();
         for package in &workspace.packages {
             directions(&workspace, package, &mut findings);
