@@ -6,17 +6,15 @@
 //! | `control` | the fields and digests that dpkg reads |
 //! | `notices` | the licences of all code that is linked into the programs |
 //! | `sources` | the origin of everything that goes into packages |
-//! | `root` | the test: the packages in a Debian root made for it |
 
 mod control;
 mod notices;
 mod recipe;
-mod root;
 mod sources;
 
+use crate::Result;
 use crate::command::succeed;
 use crate::workspace::{Workspace, cargo};
-use crate::{Result, xen};
 use recipe::Stage;
 use sources::Sources;
 use std::fs;
@@ -24,7 +22,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The folder of the packages' recipes, below the workspace's root.
-const RECIPES: &str = "packaging/debian";
+pub(crate) const RECIPES: &str = "packaging/debian";
+/// The folder of the packages' files while they are built, below that of the packages.
+const STAGE: &str = "stage";
 /// The programs of all packages.
 const PROGRAMS: &[&str] = &["xenstored", "xenstore", "xen-blockd", "xen-hosted", "xb"];
 
@@ -59,21 +59,17 @@ impl Profile {
 /// Runs `cargo xtask deb`.
 pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     match words {
-        [] => print_built(&build(Profile::Dist)?),
-        ["--quick"] => print_built(&build(Profile::Release)?),
-        ["--check"] => check()?,
+        [] => print_built(&build(Profile::Dist, &place()?)?),
+        ["--quick"] => print_built(&build(Profile::Release, &place()?)?),
         ["--help" | "-h"] => print!("{HELP}"),
         _ => return Err(format!("deb: no such option\n{HELP}").into()),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the packages and tests them in a Debian root.
-fn check() -> Result<()> {
-    let workspace = Workspace::load()?;
-    let script = workspace.root.join(RECIPES).join("check");
-    let place = workspace.target.join("debian/root");
-    root::check(&xen::debian_packages()?, &build(Profile::Release)?, &script, &place)
+/// Returns the folder of built packages.
+pub(crate) fn place() -> Result<PathBuf> {
+    Ok(Workspace::load()?.target.join("debian"))
 }
 
 fn print_built(files: &[PathBuf]) {
@@ -82,15 +78,14 @@ fn print_built(files: &[PathBuf]) {
     }
 }
 
-/// Builds all packages; returns their files.
-pub(crate) fn build(profile: Profile) -> Result<Vec<PathBuf>> {
+/// Builds all packages into the folder `place`, and returns their files. Nothing else is left there.
+pub(crate) fn build(profile: Profile, place: &Path) -> Result<Vec<PathBuf>> {
     let workspace = Workspace::load()?;
     build_programs(&workspace, profile)?;
     let programs = workspace.target.join(profile.name());
-    let place = workspace.target.join("debian");
     let sources = Sources::collect(workspace, programs)?;
     if place.exists() {
-        fs::remove_dir_all(&place)?;
+        fs::remove_dir_all(place)?;
     }
     let mut names: Vec<_> = fs::read_dir(sources.root.join(RECIPES))?
         .flatten()
@@ -98,7 +93,9 @@ pub(crate) fn build(profile: Profile) -> Result<Vec<PathBuf>> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    names.iter().map(|name| package(&sources, &place, name)).collect()
+    let files = names.iter().map(|name| package(&sources, place, name)).collect();
+    fs::remove_dir_all(place.join(STAGE))?;
+    files
 }
 
 fn build_programs(workspace: &Workspace, profile: Profile) -> Result<()> {
@@ -116,7 +113,7 @@ fn build_programs(workspace: &Workspace, profile: Profile) -> Result<()> {
 /// Builds one package in `place`; returns its file.
 fn package(sources: &Sources, place: &Path, name: &str) -> Result<PathBuf> {
     let recipe = sources.root.join(RECIPES).join(name);
-    let mut stage = Stage::new(sources, place.join("stage").join(name))?;
+    let mut stage = Stage::new(sources, place.join(STAGE).join(name))?;
     stage.follow(&recipe.join("files"))?;
     stage.document(name)?;
     control::write(sources, &recipe, &stage)?;

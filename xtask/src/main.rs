@@ -7,7 +7,7 @@
 //! | `bench` | builds and runs the benches |
 //! | `figures` | README's table of figures |
 //! | `command` | commands of the machine: their output, their errors |
-//! | `deb` | Debian packages, and their test in a root made for it |
+//! | `deb` | Debian packages |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         ["bench", "xb", options @ ..] => bench::xb(options),
         ["bench", "xen", options @ ..] => xen::bench(options),
         [package @ ("sim" | "held"), options @ ..] => programs::run(package, options),
+        ["deb", "--check"] => xen::check_debs(),
         ["deb", options @ ..] => deb::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["xen", options @ ..] => xen::run(options),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `fetch` | Debian's packages, as the machine's own apt finds them, unpacked and never installed |
 //! | `database` | dpkg's database of these packages |
+//! | `debian_root` | the project's Debian packages in a root made of these |
 //! | `packages` | the packages, and the root that they are unpacked into |
 //! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
 //! | `modules` | the kernel's modules that an image needs |
@@ -25,6 +26,7 @@
 mod boot;
 mod cpio;
 mod database;
+mod debian_root;
 mod disk;
 mod fetch;
 mod image;
@@ -43,11 +45,12 @@ mod tries;
 mod verdict;
 
 use crate::Result;
+use crate::deb::{self, Profile};
 use boot::{Boot, Purpose, Selection};
+use debian_root::DebianPackages;
 use lab::{Lab, Store};
 use options::Options;
 use outcome::Outcome;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use tries::BootJob;
@@ -89,19 +92,17 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     check(&lab, &options, Purpose::Check)
 }
 
-/// The unpacked packages of the lab.
-pub(crate) struct DebianPackages {
-    /// The root that they are unpacked into.
-    pub(crate) root: PathBuf,
-    /// dpkg's database, which calls them installed.
-    pub(crate) database: PathBuf,
-}
-
-/// Fetches and unpacks the lab's packages, if they are not there.
-pub(crate) fn debian_packages() -> Result<DebianPackages> {
+/// Runs `cargo xtask deb --check`: builds the project's Debian packages, and tests them in a Debian
+/// root.
+pub(crate) fn check_debs() -> Result<ExitCode> {
     let lab = Lab::new()?;
     fetch::packages(&lab, fetch::VersionPolicy::AnyVersion)?;
-    Ok(DebianPackages { root: lab.root(), database: database::make(&lab)? })
+    let debian = DebianPackages { root: lab.root(), database: database::make(&lab)? };
+    let place = deb::place()?;
+    let built = deb::build(Profile::Release, &place)?;
+    let script = lab.project.join(deb::RECIPES).join("check");
+    debian_root::check(&debian, &built, &script, &place.join("root"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs `cargo xtask bench xen`: the boots that measure, one after the other.
@@ -116,6 +117,8 @@ fn check(lab: &Lab, options: &Options, purpose: Purpose) -> Result<ExitCode> {
     let begin = Instant::now();
     let packages = fetch::packages(lab, options.update)?;
     programs::build(lab)?;
+    database::make(lab)?;
+    deb::build(Profile::Release, &lab.dir.join("debs"))?;
     image::build(lab)?;
     if let Some(repeat) = &options.repeat {
         return repeat::run(lab, repeat, options);

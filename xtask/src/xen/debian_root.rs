@@ -6,10 +6,17 @@
 
 use crate::Result;
 use crate::command::succeed;
-use crate::xen::DebianPackages;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// The packages that the root has.
+pub(super) struct DebianPackages {
+    /// The root that they are unpacked into.
+    pub(super) root: PathBuf,
+    /// dpkg's database, which calls them installed.
+    pub(super) database: PathBuf,
+}
 
 /// Makes the root inside new namespaces, and runs the steps of `check` in it.
 const MAKE_ROOT: &str = r#"
