@@ -7,16 +7,22 @@ use crate::workspace::{Package, Workspace};
 /// The layers as a table: each crate that ships, with the crates of this workspace that it may be
 /// built on. Down only, never up or sideways; the picture is in ARCHITECTURE.md.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("xen", &[]),
+    ("xen-platform", &[]),
     ("confine", &[]),
     ("xenstore-core", &[]),
-    ("xen-io", &["xen"]),
-    ("xen-linux", &["xen"]),
-    ("xen-hosted", &["xen", "confine"]),
-    ("xenstore", &["xenstore-core", "xen-io", "xen"]),
-    ("xenstored", &["xenstore-core", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"]),
-    ("xenbus", &["xenstore", "xenstore-core", "xen-io", "xen"]),
-    ("xen-driver", &["xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted"]),
+    ("xen-io", &["xen-platform"]),
+    ("xen-linux", &["xen-platform"]),
+    ("xen-hosted", &["xen-platform", "confine"]),
+    ("xenstore-client", &["xenstore-core", "xen-io", "xen-platform"]),
+    (
+        "xenstored",
+        &["xenstore-core", "xen-io", "xen-platform", "xen-linux", "xen-hosted", "confine"],
+    ),
+    ("xenbus", &["xenstore-client", "xenstore-core", "xen-io", "xen-platform"]),
+    (
+        "xen-driver",
+        &["xenbus", "xenstore-client", "xen-io", "xen-platform", "xen-linux", "xen-hosted"],
+    ),
     ("xen-block", DRIVER),
     ("xen-net", DRIVER),
     ("xen-console", DRIVER),
@@ -30,9 +36,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "xen-pci",
             "xen-driver",
             "xenbus",
-            "xenstore",
+            "xenstore-client",
             "xen-io",
-            "xen",
+            "xen-platform",
             "xen-linux",
             "xen-hosted",
         ],
@@ -40,8 +46,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// The crates that a device type is built on.
-const DRIVER: &[&str] =
-    &["xen-driver", "xenbus", "xenstore", "xen-io", "xen", "xen-linux", "xen-hosted", "confine"];
+const DRIVER: &[&str] = &[
+    "xen-driver",
+    "xenbus",
+    "xenstore-client",
+    "xen-io",
+    "xen-platform",
+    "xen-linux",
+    "xen-hosted",
+    "confine",
+];
 
 /// Crates that know no device type.
 const WITHOUT_DEVICE_TYPES: &[&str] = &["xenbus", "xen-driver"];
@@ -246,9 +260,9 @@ mod tests {
 
     #[test]
     fn dependencies_point_down() {
-        let good = vec![package("xen", &[]), package("xen-io", &["xen"])];
+        let good = vec![package("xen-platform", &[]), package("xen-io", &["xen-platform"])];
         assert_eq!(faults(good), Vec::<String>::new());
-        let up = vec![package("xen", &["xen-io"]), package("xen-io", &[])];
+        let up = vec![package("xen-platform", &["xen-io"]), package("xen-io", &[])];
         assert_eq!(faults(up).len(), 1);
         assert_eq!(faults(vec![package("nobody", &[])]).len(), 1);
     }

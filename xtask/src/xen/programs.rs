@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 /// The programs of this workspace that go into dom0's image: package, binary.
 const PROGRAMS: &[(&str, &str)] = &[
     ("xenstored", "xenstored"),
-    ("xenstore", "xenstore"),
+    ("xenstore-client", "xenstore"),
     ("xen-block", "xen-blockd"),
     ("xen-block", "xen-blkfront"),
     ("xen-hosted", "xen-hosted"),
