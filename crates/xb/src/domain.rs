@@ -14,7 +14,7 @@ use xenstore::{Client, Store};
 
 /// True if an error says that a node does not exist.
 fn is_missing(error: &xenstore::Error) -> bool {
-    error.refusal().is_some() && error.errno() == rustix::io::Errno::NOENT
+    error.refusal().is_some() && error.errno() == xen::Error::NoEnt.errno()
 }
 
 /// A domain and its name.

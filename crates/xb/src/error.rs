@@ -52,7 +52,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Timeout { .. } => 3,
-            Self::Store(error) if error.errno() == rustix::io::Errno::TIMEDOUT => 3,
+            Self::Store(error) if error.errno() == TIMED_OUT => 3,
             Self::Platform { error, .. } if error.errno() == TIMED_OUT => 3,
             Self::NotFound(_) | Self::Destroyed { .. } => 4,
             Self::Interrupted => 130,

@@ -72,7 +72,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Platform { error, .. } => error.errno(),
-            Self::Store(error) => error.errno().raw_os_error(),
+            Self::Store(error) => error.errno(),
             Self::Theirs { errno, .. } => *errno,
             Self::Missing { .. } => xen::Error::NoEnt.errno(),
             Self::Busy(_) => xen::Error::Busy.errno(),

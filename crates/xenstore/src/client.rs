@@ -240,7 +240,7 @@ impl Client {
             match poll(&mut fds, left.as_ref()) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::Io { what: "waiting for the store", errno }),
+                Err(errno) => return Err(io("waiting for the store", errno)),
             }
         }
     }
@@ -265,7 +265,7 @@ impl Client {
         self.ended = true;
         match errno {
             Errno::CONNRESET | Errno::PIPE => gone(None, &self.endpoint),
-            errno => Error::Io { what, errno },
+            errno => io(what, errno),
         }
     }
 }
@@ -563,6 +563,11 @@ impl AsFd for Client {
     }
 }
 
+/// Returns the error of an operation that the system refused.
+fn io(what: &'static str, errno: Errno) -> Error {
+    Error::Io { what, errno: errno.raw_os_error() }
+}
+
 /// Returns the string of a reply, up to its NUL.
 fn string(reply: &[u8]) -> Vec<u8> {
     Strings::new(reply).next().unwrap_or(reply).to_vec()
@@ -585,7 +590,8 @@ mod tests {
         let mut client = Client::connect(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         client.set_timeout(Some(Duration::from_millis(20)));
-        assert_eq!(Store::read(&mut client, "/").unwrap_err().errno(), Errno::TIMEDOUT);
+        let error = Store::read(&mut client, "/").unwrap_err();
+        assert_eq!(error.errno(), Errno::TIMEDOUT.raw_os_error());
         // The late reply would be taken for another request's, so no further request is sent.
         assert!(matches!(Store::read(&mut client, "/"), Err(Error::Gone { .. })));
     }

@@ -14,8 +14,8 @@ use xenstore_core::wire::MsgType;
 pub enum Error {
     /// No daemon could be reached.
     NoDaemon {
-        /// Each place that was tried, with its error.
-        tried: Vec<(PathBuf, Errno)>,
+        /// Each place that was tried, with the errno(3) number of its error.
+        tried: Vec<(PathBuf, i32)>,
     },
     /// The daemon answered with an error.
     Refused {
@@ -76,8 +76,8 @@ pub enum Error {
     Io {
         /// The operation that failed.
         what: &'static str,
-        /// The system's error.
-        errno: Errno,
+        /// The errno(3) number of the system's error.
+        errno: i32,
     },
 }
 
@@ -93,20 +93,25 @@ impl Error {
 
     /// Returns the errno(3) number that libxenstore gives its callers in this case.
     #[must_use]
-    pub fn errno(&self) -> Errno {
-        match self {
-            Self::NoDaemon { tried } => tried.last().map_or(Errno::NOENT, |(_, errno)| *errno),
-            Self::Refused { name, .. } => {
-                Errno::from_raw_os_error(name.known().map_or(22, wire::Error::errno))
-            }
+    pub fn errno(&self) -> i32 {
+        let error = match self {
+            Self::NoDaemon { tried } => match tried.last() {
+                Some((_, errno)) => return *errno,
+                None => Errno::NOENT,
+            },
+            Self::Refused { name, .. } => match name.known() {
+                Some(known) => return known.errno(),
+                None => Errno::INVAL,
+            },
             Self::TooLong { .. } | Self::Protocol(ProtocolError::ReplyTooLong { .. }) => {
                 Errno::TOOBIG
             }
             Self::Conflict { .. } | Self::Unsteady { .. } => Errno::AGAIN,
             Self::Gone { .. } | Self::Protocol(_) => Errno::BADF,
             Self::NulByte { .. } | Self::BadReply { .. } => Errno::INVAL,
-            Self::Io { errno, .. } => *errno,
-        }
+            Self::Io { errno, .. } => return *errno,
+        };
+        error.raw_os_error()
     }
 
     /// Returns the usual cause and the next step; `None` if the message already says all.
@@ -253,10 +258,10 @@ impl From<ProtocolError> for Error {
     }
 }
 
-/// Returns the system's text for an error, as strerror(3) does.
+/// Returns the system's text for an errno(3) number, as strerror(3) does.
 #[must_use]
-pub fn describe(errno: Errno) -> String {
-    let text = std::io::Error::from(errno).to_string();
+pub fn describe(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
     match text.rfind(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
@@ -284,7 +289,7 @@ mod tests {
 
     #[test]
     fn strerror_has_no_number() {
-        assert_eq!(describe(Errno::NOENT), "No such file or directory");
-        assert_eq!(describe(Errno::TOOBIG), "Argument list too long");
+        assert_eq!(describe(Errno::NOENT.raw_os_error()), "No such file or directory");
+        assert_eq!(describe(Errno::TOOBIG.raw_os_error()), "Argument list too long");
     }
 }

@@ -114,7 +114,7 @@ pub(crate) fn connect_first(places: Vec<PathBuf>) -> Result<(Transport, PathBuf)
     for path in places {
         match Transport::connect(&path) {
             Ok(transport) => return Ok((transport, path)),
-            Err(errno) => tried.push((path, errno)),
+            Err(errno) => tried.push((path, errno.raw_os_error())),
         }
     }
     Err(Error::NoDaemon { tried })

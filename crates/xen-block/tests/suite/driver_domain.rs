@@ -61,7 +61,7 @@ fn domain(daemon: &Daemon, tool: &mut Client, domid: DomId) -> Client {
 }
 
 fn refusal(result: Result<impl Sized, xenstore::Error>) -> Option<Errno> {
-    result.err().map(|error| error.errno())
+    result.err().map(|error| Errno::from_raw_os_error(error.errno()))
 }
 
 impl Scene {

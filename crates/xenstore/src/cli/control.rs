@@ -38,7 +38,7 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
             stdout.flush()?;
             Ok(0)
         }
-        Err(error) if error.errno().raw_os_error() == wire::Error::Inval.errno() => {
+        Err(error) if error.errno() == wire::Error::Inval.errno() => {
             match send(&mut client, b"help", &[]) {
                 Ok(help) => {
                     let begin = b"Command not supported. Valid commands are:\n";
@@ -48,7 +48,7 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
             }
         }
         Err(error) => {
-            let errno = error.errno().raw_os_error();
+            let errno = error.errno();
             print_to(io::stderr(), &format!("Error {errno} when trying to execute command.\n"))?;
             Err(Failure { message: None, ..Failure::with_message("").with_advice_on(&error) }
                 .code(3))

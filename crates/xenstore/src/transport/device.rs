@@ -32,7 +32,7 @@ impl Device {
     ///
     /// # Errors
     /// The error of open(2): ENOENT without Xen, EACCES for an ordinary user.
-    pub fn open(path: &Path) -> Result<Self, Errno> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
         let fd = open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
         Ok(Self { fd, last_request: None })
     }

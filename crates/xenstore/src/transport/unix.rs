@@ -19,7 +19,7 @@ impl Socket {
     ///
     /// # Errors
     /// ECONNREFUSED if no process listens, ENOENT, EACCES, EINVAL for a path over 107 bytes.
-    pub fn connect(path: &Path) -> Result<Self, Errno> {
+    pub(crate) fn connect(path: &Path) -> Result<Self, Errno> {
         let address = SocketAddrUnix::new(path).map_err(|_| Errno::INVAL)?;
         let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         connect(&fd, &address)?;
