@@ -19,3 +19,8 @@ pub mod blkif;
 pub mod ring;
 pub mod xenbus;
 pub mod xs_ring;
+
+/// The examples of the README, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

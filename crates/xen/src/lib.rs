@@ -28,3 +28,8 @@ pub mod types;
 
 pub use error::Error;
 pub use types::{DomId, Gfn, GrantRef, Port};
+
+/// The examples of the README, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -37,3 +37,8 @@ pub use error::Error;
 pub use path::Id;
 pub use side::Side;
 pub use xen_io::xenbus::State;
+
+/// The examples of the README, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -64,3 +64,8 @@ mod transaction;
 pub mod tree;
 mod watch;
 pub mod wire;
+
+/// The examples of the README, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

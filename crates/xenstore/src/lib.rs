@@ -50,3 +50,8 @@ pub use store::Store;
 pub use transaction::{Transaction, TransactionId};
 pub use watch::{Event, Events};
 pub use xenstore_core::wire::MsgType;
+
+/// The examples of the README, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
