@@ -73,6 +73,7 @@ const STAGES: &[&[Step]] = &[
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         arguments: &["doc", "--workspace", "--no-deps"],
     }],
+    &[step("package", &["xtask", "package"])],
     &[step("test-build", &["test", "--workspace", "--no-run"])],
     &[
         // It waits more than it computes.

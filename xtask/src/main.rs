@@ -9,6 +9,7 @@
 //! | `command` | commands of the machine: their output, their errors |
 //! | `deb` | Debian packages |
 //! | `fuzz` | builds the fuzz targets and runs each for a while |
+//! | `package` | makes the packages that can be published, and compiles the examples of their READMEs |
 //! | `programs` | builds the simulator, or the search for memory that is not charged, and runs it |
 //! | `toolchain` | the build with the Rust version that the manifest states |
 //! | `result` | the result of a chore |
@@ -21,6 +22,7 @@ mod command;
 mod deb;
 mod figures;
 mod fuzz;
+mod package;
 mod programs;
 mod result;
 mod tidy;
@@ -36,6 +38,7 @@ cargo xtask COMMAND
 
   ci [STEP...]            what every change must pass; without STEP, all of it
   tidy                    file lengths, words, lints, dependencies, circles, links
+  package                 makes the packages that can be published, and compiles their READMEs' examples
   rust-version            builds with the Rust version that Cargo.toml states
   bench store [OPTION...] our xenstored beside Debian's daemons; --help lists the options
   bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         ["ci", "--list"] => Ok(ci::list()),
         ["ci", steps @ ..] => ci::run(steps),
         ["tidy"] => tidy::run(),
+        ["package"] => package::run(),
         ["rust-version"] => toolchain::run(),
         ["bench", "--readme"] => bench::readme(),
         ["bench", "store", options @ ..] => bench::store(options),

@@ -6,6 +6,7 @@
 //! | `words` | beginnings of doc comments, names, width of prose |
 //! | `crates` | who depends on whom, lint tables, the pure core |
 //! | `circles` | files of a crate that use each other |
+//! | `interfaces` | types of other projects in the interfaces of packages that can be published |
 //! | `modules` | the modules of a crate, and which file defines a name |
 //! | `tokens` | a Rust source as its words and signs |
 //! | `source` | the files, and which part of them is test code |
@@ -16,6 +17,7 @@ mod circles;
 mod crates;
 mod files;
 mod findings;
+mod interfaces;
 mod links;
 mod modules;
 mod source;
@@ -39,6 +41,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     files::check(&workspace.root, &files, &mut findings);
     crates::check(&workspace, &files, &mut findings);
     circles::check(&workspace, &files, &mut findings);
+    interfaces::check(&workspace, &files, &mut findings);
     links::check(&workspace.root, &files, &mut findings);
     words::check(&files, &mut findings);
     figures_agree(&files, &mut findings)?;

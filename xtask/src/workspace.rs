@@ -23,6 +23,10 @@ pub(crate) struct Workspace {
 pub(crate) struct Package {
     /// Its name.
     pub(crate) name: String,
+    /// Its version.
+    pub(crate) version: String,
+    /// True where its manifest does not forbid to publish it.
+    pub(crate) can_be_published: bool,
     /// Its folder, relative to the root.
     pub(crate) folder: PathBuf,
     /// Dependencies that are built into it (normal and build ones), by name.
@@ -76,6 +80,8 @@ impl Package {
         let targets = list(package, "targets");
         Self {
             name: text(package, "name"),
+            version: text(package, "version"),
+            can_be_published: package["publish"].is_null(),
             folder,
             dependencies: list(package, "dependencies")
                 .iter()

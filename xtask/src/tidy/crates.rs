@@ -240,6 +240,8 @@ mod tests {
     fn package(name: &str, dependencies: &[&str]) -> Package {
         Package {
             name: name.into(),
+            version: "0.1.0".into(),
+            can_be_published: false,
             folder: format!("crates/{name}").into(),
             dependencies: dependencies.iter().map(|name| (*name).into()).collect(),
             binaries: Vec::new(),

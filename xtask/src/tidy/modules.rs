@@ -266,6 +266,16 @@ impl<'a> Modules<'a> {
     }
 }
 
+/// The names that the `use` items of a source bring, with their paths.
+pub(super) fn imports<'a>(tokens: &[Token<'a>]) -> Vec<(&'a str, Vec<&'a str>)> {
+    let mut imports = Vec::new();
+    for (at, _) in tokens.iter().enumerate().filter(|(_, token)| **token == "use") {
+        let item = tokens[at + 1..].split(|token| *token == ";").next().unwrap_or_default();
+        read_use_tree(item, &[], false, &mut imports);
+    }
+    imports.into_iter().map(|import| (import.name, import.path)).collect()
+}
+
 /// True where `tokens` end with `pub(…)`.
 fn is_visibility(tokens: &[Token<'_>]) -> bool {
     let open = tokens.iter().rposition(|token| *token == "(");
