@@ -22,6 +22,7 @@
 //!
 //! The package also contains the command-line tool `xenstore`, which replaces Debian's
 //! `xenstore-read`, `xenstore-ls` and so on if it is called by their names.
+//! The feature `cli`, on by default, builds it.
 //!
 //! | module | contents |
 //! |---|---|
