@@ -6,7 +6,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io::Write;
 use std::time::Instant;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantOffer};
+use xen::gnttab::{GrantOffer, PageAccess};
 use xen::{DomId, Port};
 use xen_hosted::Platform;
 use xen_io::xs_ring::FrontRing;
@@ -140,7 +140,7 @@ pub(crate) fn offer(count: &str) -> Result<()> {
     let platform = Platform::guest()?;
     let mut offers = platform.offers();
     let mut offered = Vec::new();
-    offers.offer_batch(DomId::DOM0, Access::ReadWrite, count.parse()?, &mut offered)?;
+    offers.offer_batch(DomId::DOM0, PageAccess::ReadWrite, count.parse()?, &mut offered)?;
     println!("{}", offered.first().ok_or("no page")?.grant());
     for line in std::io::stdin().lines() {
         line?;

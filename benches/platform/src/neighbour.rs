@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use xen::domctl::DomainControl;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::{DomId, GrantRef, Port};
 use xen_hosted::domctl::Control;
 use xenstore::Store;
@@ -60,7 +60,7 @@ pub(crate) fn attack(what: &str) -> Result<()> {
             "notifications" => store.channels.notify(store.port)?,
             "requests" => {
                 let _ = store.channels.bind_interdomain(DomId(4000), Port(1));
-                let _ = store.platform.grants().map(DomId(1), GrantRef(1), Access::ReadWrite);
+                let _ = store.platform.grants().map(DomId(1), GrantRef(1), PageAccess::ReadWrite);
             }
             "ports" => {
                 let mut ports = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn attack(what: &str) -> Result<()> {
             "grants" => {
                 let mut offers = store.platform.offers();
                 let mut offered = Vec::new();
-                while let Ok(page) = offers.offer(DomId::DOM0, Access::ReadWrite) {
+                while let Ok(page) = offers.offer(DomId::DOM0, PageAccess::ReadWrite) {
                     offered.push(page);
                 }
             }

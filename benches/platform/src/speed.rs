@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Instant;
 use xen::GrantRef;
 use xen::domctl::DomainControl;
-use xen::gnttab::{Access, GrantMap};
+use xen::gnttab::{GrantMap, PageAccess};
 use xenstore::Store;
 use xenstore_core::wire::{MsgType, split_message};
 
@@ -39,7 +39,7 @@ fn grants(host: &Host, extent: &Extent) -> Result<Row> {
     for _ in 0..extent.rounds * 100 {
         let begin = Instant::now();
         for at in 0..pages {
-            drop(grants.map(of, GrantRef(first + at), Access::ReadWrite)?);
+            drop(grants.map(of, GrantRef(first + at), PageAccess::ReadWrite)?);
         }
         times.push(begin.elapsed().as_nanos() as f64 / f64::from(pages));
     }

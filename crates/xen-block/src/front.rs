@@ -21,7 +21,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
 use xen::{DomId, Port};
 use xen_driver::frontend;
@@ -297,7 +297,7 @@ impl Front {
                 continue;
             }
             let mut pages = Vec::with_capacity(count);
-            match grants.offer_batch(peer, Access::ReadWrite, count, &mut pages) {
+            match grants.offer_batch(peer, PageAccess::ReadWrite, count, &mut pages) {
                 Ok(()) => queue.keep_pages(pages),
                 Err(xen::Error::NoSpc | xen::Error::NoPages { .. }) => {
                     let info = self.info.as_mut();

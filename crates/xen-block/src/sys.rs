@@ -8,14 +8,14 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::PAGE_SIZE;
 
 /// Checks that the pieces lie inside their pages.
 fn check(io: &Io) -> Result<(), Errno> {
     let inside = |piece: &Piece| {
         usize::from(piece.offset) + usize::from(piece.len) <= PAGE_SIZE
-            && (io.op != Op::Read || piece.page.access() == Access::ReadWrite)
+            && (io.op != Op::Read || piece.page.access() == PageAccess::ReadWrite)
     };
     if io.pieces.iter().all(inside) { Ok(()) } else { Err(Errno::FAULT) }
 }

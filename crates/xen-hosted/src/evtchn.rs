@@ -23,7 +23,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use xen::evtchn::{EventChannels, Status, Virq};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 /// The token of the socket to the broker in the epoll.
@@ -507,15 +507,15 @@ impl EventChannels for Channels {
         closed
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         let answer = self.call(&Request::Status { port })?;
         let remote = DomId(answer.number(1)?);
         Ok(match answer.number(0)? {
-            0_u64 => Status::Closed,
-            1 => Status::Unbound(remote),
-            2 => Status::Interdomain { remote, remote_port: Port(answer.number(2)?) },
-            3 => Status::Virq(answer.number(2)?),
-            _ => Status::Other,
+            0_u64 => PortStatus::Closed,
+            1 => PortStatus::Unbound(remote),
+            2 => PortStatus::Interdomain { remote, remote_port: Port(answer.number(2)?) },
+            3 => PortStatus::Virq(answer.number(2)?),
+            _ => PortStatus::Other,
         })
     }
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::{DomId, Error, Port};
 
 /// Locks, also where another thread panicked meanwhile: nothing here is left inconsistent.
@@ -130,9 +130,11 @@ impl Link {
         let ports_max: u32 = hello.number(4)?;
         let first_ports = [Port(hello.number(2)?), Port(hello.number(3)?)];
         let len = counters_len(ports_max);
-        let counters = Map::new(hello.fd()?, 0, len, Access::ReadWrite).map_err(from_errno)?;
+        let counters = Map::new(hello.fd()?, 0, len, PageAccess::ReadWrite).map_err(from_errno)?;
         let identities = match hello.fds.pop_front() {
-            Some(fd) => Some(Map::new(fd, 0, IDENTITIES_LEN, Access::Read).map_err(from_errno)?),
+            Some(fd) => {
+                Some(Map::new(fd, 0, IDENTITIES_LEN, PageAccess::Read).map_err(from_errno)?)
+            }
             None => None,
         };
         Ok(Arc::new(Self {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
 /// Makes a new memfd of `len` bytes that can be sealed.
@@ -42,10 +42,10 @@ impl Map {
     ///
     /// # Errors
     /// The error of mmap(2).
-    pub(crate) fn new(fd: impl AsFd, offset: u64, len: usize, access: Access) -> Result<Self> {
+    pub(crate) fn new(fd: impl AsFd, offset: u64, len: usize, access: PageAccess) -> Result<Self> {
         let protection = match access {
-            Access::Read => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            PageAccess::Read => ProtFlags::READ,
+            PageAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe { mmap(null_mut(), len, protection, MapFlags::SHARED, fd, offset) }?;
@@ -88,7 +88,7 @@ pub(crate) trait MapOwner: Unmap + 'static {
 
 /// Returns page number `at` of the mapping that `owner` keeps, which is mapped with `access` at
 /// least.
-pub(crate) fn page<O: MapOwner>(owner: &Arc<O>, at: usize, access: Access) -> SharedPage {
+pub(crate) fn page<O: MapOwner>(owner: &Arc<O>, at: usize, access: PageAccess) -> SharedPage {
     let map = owner.map();
     assert!((at + 1) * PAGE_SIZE <= map.len, "a page inside the mapping");
     // SAFETY: aligned as mmap(2) aligns, inside the mapping, and mapped until the owner is dropped,

@@ -31,7 +31,7 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
@@ -163,10 +163,10 @@ impl LoopDevice {
     ///
     /// # Errors
     /// [`Step::Control`], [`Step::File`] with `ENOENT` where the guest has no such file, and the others on the way.
-    pub fn attach(process: BorrowedFd<'_>, file: &str, access: Access) -> Result<Self, Error> {
+    pub fn attach(process: BorrowedFd<'_>, file: &str, access: PageAccess) -> Result<Self, Error> {
         let guest = GuestNamespaces::new(process)?;
         let name = path(file, Step::File(file.to_owned()))?;
-        let writes = access == Access::ReadWrite;
+        let writes = access == PageAccess::ReadWrite;
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY } | OFlags::CLOEXEC;
         let control = open("/dev/loop-control", flags, Mode::empty());
         let control = control.map_err(at(Step::Control))?;
@@ -215,7 +215,7 @@ impl LoopDevice {
     ///
     /// # Errors
     /// [`Step::Mount`], [`Step::Users`], [`Step::Owners`] or [`Step::Place`].
-    pub fn mount(&self, fs_type: &str, access: Access, to: &str) -> Result<(), Error> {
+    pub fn mount(&self, fs_type: &str, access: PageAccess, to: &str) -> Result<(), Error> {
         let mount = Step::Mount { device: self.path.clone(), fs_type: fs_type.to_owned() };
         let failed = || at(mount.clone());
         let place = Step::Place(self.path.clone(), to.to_owned());
@@ -223,7 +223,7 @@ impl LoopDevice {
         let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed())?;
         fsconfig_set_string(&context, "source", &*self.path).map_err(failed())?;
         let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        if access == Access::Read {
+        if access == PageAccess::Read {
             fsconfig_set_flag(&context, "ro").map_err(failed())?;
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
@@ -283,9 +283,9 @@ impl GuestNamespaces {
 }
 
 impl LoopConfig {
-    fn new(file: &OwnedFd, access: Access) -> Self {
+    fn new(file: &OwnedFd, access: PageAccess) -> Self {
         let mut lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
-        if access == Access::Read {
+        if access == PageAccess::Read {
             lo_flags |= LO_FLAGS_READ_ONLY;
         }
         Self {

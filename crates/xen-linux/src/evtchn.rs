@@ -13,7 +13,7 @@ use fired::{FiredPorts, ReadOutcome};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
-use xen::evtchn::{EventChannels, Status, Virq};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 /// `EFBIG`: the driver had no room left for ports that fired.
@@ -140,19 +140,19 @@ impl EventChannels for Evtchn {
         }
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         let privcmd = self.privcmd.as_deref().ok_or(Error::NoDev)?;
         let asked = abi::evtchn_status { dom: DomId::SELF.0, port: port.0, ..Default::default() };
         let answer = privcmd.event_channel_op(abi::EVTCHNOP_STATUS, asked)?;
         let remote = DomId((answer.u[0] & 0xffff) as u16);
         Ok(match answer.status {
-            abi::EVTCHNSTAT_CLOSED => Status::Closed,
-            abi::EVTCHNSTAT_UNBOUND => Status::Unbound(remote),
+            abi::EVTCHNSTAT_CLOSED => PortStatus::Closed,
+            abi::EVTCHNSTAT_UNBOUND => PortStatus::Unbound(remote),
             abi::EVTCHNSTAT_INTERDOMAIN => {
-                Status::Interdomain { remote, remote_port: Port(answer.u[1]) }
+                PortStatus::Interdomain { remote, remote_port: Port(answer.u[1]) }
             }
-            abi::EVTCHNSTAT_VIRQ => Status::Virq(answer.u[0]),
-            _ => Status::Other,
+            abi::EVTCHNSTAT_VIRQ => PortStatus::Virq(answer.u[0]),
+            _ => PortStatus::Other,
         })
     }
 }

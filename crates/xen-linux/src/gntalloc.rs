@@ -6,7 +6,7 @@
 
 use crate::abi;
 use crate::sys::Device;
-use xen::gnttab::{Access, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef};
 
 /// The device.
@@ -26,16 +26,16 @@ impl Gntalloc {
 }
 
 impl GrantOffer for Gntalloc {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
+    fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error> {
         let flags = match access {
-            Access::Read => 0,
-            Access::ReadWrite => abi::GNTALLOC_FLAG_WRITABLE,
+            PageAccess::Read => 0,
+            PageAccess::ReadWrite => abi::GNTALLOC_FLAG_WRITABLE,
         };
         let mut asked =
             abi::ioctl_gntalloc_alloc_gref { domid: peer.0, flags, count: 1, ..Default::default() };
         // SAFETY: the structure of the request, with room for the one reference asked for.
         unsafe { self.device.call(abi::IOCTL_GNTALLOC_ALLOC_GREF, &mut asked) }?;
-        let region = self.device.map(asked.index, 1, Access::ReadWrite);
+        let region = self.device.map(asked.index, 1, PageAccess::ReadWrite);
         // The mapping keeps the grant; unmapping ends it.
         let mut undo = abi::ioctl_gntalloc_dealloc_gref { index: asked.index, count: asked.count };
         // SAFETY: the structure of the request; it holds no pointer.

@@ -3,7 +3,7 @@
 
 use crate::abi::{self, gntdev_copy_end, gntdev_copy_foreign, gntdev_grant_copy_segment};
 use crate::sys::{Device, Region};
-use xen::gnttab::{Access, CopySegment, GrantMap, Mapping, Status, check_buffer};
+use xen::gnttab::{CopySegment, GrantMap, GrantStatus, Mapping, PageAccess, check_buffer};
 use xen::shared::PAGE_SIZE;
 use xen::{DomId, Error, GrantRef};
 
@@ -35,7 +35,12 @@ impl Gntdev {
     }
 
     /// Maps `grants` side by side: all or none.
-    fn map_all(&self, domid: DomId, grants: &[GrantRef], access: Access) -> Result<Region, Error> {
+    fn map_all(
+        &self,
+        domid: DomId,
+        grants: &[GrantRef],
+        access: PageAccess,
+    ) -> Result<Region, Error> {
         let count = u32::try_from(grants.len()).map_err(|_| Error::Inval)?;
         // count and pad, index, then one word a grant: in words, as all of it is aligned to 8.
         let mut words = vec![0_u64; HEAD_WORDS + grants.len().max(1)];
@@ -65,7 +70,7 @@ impl Gntdev {
         for segment in &mut *segments {
             // The driver would refuse all of them for one that leaves its page.
             let inside = usize::from(segment.offset) + usize::from(segment.len) <= PAGE_SIZE;
-            segment.status = if inside { Ok(()) } else { Err(Status::BadCopyArg) };
+            segment.status = if inside { Ok(()) } else { Err(GrantStatus::BadCopyArg) };
             if inside {
                 asked.push(kernel_segment(segment, buffer, direction));
             }
@@ -80,7 +85,7 @@ impl Gntdev {
         unsafe { self.device.call(abi::IOCTL_GNTDEV_GRANT_COPY, &mut argument) }?;
         let tried = segments.iter_mut().filter(|segment| segment.status.is_ok());
         for (segment, done) in tried.zip(&asked) {
-            segment.status = Status::from_code(done.status);
+            segment.status = GrantStatus::from_code(done.status);
         }
         Ok(())
     }
@@ -115,7 +120,7 @@ fn kernel_segment(
 }
 
 impl GrantMap for Gntdev {
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> Result<Mapping, Error> {
         let mut pages = self.map_all(domid, &[grant], access)?.into_pages();
         let page = pages.next().ok_or(Error::Inval)?;
         Ok(Mapping::new(domid, grant, page))
@@ -126,7 +131,7 @@ impl GrantMap for Gntdev {
         &mut self,
         domid: DomId,
         grants: &[GrantRef],
-        access: Access,
+        access: PageAccess,
         into: &mut Vec<Result<Mapping, Error>>,
     ) {
         match self.map_all(domid, grants, access) {

@@ -12,7 +12,7 @@ use crate::sys::Device;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::{DomId, Error, Port};
 
 /// The call that tells of domains.
@@ -232,7 +232,7 @@ fn own_ring_of_device() -> Result<OwnRing, Error> {
 }
 
 fn map_own_ring(device: &Device, port: Port) -> Result<OwnRing, Error> {
-    let mut pages = device.map(0, 1, Access::ReadWrite)?.into_pages();
+    let mut pages = device.map(0, 1, PageAccess::ReadWrite)?.into_pages();
     Ok(OwnRing { page: pages.next().ok_or(Error::Inval)?, port })
 }
 

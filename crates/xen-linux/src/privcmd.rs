@@ -6,7 +6,7 @@ use crate::sys::{Device, Region};
 use std::cell::RefCell;
 use std::rc::Rc;
 use xen::foreignmem::ForeignMemory;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, Error, Gfn};
 
@@ -154,7 +154,7 @@ impl Privcmd {
 /// Memory for hypercalls: from the kernel's own device, which keeps it in place, else locked.
 fn hypercall_buffer() -> Result<Region, Error> {
     if let Ok(device) = Device::open("/dev/xen/hypercall") {
-        return device.map(0, BUFFER_PAGES, Access::ReadWrite);
+        return device.map(0, BUFFER_PAGES, PageAccess::ReadWrite);
     }
     let region = Region::anonymous(BUFFER_PAGES * PAGE_SIZE)?;
     // SAFETY: locking memory of this process changes nothing that could be seen through it.
@@ -168,7 +168,7 @@ fn hypercall_buffer() -> Result<Region, Error> {
 pub struct Foreign(pub Rc<Privcmd>);
 
 impl ForeignMemory for Foreign {
-    fn map(&mut self, domid: DomId, gfn: Gfn, access: Access) -> Result<SharedPage, Error> {
+    fn map(&mut self, domid: DomId, gfn: Gfn, access: PageAccess) -> Result<SharedPage, Error> {
         let device = &self.0.device;
         let region = device.map(0, 1, access)?;
         let mut error = 0;

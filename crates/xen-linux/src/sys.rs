@@ -9,7 +9,7 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
 /// The most likely causes of a refusal to open a device.
@@ -65,11 +65,11 @@ impl Device {
         &self,
         offset: u64,
         pages: usize,
-        access: Access,
+        access: PageAccess,
     ) -> Result<Region, xen::Error> {
         let protection = match access {
-            Access::Read => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            PageAccess::Read => ProtFlags::READ,
+            PageAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         let len = pages.checked_mul(PAGE_SIZE).ok_or(xen::Error::Inval)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
@@ -114,7 +114,7 @@ unsafe impl Ioctl for Request {
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
-    access: Access,
+    access: PageAccess,
 }
 
 // SAFETY: nothing about a mapping belongs to a thread; what is done through it is `SharedPage`'s.
@@ -123,7 +123,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn new(base: *mut c_void, len: usize, access: Access) -> Result<Self, xen::Error> {
+    fn new(base: *mut c_void, len: usize, access: PageAccess) -> Result<Self, xen::Error> {
         let base = NonNull::new(base.cast::<u8>()).ok_or(xen::Error::NoMem)?;
         Ok(Self { base, len, access })
     }
@@ -134,7 +134,7 @@ impl Region {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe { mmap_anonymous(null_mut(), len, protection, MapFlags::PRIVATE) };
-        Self::new(base.map_err(errno)?, len, Access::ReadWrite)
+        Self::new(base.map_err(errno)?, len, PageAccess::ReadWrite)
     }
 
     /// Returns the address of the first byte.

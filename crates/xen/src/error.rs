@@ -1,6 +1,6 @@
 //! Errors of the hypervisor and of the driver in front of it.
 
-use crate::status::Status;
+use crate::status::GrantStatus;
 use std::{fmt, io};
 
 /// A refusal, named as Xen's `errno.h` and Linux's drivers name it.
@@ -39,7 +39,7 @@ pub enum Error {
     /// `ENOSYS`: this hypervisor does not know the call.
     NoSys,
     /// The hypervisor's status of a grant operation.
-    Grant(Status),
+    Grant(GrantStatus),
     /// Any other number of errno(3).
     Other(i32),
 }
@@ -65,10 +65,11 @@ impl Error {
     pub fn errno(self) -> i32 {
         match self {
             Self::Other(number) => number,
-            Self::Grant(Status::BadDomain) => 3,
-            Self::Grant(Status::Again) => 11,
-            Self::Grant(Status::PermissionDenied) => 13,
-            Self::Grant(Status::NoSpace | Status::NoDeviceSpace) | Self::NoPages { .. } => 28,
+            Self::Grant(GrantStatus::BadDomain) => 3,
+            Self::Grant(GrantStatus::Again) => 11,
+            Self::Grant(GrantStatus::PermissionDenied) => 13,
+            Self::Grant(GrantStatus::NoSpace | GrantStatus::NoDeviceSpace)
+            | Self::NoPages { .. } => 28,
             named => NAMED.iter().find(|(error, ..)| *error == named).map_or(22, |row| row.1),
         }
     }

@@ -27,7 +27,7 @@ impl Virq {
 /// The binding of a port (`EVTCHNSTAT_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Status {
+pub enum PortStatus {
     /// Nothing.
     Closed,
     /// Nobody yet: this domain may bind to it.
@@ -116,7 +116,7 @@ pub trait EventChannels {
     /// # Errors
     /// [`Error::Inval`] no such port; [`Error::NoSys`] or [`Error::NoDev`] where the platform does
     /// not tell (on Linux only privileged processes of domain 0 may ask).
-    fn status(&mut self, port: Port) -> Result<Status, Error>;
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error>;
 }
 
 /// The event channels of a process, shared by several parts of it, such as the store's client and
@@ -124,18 +124,18 @@ pub trait EventChannels {
 /// unmasks its port ([`EventChannels::unmask`]), and each looks at its own rings before the process
 /// sleeps.
 #[derive(Debug)]
-pub struct Shared<T> {
+pub struct SharedEventChannels<T> {
     fd: Arc<OwnedFd>,
     channels: Arc<Mutex<T>>,
 }
 
-impl<T> Clone for Shared<T> {
+impl<T> Clone for SharedEventChannels<T> {
     fn clone(&self) -> Self {
         Self { fd: Arc::clone(&self.fd), channels: Arc::clone(&self.channels) }
     }
 }
 
-impl<T: EventChannels> Shared<T> {
+impl<T: EventChannels> SharedEventChannels<T> {
     /// Shares `channels`.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl<T: EventChannels> Shared<T> {
     }
 }
 
-impl<T: EventChannels> EventChannels for Shared<T> {
+impl<T: EventChannels> EventChannels for SharedEventChannels<T> {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -183,7 +183,7 @@ impl<T: EventChannels> EventChannels for Shared<T> {
         self.lock().close(port)
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         self.lock().status(port)
     }
 }

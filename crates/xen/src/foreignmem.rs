@@ -2,7 +2,7 @@
 //!
 //! Source: `xen/include/public/memory.h`, Linux `include/uapi/xen/privcmd.h`.
 
-use crate::gnttab::Access;
+use crate::gnttab::PageAccess;
 use crate::shared::SharedPage;
 use crate::{DomId, Error, Gfn};
 
@@ -14,5 +14,5 @@ pub trait ForeignMemory {
     /// # Errors
     /// [`Error::Perm`] not privileged over that domain, [`Error::Srch`] no such domain,
     /// [`Error::Inval`] no page there.
-    fn map(&mut self, domid: DomId, gfn: Gfn, access: Access) -> Result<SharedPage, Error>;
+    fn map(&mut self, domid: DomId, gfn: Gfn, access: PageAccess) -> Result<SharedPage, Error>;
 }

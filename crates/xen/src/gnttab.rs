@@ -5,8 +5,8 @@
 //!
 //! Source: `xen/include/public/grant_table.h`, Linux `include/uapi/xen/gntdev.h` and `gntalloc.h`.
 
-pub use crate::status::{STATUSES, Status};
-pub use crate::types::Access;
+pub use crate::status::{GrantStatus, STATUSES};
+pub use crate::types::PageAccess;
 
 use crate::shared::{PageError, SharedPage};
 use crate::{DomId, Error, GrantRef};
@@ -65,7 +65,7 @@ pub struct CopySegment {
     /// Offset in the buffer, in bytes.
     pub at: usize,
     /// The outcome, filled in by the copy.
-    pub status: Result<(), Status>,
+    pub status: Result<(), GrantStatus>,
 }
 
 impl CopySegment {
@@ -84,7 +84,7 @@ pub trait GrantMap {
     /// [`Error::Grant`] with the hypervisor's reason where the platform passes it on, else
     /// [`Error::Srch`] no such domain, [`Error::Inval`] no such grant or not for this domain,
     /// [`Error::NoSpc`] no free entry for it.
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error>;
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> Result<Mapping, Error>;
 
     /// Maps many pages of one domain: one result each, in order, pushed onto `into`. A page that
     /// cannot be mapped does not affect the others.
@@ -92,7 +92,7 @@ pub trait GrantMap {
         &mut self,
         domid: DomId,
         grants: &[GrantRef],
-        access: Access,
+        access: PageAccess,
         into: &mut Vec<Result<Mapping, Error>>,
     ) {
         into.extend(grants.iter().map(|grant| self.map(domid, *grant, access)));
@@ -107,7 +107,7 @@ pub trait GrantMap {
     fn copy_out(&mut self, segments: &mut [CopySegment], to: &mut [u8]) -> Result<(), Error> {
         check_buffer(segments, to.len())?;
         for segment in segments {
-            let mapped = self.map(segment.domid, segment.grant, Access::Read);
+            let mapped = self.map(segment.domid, segment.grant, PageAccess::Read);
             let piece = &mut to[segment.at..][..usize::from(segment.len)];
             segment.status = copied(mapped, |page| page.copy_out(segment.offset.into(), piece));
         }
@@ -122,7 +122,7 @@ pub trait GrantMap {
     fn copy_in(&mut self, segments: &mut [CopySegment], from: &[u8]) -> Result<(), Error> {
         check_buffer(segments, from.len())?;
         for segment in segments {
-            let mapped = self.map(segment.domid, segment.grant, Access::ReadWrite);
+            let mapped = self.map(segment.domid, segment.grant, PageAccess::ReadWrite);
             let piece = &from[segment.at..][..usize::from(segment.len)];
             segment.status = copied(mapped, |page| page.copy_in(segment.offset.into(), piece));
         }
@@ -145,12 +145,12 @@ pub fn check_buffer(segments: &[CopySegment], len: usize) -> Result<(), Error> {
 fn copied(
     mapped: Result<Mapping, Error>,
     copy: impl FnOnce(&SharedPage) -> Result<(), PageError>,
-) -> Result<(), Status> {
+) -> Result<(), GrantStatus> {
     match mapped {
-        Ok(mapping) => copy(mapping.page()).map_err(|_| Status::BadCopyArg),
+        Ok(mapping) => copy(mapping.page()).map_err(|_| GrantStatus::BadCopyArg),
         Err(Error::Grant(status)) => Err(status),
-        Err(Error::Srch) => Err(Status::BadDomain),
-        Err(_) => Err(Status::GeneralError),
+        Err(Error::Srch) => Err(GrantStatus::BadDomain),
+        Err(_) => Err(GrantStatus::GeneralError),
     }
 }
 
@@ -202,7 +202,7 @@ pub trait GrantOffer {
     /// # Errors
     /// [`Error::NoSpc`] or [`Error::NoPages`] no free grant entry or page, [`Error::Srch`] no such domain where the
     /// platform looks (Xen does not: a grant to nobody is one that nobody can map).
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error>;
+    fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error>;
 
     /// `count` such pages, pushed onto `into`: all of them or none.
     ///
@@ -211,7 +211,7 @@ pub trait GrantOffer {
     fn offer_batch(
         &mut self,
         peer: DomId,
-        access: Access,
+        access: PageAccess,
         count: usize,
         into: &mut Vec<OfferedPage>,
     ) -> Result<(), Error> {
@@ -237,9 +237,9 @@ mod tests {
     struct OnePage(SharedPage);
 
     impl GrantMap for OnePage {
-        fn map(&mut self, domid: DomId, grant: GrantRef, _: Access) -> Result<Mapping, Error> {
+        fn map(&mut self, domid: DomId, grant: GrantRef, _: PageAccess) -> Result<Mapping, Error> {
             if domid != DomId(3) {
-                return Err(Error::Grant(Status::BadDomain));
+                return Err(Error::Grant(GrantStatus::BadDomain));
             }
             let page = SharedPage::private();
             let mut bytes = [0; 4096];
@@ -259,8 +259,8 @@ mod tests {
         let mut segments = [piece(3, 4000, 2), piece(4, 0, 0), piece(3, 4090, 9)];
         grants.copy_out(&mut segments, &mut bytes).unwrap();
         assert_eq!(segments[0].status, Ok(()));
-        assert_eq!(segments[1].status, Err(Status::BadDomain));
-        assert_eq!(segments[2].status, Err(Status::BadCopyArg));
+        assert_eq!(segments[1].status, Err(GrantStatus::BadDomain));
+        assert_eq!(segments[2].status, Err(GrantStatus::BadCopyArg));
         assert_eq!(&bytes, b"\0\0granted\0\0\0\0\0\0\0");
         for at in [10, usize::MAX] {
             let outside = grants.copy_out(&mut [piece(3, 0, at)], &mut bytes);

@@ -6,9 +6,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`types`] | [`DomId`], [`GrantRef`], [`Port`], [`Gfn`], [`Access`](types::Access) |
+//! | [`types`] | [`DomId`], [`GrantRef`], [`Port`], [`Gfn`], [`PageAccess`](types::PageAccess) |
 //! | [`error`] | [`Error`]: what the hypervisor or its drivers answered |
-//! | `status` | [`Status`](gnttab::Status): what a grant operation ended with |
+//! | `status` | [`GrantStatus`](gnttab::GrantStatus): what a grant operation ended with |
 //! | [`evtchn`] | [`EventChannels`](evtchn::EventChannels): notifications between domains |
 //! | [`gnttab`] | [`GrantMap`](gnttab::GrantMap): reaching pages that a domain has granted; [`GrantOffer`](gnttab::GrantOffer): granting them |
 //! | [`domwatch`] | [`DomainWatch`](domwatch::DomainWatch): which domains came, shut down, died |

@@ -8,7 +8,7 @@
 //! the crate with `unsafe`.
 #![allow(unsafe_code)]
 
-use crate::types::Access;
+use crate::types::PageAccess;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
@@ -64,7 +64,7 @@ impl std::error::Error for PageError {}
 /// One mapped page of [`PAGE_SIZE`] bytes; dropping it unmaps.
 pub struct SharedPage {
     base: NonNull<u8>,
-    access: Access,
+    access: PageAccess,
     owner: Arc<dyn Unmap>,
 }
 
@@ -88,7 +88,11 @@ impl SharedPage {
     /// `base` is aligned to [`PAGE_SIZE`] and points to that many bytes, readable and, where
     /// `access` says so, writable until `owner` is told to unmap it. Where this process has other
     /// views of the page, their copies to the same bytes are ordered by the index words.
-    pub unsafe fn from_mapped(base: NonNull<u8>, access: Access, owner: Arc<dyn Unmap>) -> Self {
+    pub unsafe fn from_mapped(
+        base: NonNull<u8>,
+        access: PageAccess,
+        owner: Arc<dyn Unmap>,
+    ) -> Self {
         Self { base, access, owner }
     }
 
@@ -100,7 +104,7 @@ impl SharedPage {
         let base = unsafe { alloc_zeroed(layout) };
         let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
         // SAFETY: aligned and sized by the layout, and no other pointer to it is kept.
-        unsafe { Self::from_mapped(base, Access::ReadWrite, Arc::new(Heap)) }
+        unsafe { Self::from_mapped(base, PageAccess::ReadWrite, Arc::new(Heap)) }
     }
 
     /// Returns the address of the page, for a system call that reads or writes it (direct I/O into
@@ -113,7 +117,7 @@ impl SharedPage {
 
     /// Returns the access that the page is mapped for.
     #[must_use]
-    pub fn access(&self) -> Access {
+    pub fn access(&self) -> PageAccess {
         self.access
     }
 
@@ -191,8 +195,8 @@ impl SharedPage {
 
     fn writable(&self) -> Result<(), PageError> {
         match self.access {
-            Access::ReadWrite => Ok(()),
-            Access::Read => {
+            PageAccess::ReadWrite => Ok(()),
+            PageAccess::Read => {
                 self.owner.write_refused();
                 Err(PageError::ReadOnly)
             }
@@ -334,7 +338,7 @@ mod tests {
         }
     }
 
-    fn view(page: SharedPage, access: Access) -> (SharedPage, Arc<View>) {
+    fn view(page: SharedPage, access: PageAccess) -> (SharedPage, Arc<View>) {
         let base = page.base;
         let owner = Arc::new(View { page: Mutex::new(Some(page)), unmapped: AtomicU32::new(0) });
         // SAFETY: the owner keeps the page until the view is dropped.
@@ -348,7 +352,7 @@ mod tests {
             fn unmap(&self, _: NonNull<u8>) {}
         }
         // SAFETY: the caller keeps `page`; the tests order the bytes by an index word.
-        unsafe { SharedPage::from_mapped(page.base, Access::ReadWrite, Arc::new(Nothing)) }
+        unsafe { SharedPage::from_mapped(page.base, PageAccess::ReadWrite, Arc::new(Nothing)) }
     }
 
     #[test]
@@ -370,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_page_is_unmapped_once() {
-        let (page, owner) = view(SharedPage::private(), Access::ReadWrite);
+        let (page, owner) = view(SharedPage::private(), PageAccess::ReadWrite);
         page.copy_in(0, b"x").unwrap();
         drop(page);
         assert_eq!(owner.unmapped.load(SeqCst), 1);
@@ -378,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_page_for_reading_is_not_written() {
-        let (page, _owner) = view(SharedPage::private(), Access::Read);
+        let (page, _owner) = view(SharedPage::private(), PageAccess::Read);
         assert_eq!(page.copy_in(0, b"x"), Err(PageError::ReadOnly));
         assert_eq!(page.store_u32(0, 1), Err(PageError::ReadOnly));
         assert_eq!(page.load_u32(0), Ok(0));

@@ -8,7 +8,7 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(i16)]
 #[non_exhaustive]
-pub enum Status {
+pub enum GrantStatus {
     /// `GNTST_general_error`: refused, and most often so: not granted, granted to another domain, or
     /// more was asked for than was granted.
     GeneralError = -1,
@@ -39,23 +39,23 @@ pub enum Status {
 }
 
 /// Each status with its name in `grant_table.h`.
-pub const STATUSES: [(Status, &str); 13] = [
-    (Status::GeneralError, "GNTST_general_error"),
-    (Status::BadDomain, "GNTST_bad_domain"),
-    (Status::BadGntref, "GNTST_bad_gntref"),
-    (Status::BadHandle, "GNTST_bad_handle"),
-    (Status::BadVirtAddr, "GNTST_bad_virt_addr"),
-    (Status::BadDevAddr, "GNTST_bad_dev_addr"),
-    (Status::NoDeviceSpace, "GNTST_no_device_space"),
-    (Status::PermissionDenied, "GNTST_permission_denied"),
-    (Status::BadPage, "GNTST_bad_page"),
-    (Status::BadCopyArg, "GNTST_bad_copy_arg"),
-    (Status::AddressTooBig, "GNTST_address_too_big"),
-    (Status::Again, "GNTST_eagain"),
-    (Status::NoSpace, "GNTST_no_space"),
+pub const STATUSES: [(GrantStatus, &str); 13] = [
+    (GrantStatus::GeneralError, "GNTST_general_error"),
+    (GrantStatus::BadDomain, "GNTST_bad_domain"),
+    (GrantStatus::BadGntref, "GNTST_bad_gntref"),
+    (GrantStatus::BadHandle, "GNTST_bad_handle"),
+    (GrantStatus::BadVirtAddr, "GNTST_bad_virt_addr"),
+    (GrantStatus::BadDevAddr, "GNTST_bad_dev_addr"),
+    (GrantStatus::NoDeviceSpace, "GNTST_no_device_space"),
+    (GrantStatus::PermissionDenied, "GNTST_permission_denied"),
+    (GrantStatus::BadPage, "GNTST_bad_page"),
+    (GrantStatus::BadCopyArg, "GNTST_bad_copy_arg"),
+    (GrantStatus::AddressTooBig, "GNTST_address_too_big"),
+    (GrantStatus::Again, "GNTST_eagain"),
+    (GrantStatus::NoSpace, "GNTST_no_space"),
 ];
 
-impl Status {
+impl GrantStatus {
     /// `Ok` for 0 (`GNTST_okay`), else the status with this code; a code that is not in the list
     /// is a general error.
     ///
@@ -70,7 +70,7 @@ impl Status {
     }
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for GrantStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named = STATUSES.iter().find(|(status, _)| status == self);
         f.write_str(named.map_or("GNTST_?", |(_, name)| name))
@@ -84,11 +84,15 @@ mod tests {
     #[test]
     fn statuses_round_trip() {
         for (status, name) in STATUSES {
-            assert_eq!(Status::from_code(status as i16), Err(status));
+            assert_eq!(GrantStatus::from_code(status as i16), Err(status));
             assert_eq!(status.to_string(), name);
         }
-        assert_eq!(Status::from_code(0), Ok(()));
-        assert_eq!(Status::from_code(-99), Err(Status::GeneralError));
-        assert_eq!(Status::from_code(1), Err(Status::GeneralError), "XSA-316: a positive status");
+        assert_eq!(GrantStatus::from_code(0), Ok(()));
+        assert_eq!(GrantStatus::from_code(-99), Err(GrantStatus::GeneralError));
+        assert_eq!(
+            GrantStatus::from_code(1),
+            Err(GrantStatus::GeneralError),
+            "XSA-316: a positive status"
+        );
     }
 }

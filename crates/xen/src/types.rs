@@ -72,7 +72,7 @@ pub struct Gfn(pub u64);
 
 /// The access of the mapping side to a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
+pub enum PageAccess {
     /// Read only (`GTF_readonly`, `GNTMAP_readonly`).
     Read,
     /// Read and write.

@@ -3,7 +3,7 @@
 use crate::Platform;
 use xen::domwatch::OwnRing;
 use xen::evtchn::Virq;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::SharedPage;
 use xen::{GrantRef, Port};
 use xenstore_core::server::{ConnId, DomId};
@@ -56,7 +56,7 @@ impl Domains {
 
     pub(crate) fn map(&mut self, domid: DomId) -> Result<SharedPage, xen::Error> {
         let grants = &mut self.platform.grants;
-        let mapping = grants.map(xen::DomId(domid.0), GrantRef::XENSTORE, Access::ReadWrite)?;
+        let mapping = grants.map(xen::DomId(domid.0), GrantRef::XENSTORE, PageAccess::ReadWrite)?;
         Ok(mapping.into_page())
     }
 

@@ -4,7 +4,7 @@ use crate::Host;
 use crate::port::{Channel, PendingPorts};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use xen::evtchn::{EventChannels, Status, Virq};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 /// The event channels that one process of a domain holds.
@@ -30,7 +30,7 @@ impl Host {
 }
 
 impl Channels {
-    fn add(&mut self, status: Status) -> Port {
+    fn add(&mut self, status: PortStatus) -> Port {
         let mut tables = self.host.tables();
         let used = |port: &u32| tables.ports.contains_key(&(self.domid, Port(*port)));
         let port = Port((1..u32::MAX).find(|port| !used(port)).unwrap_or(u32::MAX));
@@ -47,7 +47,7 @@ impl EventChannels for Channels {
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
-        Ok(self.add(Status::Unbound(remote)))
+        Ok(self.add(PortStatus::Unbound(remote)))
     }
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
@@ -55,15 +55,15 @@ impl EventChannels for Channels {
         let open = |host: &Host| {
             let tables = host.tables();
             let status = tables.ports.get(&theirs).map(|channel| channel.status);
-            status == Some(Status::Unbound(self.domid))
+            status == Some(PortStatus::Unbound(self.domid))
         };
         if !open(&self.host) {
             return Err(Error::Inval);
         }
-        let port = self.add(Status::Interdomain { remote, remote_port });
+        let port = self.add(PortStatus::Interdomain { remote, remote_port });
         let mut tables = self.host.tables();
         if let Some(channel) = tables.ports.get_mut(&theirs) {
-            channel.status = Status::Interdomain { remote: self.domid, remote_port: port };
+            channel.status = PortStatus::Interdomain { remote: self.domid, remote_port: port };
         }
         // As in Xen: the end that binds may have missed an event that was raised before.
         let own = tables.ports.get_mut(&(self.domid, port));
@@ -74,13 +74,13 @@ impl EventChannels for Channels {
     }
 
     fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
-        Ok(self.add(Status::Virq(virq.number())))
+        Ok(self.add(PortStatus::Virq(virq.number())))
     }
 
     fn notify(&self, port: Port) -> Result<(), Error> {
         let mut tables = self.host.tables();
         let own = tables.ports.get(&(self.domid, port)).ok_or(Error::Inval)?;
-        let Status::Interdomain { remote, remote_port } = own.status else { return Ok(()) };
+        let PortStatus::Interdomain { remote, remote_port } = own.status else { return Ok(()) };
         let other = tables.ports.get_mut(&(remote, remote_port));
         let woken = other.and_then(|channel| channel.raise(remote_port));
         drop(tables);
@@ -104,10 +104,10 @@ impl EventChannels for Channels {
     fn close(&mut self, port: Port) -> Result<(), Error> {
         let mut tables = self.host.tables();
         let channel = tables.ports.remove(&(self.domid, port)).ok_or(Error::Inval)?;
-        if let Status::Interdomain { remote, remote_port } = channel.status
+        if let PortStatus::Interdomain { remote, remote_port } = channel.status
             && let Some(other) = tables.ports.get_mut(&(remote, remote_port))
         {
-            other.status = Status::Unbound(self.domid);
+            other.status = PortStatus::Unbound(self.domid);
         }
         drop(tables);
         self.own.retain(|own| *own != port);
@@ -115,7 +115,7 @@ impl EventChannels for Channels {
         Ok(())
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         let tables = self.host.tables();
         tables.ports.get(&(self.domid, port)).map(|channel| channel.status).ok_or(Error::Inval)
     }

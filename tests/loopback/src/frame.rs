@@ -4,7 +4,7 @@
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 use xen::{DomId, Error};
 
@@ -34,7 +34,7 @@ impl Frame {
         let base = base.ok().and_then(|base| NonNull::new(base.cast())).ok_or(Error::NoMem)?;
         // SAFETY: a page that can be written, until its owner unmaps it; this is the first view of it.
         Ok(Self(unsafe {
-            SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(AnonymousPage))
+            SharedPage::from_mapped(base, PageAccess::ReadWrite, Arc::new(AnonymousPage))
         }))
     }
 
@@ -42,7 +42,7 @@ impl Frame {
     /// use.
     pub(crate) fn view(
         self: Arc<Self>,
-        access: Access,
+        access: PageAccess,
         end: impl Fn() + Send + Sync + 'static,
     ) -> SharedPage {
         let base = self.0.as_ptr();
@@ -69,6 +69,6 @@ impl<F: Fn() + Send + Sync> Unmap for View<F> {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) peer: DomId,
-    pub(crate) access: Access,
+    pub(crate) access: PageAccess,
     pub(crate) frame: Arc<Frame>,
 }

@@ -3,7 +3,7 @@
 use crate::Host;
 use crate::frame::{Entry, Frame};
 use std::sync::Arc;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage, Status};
+use xen::gnttab::{GrantMap, GrantOffer, GrantStatus, Mapping, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef};
 
 /// The grants and mappings of `domid`.
@@ -22,7 +22,7 @@ impl Host {
 }
 
 impl GrantOffer for Grants {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
+    fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error> {
         let frame = Arc::new(Frame::new()?);
         let grant = {
             let mut tables = self.host.tables();
@@ -33,26 +33,26 @@ impl GrantOffer for Grants {
             grant
         };
         let (host, key) = (self.host.clone(), (self.domid, grant));
-        let page = frame.view(Access::ReadWrite, move || _ = host.tables().grants.remove(&key));
+        let page = frame.view(PageAccess::ReadWrite, move || _ = host.tables().grants.remove(&key));
         Ok(OfferedPage::new(peer, grant, page))
     }
 }
 
 impl GrantMap for Grants {
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> Result<Mapping, Error> {
         let frame = {
             let mut tables = self.host.tables();
             if tables.mapped_max.is_some_and(|most| tables.mapped >= most) {
-                return Err(Error::Grant(Status::NoSpace));
+                return Err(Error::Grant(GrantStatus::NoSpace));
             }
             if tables.refused.contains(&grant) {
-                return Err(Error::Grant(Status::GeneralError));
+                return Err(Error::Grant(GrantStatus::GeneralError));
             }
             let entry = tables.grants.get(&(domid, grant));
             let entry = entry.filter(|entry| entry.peer == self.domid);
-            let entry = entry.ok_or(Error::Grant(Status::BadGntref))?;
-            if access == Access::ReadWrite && entry.access == Access::Read {
-                return Err(Error::Grant(Status::PermissionDenied));
+            let entry = entry.ok_or(Error::Grant(GrantStatus::BadGntref))?;
+            if access == PageAccess::ReadWrite && entry.access == PageAccess::Read {
+                return Err(Error::Grant(GrantStatus::PermissionDenied));
             }
             let frame = Arc::clone(&entry.frame);
             tables.mapped += 1;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use xen::Port;
-use xen::evtchn::Status;
+use xen::evtchn::PortStatus;
 
 /// Ports with an event that their holder has not taken yet.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl PendingPorts {
 /// One port.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    pub(crate) status: Status,
+    pub(crate) status: PortStatus,
     holder: Arc<PendingPorts>,
     masked: bool,
     /// Raised while it was masked.
@@ -64,7 +64,7 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(status: Status, holder: Arc<PendingPorts>) -> Self {
+    pub(crate) fn new(status: PortStatus, holder: Arc<PendingPorts>) -> Self {
         Self { status, holder, masked: false, raised_while_masked: false }
     }
 

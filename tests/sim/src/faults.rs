@@ -2,7 +2,7 @@
 
 use crate::rng::Rng;
 use xen::Error;
-use xen::gnttab::Status;
+use xen::gnttab::GrantStatus;
 
 /// The delivery of a raised event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +92,7 @@ impl Faults {
         self.counts.refused += 1;
         let refusals: &[Error] = match call {
             RefusableCall::Bind => &[Error::NoMem, Error::NoSpc],
-            RefusableCall::Map => &[Error::NoMem, Error::NoSpc, Error::Grant(Status::NoSpace)],
+            RefusableCall::Map => &[Error::NoMem, Error::NoSpc, Error::Grant(GrantStatus::NoSpace)],
             RefusableCall::Changes => &[Error::NoMem],
         };
         Some(*self.rng.pick(refusals))

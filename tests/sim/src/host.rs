@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::rc::Rc;
 use xen::domwatch::OwnRing;
-use xen::gnttab::{Access, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::{DomId, GrantRef};
 use xenstored::config::{Config, Invocation};
 use xenstored::log::{Level, Log};
@@ -86,7 +86,7 @@ impl Host {
         let limits = Limits { ports: 64, ..Limits::default() };
         let hypervisor = Hypervisor::new(limits, plan.reuse, rng.fork(), plan.rates);
         let mut offers = hypervisor.grant_offer(DomId::DOM0).map_err(text)?;
-        let own = offers.offer(DomId::DOM0, Access::ReadWrite).map_err(text)?;
+        let own = offers.offer(DomId::DOM0, PageAccess::ReadWrite).map_err(text)?;
         let page = |grant: GrantRef| {
             hypervisor.own_page(DomId::DOM0, grant).ok_or("domain 0 has no page".to_owned())
         };

@@ -3,7 +3,7 @@
 use crate::hypervisor::{Hypervisor, NewDomain};
 use crate::link::clear;
 use crate::rng::Rng;
-use xen::evtchn::{EventChannels, Status};
+use xen::evtchn::{EventChannels, PortStatus};
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef, Port};
 use xen_io::xs_ring::{FrontRing, RING_SIZE, offset};
@@ -116,7 +116,7 @@ impl HostileGuest {
 
     /// True if the daemon is bound to its port.
     pub(crate) fn is_bound(&mut self) -> bool {
-        matches!(self.evtchn.status(self.port), Ok(Status::Interdomain { .. }))
+        matches!(self.evtchn.status(self.port), Ok(PortStatus::Interdomain { .. }))
     }
 
     /// Makes one probe and notifies the daemon.

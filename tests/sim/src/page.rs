@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError};
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{SharedPage, Unmap};
 
 /// The counts of a grant's mappings, and its end. Shared with the views, which outlive a domain.
@@ -41,10 +41,10 @@ impl Pin {
         self.ended.store(true, SeqCst);
     }
 
-    fn count(&self, access: Access) -> &AtomicU32 {
+    fn count(&self, access: PageAccess) -> &AtomicU32 {
         match access {
-            Access::Read => &self.readers,
-            Access::ReadWrite => &self.writers,
+            PageAccess::Read => &self.readers,
+            PageAccess::ReadWrite => &self.writers,
         }
     }
 }
@@ -54,7 +54,7 @@ enum ViewKind {
     /// The domain's own view of its page, whose end has no effect.
     Look,
     /// A mapping, whose end decrements the count of mappings.
-    Mapping(Arc<Pin>, Access),
+    Mapping(Arc<Pin>, PageAccess),
     /// An offer, whose end ends the grant.
     Offer(Arc<Pin>),
 }
@@ -89,21 +89,21 @@ impl Frame {
 
     /// Returns the domain's own view of its page.
     pub(crate) fn look(self: &Arc<Self>) -> SharedPage {
-        self.view(Access::ReadWrite, ViewKind::Look)
+        self.view(PageAccess::ReadWrite, ViewKind::Look)
     }
 
     /// Returns the granting side's view, which ends the grant when it is dropped.
     pub(crate) fn offered(self: &Arc<Self>, pin: &Arc<Pin>) -> SharedPage {
-        self.view(Access::ReadWrite, ViewKind::Offer(Arc::clone(pin)))
+        self.view(PageAccess::ReadWrite, ViewKind::Offer(Arc::clone(pin)))
     }
 
     /// Returns a mapping.
-    pub(crate) fn mapped(self: &Arc<Self>, pin: &Arc<Pin>, access: Access) -> SharedPage {
+    pub(crate) fn mapped(self: &Arc<Self>, pin: &Arc<Pin>, access: PageAccess) -> SharedPage {
         pin.count(access).fetch_add(1, SeqCst);
         self.view(access, ViewKind::Mapping(Arc::clone(pin), access))
     }
 
-    fn view(self: &Arc<Self>, access: Access, kind: ViewKind) -> SharedPage {
+    fn view(self: &Arc<Self>, access: PageAccess, kind: ViewKind) -> SharedPage {
         let base = self.page.lock().unwrap_or_else(PoisonError::into_inner).as_ptr();
         let owner = Arc::new(View { _frame: Arc::clone(self), kind });
         // SAFETY: the page is a whole one, and the view keeps it until it is unmapped. Views are

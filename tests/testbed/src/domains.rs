@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
-use xen::gnttab::{Access, GrantMap, Mapping};
+use xen::gnttab::{GrantMap, Mapping, PageAccess};
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
@@ -98,7 +98,7 @@ impl Life {
 pub struct Pages(pub Rc<RefCell<Life>>);
 
 impl GrantMap for Pages {
-    fn map(&mut self, domid: DomId, grant: GrantRef, _: Access) -> Result<Mapping, Error> {
+    fn map(&mut self, domid: DomId, grant: GrantRef, _: PageAccess) -> Result<Mapping, Error> {
         if grant != GrantRef::XENSTORE {
             return Err(Error::Inval);
         }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use xen::evtchn::{EventChannels, Status, Virq};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 /// The number that stands for `VIRQ_DOM_EXC`.
@@ -131,12 +131,12 @@ impl EventChannels for Datagrams {
         Ok(())
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         Ok(match self.peer(port)? {
-            DOM_EXC => Status::Virq(Virq::DomExc.number()),
+            DOM_EXC => PortStatus::Virq(Virq::DomExc.number()),
             peer => {
                 let remote = u16::try_from(peer).map(DomId).map_err(|_| Error::Inval)?;
-                Status::Interdomain { remote, remote_port: port }
+                PortStatus::Interdomain { remote, remote_port: port }
             }
         })
     }

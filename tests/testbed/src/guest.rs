@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use xen::evtchn::{EventChannels, Status, Virq};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, Error, Port};
 
@@ -75,7 +75,7 @@ impl EventChannels for Channel {
         Err(Error::Inval)
     }
 
-    fn status(&mut self, _: Port) -> Result<Status, Error> {
-        Ok(Status::Interdomain { remote: DomId::DOM0, remote_port: Port(self.domid.0.into()) })
+    fn status(&mut self, _: Port) -> Result<PortStatus, Error> {
+        Ok(PortStatus::Interdomain { remote: DomId::DOM0, remote_port: Port(self.domid.0.into()) })
     }
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use xen::Error;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
 /// Maps the first page of `file`, which must not become shorter while it is mapped.
@@ -24,7 +24,7 @@ pub fn map(file: &File) -> Result<SharedPage, Error> {
     let base = NonNull::new(base.cast::<u8>()).ok_or(Error::NoMem)?;
     // SAFETY: one whole page, readable and writable until it is unmapped; this process reaches it
     // through the returned value alone.
-    Ok(unsafe { SharedPage::from_mapped(base, Access::ReadWrite, Arc::new(Munmap)) })
+    Ok(unsafe { SharedPage::from_mapped(base, PageAccess::ReadWrite, Arc::new(Munmap)) })
 }
 
 /// Ends a mapping of one page.

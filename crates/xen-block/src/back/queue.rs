@@ -5,7 +5,7 @@ use crate::stats::{Kind, Stats};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::time::Instant;
-use xen::gnttab::{Access, GrantMap};
+use xen::gnttab::{GrantMap, PageAccess};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
 use xen_driver::backend::pages::{Grants, Pages};
@@ -350,7 +350,7 @@ impl Queue {
             writable(context)?;
         }
         blkif::check_extent(sector, sectors, context.capacity, self.limits)?;
-        let access = if io.op == Op::Read { Access::ReadWrite } else { Access::Read };
+        let access = if io.op == Op::Read { PageAccess::ReadWrite } else { PageAccess::Read };
         self.grant_list.clear();
         self.grant_list.extend(segments.iter().map(|segment| segment.grant));
         self.pages.tick();

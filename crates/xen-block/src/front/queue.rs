@@ -1,7 +1,7 @@
 //! One ring of a frontend, and its open requests.
 
 use std::fmt;
-use xen::gnttab::{Access, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
 use xen_driver::frontend::buffers::{Buffer, Buffers};
@@ -241,7 +241,7 @@ impl Queue {
         let page = match self.spare.pop() {
             Some(page) => page,
             None => {
-                let offer = grants.offer(self.peer, Access::ReadWrite);
+                let offer = grants.offer(self.peer, PageAccess::ReadWrite);
                 offer.map_err(|_| RingError::Full)?
             }
         };

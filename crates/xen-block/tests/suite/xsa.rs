@@ -5,7 +5,7 @@ use crate::support::{self, GUEST, ID, Scene, Setup, device};
 use std::time::Instant;
 use xen::DomId;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantMap, GrantOffer, OfferedPage, PageAccess};
 use xen::{GrantRef, Port};
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
@@ -43,9 +43,9 @@ impl RogueFrontend {
         // The frontend of the scene is not used.
         let mut grants = scene.host.gnttab(GUEST);
         let mut evtchn = scene.host.evtchn(GUEST);
-        let ring = grants.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+        let ring = grants.offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
         let mut pages = Vec::new();
-        grants.offer_batch(DomId::DOM0, Access::ReadWrite, 8, &mut pages).unwrap();
+        grants.offer_batch(DomId::DOM0, PageAccess::ReadWrite, 8, &mut pages).unwrap();
         let port = evtchn.alloc_unbound(DomId::DOM0).unwrap();
         let front = device().frontend_path();
         let entry = Layout::NATIVE.entry_bytes();
@@ -217,7 +217,7 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
         let Some(mut rogue) = RogueFrontend::new(persistent) else { return };
         let mut mine = rogue.scene.host.gnttab(DomId::DOM0);
         let map = |grants: &mut loopback::gnttab::Grants, grant| {
-            grants.map(GUEST, grant, Access::ReadWrite).unwrap()
+            grants.map(GUEST, grant, PageAccess::ReadWrite).unwrap()
         };
         let ring = rogue.ring.pages().next().unwrap().grant();
         let (ring, page) = (map(&mut mine, ring), map(&mut mine, rogue.pages[0].grant()));
@@ -284,7 +284,7 @@ fn xsa_216_answers_tell_nothing_of_the_backends_memory() {
     // The entry held a request of 112 bytes; the answer's 16 bytes contain nothing of it.
     let mut grants = rogue.scene.host.gnttab(DomId::DOM0);
     let ring = rogue.ring.pages().next().unwrap().grant();
-    let page = grants.map(GUEST, ring, Access::Read).unwrap();
+    let page = grants.map(GUEST, ring, PageAccess::Read).unwrap();
     let mut entry = [0; 16];
     page.page().copy_out(64, &mut entry).unwrap();
     assert_eq!(entry, [77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -426,7 +426,7 @@ fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
     let mut device = device();
     device.id = hostile;
     let mut grants = scene.host.gnttab(hostile.frontend);
-    let ring = grants.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+    let ring = grants.offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
     let mut evtchn = scene.host.evtchn(hostile.frontend);
     let port = evtchn.alloc_unbound(DomId::DOM0).unwrap();
     device.frontend_nodes.push(("ring-ref".into(), ring.grant().to_string()));
@@ -472,7 +472,7 @@ fn answer_with(scene: &mut Scene, forge: impl Fn(&mut Response)) -> Result<usize
     let front = device().frontend_path();
     let ring = scene.node(&format!("{front}/ring-ref0")).parse().unwrap();
     let mut grants = scene.host.gnttab(DomId::DOM0);
-    let page = grants.map(GUEST, GrantRef(ring), Access::ReadWrite).unwrap();
+    let page = grants.map(GUEST, GrantRef(ring), PageAccess::ReadWrite).unwrap();
     let mut bytes = RequestBytes::ZERO;
     page.page().copy_out(64, &mut bytes.0).unwrap();
     let (id, operation) = bytes.to_answer(Layout::NATIVE);
@@ -508,7 +508,7 @@ fn xsa_391_a_backend_cannot_make_a_frontend_look_for_ever() {
     let Some(mut scene) = connected() else { return };
     let ring = scene.node(&format!("{}/ring-ref0", device().frontend_path())).parse().unwrap();
     let mut grants = scene.host.gnttab(DomId::DOM0);
-    let page = grants.map(GUEST, GrantRef(ring), Access::ReadWrite).unwrap();
+    let page = grants.map(GUEST, GrantRef(ring), PageAccess::ReadWrite).unwrap();
     // Answers without requests; notifications without answers.
     page.page().store_u32(8, 100).unwrap();
     let error = scene.front().take(|_| {}).unwrap_err().to_string();
@@ -534,7 +534,7 @@ fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
     let mut dom0 = scene.host.gnttab(DomId::DOM0);
     let kept: Vec<_> = grants
         .iter()
-        .filter_map(|grant| dom0.map(GUEST, GrantRef(*grant), Access::ReadWrite).ok())
+        .filter_map(|grant| dom0.map(GUEST, GrantRef(*grant), PageAccess::ReadWrite).ok())
         .collect();
     assert!(kept.len() > 500, "the buffers and the ring: {}", kept.len());
     // The backend starts again: the frontend takes back its pages, and offers others.

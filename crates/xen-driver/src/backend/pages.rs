@@ -7,7 +7,7 @@ mod page;
 pub use page::Page;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use xen::gnttab::{Access, CopySegment, GrantMap, Mapping};
+use xen::gnttab::{CopySegment, GrantMap, Mapping, PageAccess};
 use xen::{DomId, Error, GrantRef};
 
 /// A hash for grant references, which are small numbers; the table is small too, so that a guest that
@@ -84,7 +84,7 @@ impl Pages {
         &mut self,
         map: &mut dyn GrantMap,
         grants: &[GrantRef],
-        access: Access,
+        access: PageAccess,
         mut take: impl FnMut(Page),
     ) -> Result<(), Error> {
         if self.grants == Grants::Persistent {
@@ -131,7 +131,7 @@ impl Pages {
         // By itself: of several that are mapped together, Linux 6.1 loses count when this process is killed while some are
         // in use ("Bad page map" in domain 0), and the next process's requests fail. For writing too, as any request may
         // use it next; the frontend has to allow that.
-        let mapping = map.map(self.peer, grant, Access::ReadWrite)?;
+        let mapping = map.map(self.peer, grant, PageAccess::ReadWrite)?;
         let page = Page::new(mapping.into_page());
         if self.kept.len() >= self.max {
             self.evict();

@@ -14,7 +14,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::{DomId, GrantRef};
 use xen_io::ring::{BackRing, Position, RingError, entry_count};
 use xenbus::negotiate::{self, Limits, Names};
@@ -339,7 +339,12 @@ impl Rings {
         req_cons: Option<u32>,
     ) -> Result<BackRing, Error> {
         let mut mapped = Vec::new();
-        self.platform.grants.borrow_mut().map_batch(peer, pages, Access::ReadWrite, &mut mapped);
+        self.platform.grants.borrow_mut().map_batch(
+            peer,
+            pages,
+            PageAccess::ReadWrite,
+            &mut mapped,
+        );
         let pages: Result<Vec<_>, _> = mapped.into_iter().collect();
         let pages = pages.map_err(Error::platform("mapping the frontend's ring"))?;
         let at = match (req_cons, pages.first()) {

@@ -292,7 +292,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
-    use xen::evtchn::{Status, Virq};
+    use xen::evtchn::{PortStatus, Virq};
     use xen::{DomId, Error};
 
     /// A stand-in for `/dev/xen/evtchn`: `ours` is the process's end, the other end the kernel's.
@@ -361,7 +361,7 @@ mod tests {
         fn close(&mut self, _: Port) -> Result<(), Error> {
             Err(Error::NoSys)
         }
-        fn status(&mut self, _: Port) -> Result<Status, Error> {
+        fn status(&mut self, _: Port) -> Result<PortStatus, Error> {
             Err(Error::NoSys)
         }
     }

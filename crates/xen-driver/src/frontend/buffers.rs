@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
-use xen::gnttab::{Access, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef};
 use xenbus::Error;
@@ -89,7 +89,7 @@ impl Buffers {
         let mut grants = self.grants.borrow_mut();
         loop {
             let all = count + besides(count);
-            match grants.offer_batch(peer, Access::ReadWrite, all, &mut offers) {
+            match grants.offer_batch(peer, PageAccess::ReadWrite, all, &mut offers) {
                 Ok(()) => break,
                 Err(xen::Error::NoSpc | xen::Error::NoPages { .. })
                     if first && count > BUFFERS_MIN =>

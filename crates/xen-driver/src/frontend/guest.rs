@@ -141,7 +141,7 @@ pub struct Turn {
 }
 
 impl Guest {
-    /// A guest with these. The event channels may be those that the store's client uses ([`xen::evtchn::Shared`]).
+    /// A guest with these. The event channels may be those that the store's client uses ([`xen::evtchn::SharedEventChannels`]).
     #[must_use]
     pub fn new(store: Client, evtchn: Rc<RefCell<dyn EventChannels>>) -> Self {
         Self { store, evtchn }

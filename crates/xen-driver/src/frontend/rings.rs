@@ -2,7 +2,7 @@
 
 use super::Platform;
 use crate::channel::Channel;
-use xen::gnttab::{Access, OfferedPage};
+use xen::gnttab::{OfferedPage, PageAccess};
 use xen_io::ring::FrontRing;
 use xenbus::negotiate::{self, Limits, Names};
 use xenbus::{Device, Error};
@@ -49,7 +49,7 @@ fn queue<const R: usize, const C: usize>(
         let mut pages = Vec::new();
         let mut grants = platform.grants.borrow_mut();
         grants
-            .offer_batch(device.peer(), Access::ReadWrite, 1 << limits.order_max, &mut pages)
+            .offer_batch(device.peer(), PageAccess::ReadWrite, 1 << limits.order_max, &mut pages)
             .map_err(Error::platform("granting the ring"))?;
         rings.push(FrontRing::new(pages, entry_bytes)?);
     }

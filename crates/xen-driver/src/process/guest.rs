@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use xen::DomId;
-use xen::evtchn::Shared;
+use xen::evtchn::SharedEventChannels;
 use xen_hosted::GuestError;
 use xen_linux::Machine;
 use xenstore::Client;
@@ -55,7 +55,10 @@ impl Connections {
 
     fn over(hosted: &xen_hosted::Platform) -> Result<Self, Failure> {
         let failed = |what| move |error| format!("{what}: {error}");
-        let evtchn = hosted.channels().and_then(Shared::new).map_err(failed("event channels"))?;
+        let evtchn = hosted
+            .channels()
+            .and_then(SharedEventChannels::new)
+            .map_err(failed("event channels"))?;
         let mut grants = hosted.offers();
         let ring = hosted.store_ring(&mut grants);
         let (page, port) = ring.map_err(failed("the store's ring"))?;

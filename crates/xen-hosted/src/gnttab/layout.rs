@@ -10,7 +10,7 @@ use crate::limits::ARENA_PAGES;
 use crate::map::Map;
 use rustix::io::Result;
 use std::os::fd::OwnedFd;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::PAGE_SIZE;
 use xen::{DomId, GrantRef};
 
@@ -39,10 +39,10 @@ pub(crate) fn holders_offset(page: usize) -> usize {
 }
 
 /// Returns the word of an entry that lets `peer` map the page.
-pub(crate) fn entry(peer: DomId, access: Access) -> u32 {
+pub(crate) fn entry(peer: DomId, access: PageAccess) -> u32 {
     let readonly = match access {
-        Access::Read => READONLY,
-        Access::ReadWrite => 0,
+        PageAccess::Read => READONLY,
+        PageAccess::ReadWrite => 0,
     };
     u32::from(peer.0) << 16 | PERMIT_ACCESS | readonly
 }
@@ -64,7 +64,7 @@ pub(crate) struct MappedArena {
     pub(crate) table: Map,
     pub(crate) pages: Map,
     /// The peer's access to its pages.
-    pub(crate) access: Access,
+    pub(crate) access: PageAccess,
 }
 
 impl MappedArena {
@@ -73,15 +73,20 @@ impl MappedArena {
         slot: u32,
         table: &OwnedFd,
         pages: Option<&OwnedFd>,
-        own: Access,
+        own: PageAccess,
     ) -> Result<Self> {
-        let access = if pages.is_some() { Access::Read } else { Access::ReadWrite };
+        let access = if pages.is_some() { PageAccess::Read } else { PageAccess::ReadWrite };
         let (fd, offset) = match pages {
             Some(pages) => (pages, 0),
             None => (table, TABLE_LEN as u64),
         };
         let pages = Map::new(fd, offset, PAGES_LEN, own)?;
-        Ok(Self { slot, table: Map::new(table, 0, TABLE_LEN, Access::ReadWrite)?, pages, access })
+        Ok(Self {
+            slot,
+            table: Map::new(table, 0, TABLE_LEN, PageAccess::ReadWrite)?,
+            pages,
+            access,
+        })
     }
 
     /// True if the granter or the peer is gone.

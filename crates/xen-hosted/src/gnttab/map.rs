@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, Weak};
-use xen::gnttab::{Access, GrantMap, Mapping, Status};
+use xen::gnttab::{GrantMap, GrantStatus, Mapping, PageAccess};
 use xen::shared::Unmap;
 use xen::{DomId, Error, GrantRef};
 
@@ -32,9 +32,9 @@ struct Foreign {
 
 impl Foreign {
     /// Maps page `at`, if its entry lets domain `me` do so.
-    fn pin(&self, at: usize, me: DomId, access: Access) -> Result<(), Status> {
+    fn pin(&self, at: usize, me: DomId, access: PageAccess) -> Result<(), GrantStatus> {
         let mut mapped = lock(&self.mapped);
-        let count = mapped.get_mut(at).ok_or(Status::BadGntref)?;
+        let count = mapped.get_mut(at).ok_or(GrantStatus::BadGntref)?;
         let holders = self.arena.table.word(holders_offset(at));
         if *count == 0 {
             holders.fetch_or(self.bit, SeqCst);
@@ -43,14 +43,14 @@ impl Foreign {
         // Once the page is mapped, the grant may end without an end to the mapping, as with Xen.
         let granted =
             *count > 0 || (entry & 0xffff & PERMIT_ACCESS != 0 && entry >> 16 == u32::from(me.0));
-        let more = access == Access::ReadWrite
-            && (self.arena.access == Access::Read || entry & READONLY != 0);
+        let more = access == PageAccess::ReadWrite
+            && (self.arena.access == PageAccess::Read || entry & READONLY != 0);
         let next = count.checked_add(1);
         let (true, false, Some(next)) = (granted, more, next) else {
             if *count == 0 {
                 holders.fetch_and(!self.bit, SeqCst);
             }
-            return Err(Status::GeneralError);
+            return Err(GrantStatus::GeneralError);
         };
         *count = next;
         Ok(())
@@ -140,7 +140,7 @@ impl Grants {
         let mut answer = self.link.call(&Request::FindArena { granter, slot }).map_err(refusal)?;
         let table = answer.fd()?;
         let pages = answer.fds.pop_front();
-        let own = if pages.is_some() { Access::Read } else { Access::ReadWrite };
+        let own = if pages.is_some() { PageAccess::Read } else { PageAccess::ReadWrite };
         let arena = MappedArena::map(slot, &table, pages.as_ref(), own).map_err(from_errno)?;
         let bit = 1_u32.checked_shl(answer.number(0)?).ok_or(Error::Inval)?;
         let number = answer.number(1)?;
@@ -155,16 +155,16 @@ impl Grants {
 /// Maps an error of the broker's look-up of an arena to a grant operation's status.
 fn refusal(error: Error) -> Error {
     match error {
-        Error::Srch => Error::Grant(Status::BadDomain),
-        Error::NoEnt => Error::Grant(Status::BadGntref),
-        Error::Access => Error::Grant(Status::GeneralError),
-        Error::NoSpc => Error::Grant(Status::NoSpace),
+        Error::Srch => Error::Grant(GrantStatus::BadDomain),
+        Error::NoEnt => Error::Grant(GrantStatus::BadGntref),
+        Error::Access => Error::Grant(GrantStatus::GeneralError),
+        Error::NoSpc => Error::Grant(GrantStatus::NoSpace),
         other => other,
     }
 }
 
 impl GrantMap for Grants {
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> Result<Mapping, Error> {
         let (slot, at) = place(grant);
         let arena = self.arena(domid, slot)?;
         if let Err(status) = arena.pin(at, self.link.domid, access) {

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use xen::gnttab::{Access, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 use xen::{DomId, Error, GrantRef};
 
@@ -116,8 +116,8 @@ struct Purpose {
 }
 
 impl Purpose {
-    fn new(peer: DomId, access: Access) -> Self {
-        Self { peer, writable: access == Access::ReadWrite }
+    fn new(peer: DomId, access: PageAccess) -> Self {
+        Self { peer, writable: access == PageAccess::ReadWrite }
     }
 }
 
@@ -147,7 +147,7 @@ impl Offers {
         if grant >= GrantRef::FIRST_FREE {
             return Err(Error::Inval);
         }
-        let purpose = Purpose::new(DomId::DOM0, Access::ReadWrite);
+        let purpose = Purpose::new(DomId::DOM0, PageAccess::ReadWrite);
         let arena = match self.living(purpose).first() {
             Some(first) => Arc::clone(first),
             None => self.add_arena(purpose)?,
@@ -155,7 +155,7 @@ impl Offers {
         if arena.arena.slot != 0 {
             return Err(Error::Inval);
         }
-        Ok(page(&arena, grant.0 as usize, Access::ReadWrite))
+        Ok(page(&arena, grant.0 as usize, PageAccess::ReadWrite))
     }
 
     /// Returns the arenas whose peer is still there.
@@ -178,7 +178,7 @@ impl Offers {
         let (slot, number) = (answer.number(0)?, answer.number::<u64>(1)?);
         let table = answer.fd()?;
         let pages = answer.fds.pop_front();
-        let arena = MappedArena::map(slot, &table, pages.as_ref(), Access::ReadWrite)
+        let arena = MappedArena::map(slot, &table, pages.as_ref(), PageAccess::ReadWrite)
             .map_err(from_errno)?;
         if pages.is_some() {
             self.link.call(&Request::ArenaMapped { slot })?;
@@ -238,9 +238,9 @@ impl Offers {
 }
 
 impl GrantOffer for Offers {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
+    fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error> {
         let (own, at) = self.take(Purpose::new(peer, access))?;
-        let offered = page(&own, at.into(), Access::ReadWrite);
+        let offered = page(&own, at.into(), PageAccess::ReadWrite);
         // The peer may still have the page mapped from an earlier grant; anything that it wrote
         // meanwhile is erased now.
         offered.copy_in(0, &[0; PAGE_SIZE]).map_err(|_| Error::Inval)?;
@@ -252,7 +252,7 @@ impl GrantOffer for Offers {
     fn offer_batch(
         &mut self,
         peer: DomId,
-        access: Access,
+        access: PageAccess,
         count: usize,
         into: &mut Vec<OfferedPage>,
     ) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use crate::map::{Map, memfd};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::{DomId, Error, GrantRef};
 
 /// The bytes that an arena takes at most; all of them are charged to its granter.
@@ -97,7 +97,7 @@ impl Arena {
 
     /// Notes that the broker itself has granted domain 0 this page.
     pub(super) fn grant_to_dom0(&self, grant: GrantRef) {
-        let granted = entry(DomId::DOM0, Access::ReadWrite);
+        let granted = entry(DomId::DOM0, PageAccess::ReadWrite);
         self.write_word(entry_offset(grant.0 as usize), granted);
     }
 
@@ -126,7 +126,7 @@ impl Arena {
     /// connection did not have it yet, and the descriptors.
     ///
     /// # Errors
-    /// [`Error::Access`] it is for another domain, or cannot be handed out yet, [`Error::NoSpc`] as many connections
+    /// [`Error::PageAccess`] it is for another domain, or cannot be handed out yet, [`Error::NoSpc`] as many connections
     /// have it as can.
     pub(super) fn hold(
         &mut self,
@@ -175,7 +175,7 @@ impl Arena {
 
 /// Clears one holder's bit at all pages of a table, as it no longer has any mapped.
 fn clear_bit(table: &OwnedFd, bit: usize) {
-    let Ok(map) = Map::new(table, 0, TABLE_LEN, Access::ReadWrite) else { return };
+    let Ok(map) = Map::new(table, 0, TABLE_LEN, PageAccess::ReadWrite) else { return };
     let keep = !(1_u32 << bit);
     for page in 0..ARENA_PAGES as usize {
         let holders = map.word(holders_offset(page));

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::{DomId, Error};
 
 /// All domains, by number.
@@ -32,7 +32,7 @@ impl Domains {
     /// The system's error.
     pub(super) fn new() -> io::Result<Self> {
         let identities_fd = memfd("identities", IDENTITIES_LEN)?;
-        let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, Access::ReadWrite)?;
+        let identities = Map::new(&identities_fd, 0, IDENTITIES_LEN, PageAccess::ReadWrite)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&identities_fd, seals)?;
         let mut domains = Self {

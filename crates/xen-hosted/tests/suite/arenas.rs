@@ -4,7 +4,7 @@
 use crate::support::puppet::Puppet;
 use crate::support::{Host, playing};
 use xen::GrantRef;
-use xen::gnttab::{Access, GrantMap};
+use xen::gnttab::{GrantMap, PageAccess};
 use xen_hosted::domain::MissingFeature;
 use xen_hosted::limits::{ARENA_PAGES, ARENAS_MAX, raise_descriptors};
 use xen_hosted::{Platform, Role};
@@ -38,7 +38,7 @@ fn eight_devices_with_four_queues_each_have_their_pages() {
     let last = GrantRef(guest.ask("offer 0").parse().unwrap());
     assert_eq!(last.0 / ARENA_PAGES, 11);
     for grant in [GrantRef(GrantRef::FIRST_FREE.0), last] {
-        let mapping = grants.map(domid, grant, Access::ReadWrite).unwrap();
+        let mapping = grants.map(domid, grant, PageAccess::ReadWrite).unwrap();
         mapping.page().copy_in(0, b"a request").unwrap();
     }
     // One page too many for all possible arenas: no arena is made for it.

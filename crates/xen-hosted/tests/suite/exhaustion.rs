@@ -10,7 +10,7 @@ use rustix::net::{
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use xen::domctl::DomainControl;
-use xen::gnttab::{Access, GrantOffer};
+use xen::gnttab::{GrantOffer, PageAccess};
 use xen::{DomId, Error};
 use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
@@ -149,7 +149,7 @@ fn a_late_release_does_not_free_a_page_that_is_mapped() {
     let of_guest = guest.domid();
     let connect = || Platform::connect(&host.host(), Role::Frontend).unwrap();
     let before = connect();
-    let offered = before.offers().offer(of_guest, Access::ReadWrite).unwrap();
+    let offered = before.offers().offer(of_guest, PageAccess::ReadWrite).unwrap();
     let grant = offered.grant();
     assert_eq!(guest.ask(&format!("map {} {grant} rw", DomId::DOM0)), "done");
     drop((offered, before));
@@ -157,7 +157,7 @@ fn a_late_release_does_not_free_a_page_that_is_mapped() {
     let mut offers = connect().offers();
     let mut offered = Vec::new();
     support::until("the slot is free again", || {
-        offers.offer_batch(of_guest, Access::ReadWrite, 1, &mut offered).unwrap();
+        offers.offer_batch(of_guest, PageAccess::ReadWrite, 1, &mut offered).unwrap();
         let same = offered.last().unwrap().grant() == grant;
         if !same {
             offers = connect().offers();
@@ -168,10 +168,10 @@ fn a_late_release_does_not_free_a_page_that_is_mapped() {
     assert_eq!(guest.ask(&format!("map {} {grant} rw", DomId::DOM0)), "done");
     assert_eq!(guest.ask("alloc 0"), "3", "the broker has heard of it");
     let left = usize::try_from(xen_hosted::limits::ARENA_PAGES).unwrap() - 8 - 1;
-    offers.offer_batch(of_guest, Access::ReadWrite, left, &mut offered).unwrap();
+    offers.offer_batch(of_guest, PageAccess::ReadWrite, left, &mut offered).unwrap();
     let ended = offered.remove(0);
     assert_eq!(ended.grant(), grant);
     ended.end();
-    let next = offers.offer(of_guest, Access::ReadWrite).unwrap().grant();
+    let next = offers.offer(of_guest, PageAccess::ReadWrite).unwrap().grant();
     assert!(next.0 >= xen_hosted::limits::ARENA_PAGES, "it is mapped, and its arena full: {next}");
 }

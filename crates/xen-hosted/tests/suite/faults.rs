@@ -13,8 +13,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::{DomainEvent, DomainWatch, ShutdownReason};
-use xen::evtchn::{EventChannels, Status};
-use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::evtchn::{EventChannels, PortStatus};
+use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::{DomId, GrantRef, Port};
 use xen_hosted::domain::Lifetime;
 use xen_hosted::domctl::Control;
@@ -23,7 +23,7 @@ use xen_hosted::{HostDir, Platform, Role};
 /// Offers a page and two ports to domain 0 and goes on using them and its ring to the store.
 pub(crate) fn play_frontend() -> i32 {
     let mut store = support::GuestStore::open();
-    let offered = store.offers.offer(DomId::DOM0, Access::ReadWrite).unwrap();
+    let offered = store.offers.offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
     let [port, other] = [(); 2].map(|()| store.channels.alloc_unbound(DomId::DOM0).unwrap());
     puppet::play(|words| {
         if words == ["status"] {
@@ -55,7 +55,7 @@ pub(crate) fn play_backend() -> i32 {
     let Ok(port) = channels.bind_interdomain(of, Port(number("PORT"))) else { return 0 };
     println!("\nbound");
     loop {
-        let mapped = grants.map(of, GrantRef(number("GRANT")), Access::ReadWrite);
+        let mapped = grants.map(of, GrantRef(number("GRANT")), PageAccess::ReadWrite);
         let Ok(mapping) = mapped else { return 0 };
         let _ = mapping.page().load_u32(0).unwrap();
         let _ = channels.notify(port);
@@ -144,7 +144,7 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
         backend.kill().unwrap();
         backend.wait().unwrap();
         assert!(guest.hear().is_some(), "the guest outlives its backend");
-        let unbound = format!("{:?}", Status::Unbound(DomId::DOM0));
+        let unbound = format!("{:?}", PortStatus::Unbound(DomId::DOM0));
         until("its end is unbound", || guest.ask("status") == unbound);
         // Another backend takes over.
         backend = start_backend(host, domid, &offer);
@@ -173,12 +173,12 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
         let info = ended(&mut control, domid);
         assert_eq!(info.state, RunState::Shutdown(crash));
         await_release(&mut client);
-        let status = Status::Interdomain { remote: domid, remote_port: Port(offer[2]) };
+        let status = PortStatus::Interdomain { remote: domid, remote_port: Port(offer[2]) };
         assert_eq!(onlooker.channels.status(mine), Ok(status), "it has its ports yet");
         std::thread::sleep(Duration::from_micros(chance.below(2000)));
     }
     control.destroy(domid).unwrap();
-    assert_eq!(onlooker.channels.status(mine), Ok(Status::Unbound(domid)));
+    assert_eq!(onlooker.channels.status(mine), Ok(PortStatus::Unbound(domid)));
     let told = onlooker.events_until_death(domid);
     let shutdown = DomainEvent::Shutdown(domid, crash);
     let all = [DomainEvent::Came(domid), shutdown, DomainEvent::Died(domid)];

@@ -10,7 +10,7 @@ use std::time::Instant;
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::{Error, GrantRef, Port};
 use xen_hosted::domain::MissingFeature;
 use xen_hosted::domctl::Control;
@@ -51,7 +51,7 @@ fn a_page_for_reading_is_not_written_by_any_means() {
     let mut guest = Puppet::start(&host);
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
     let mut offers = frontend.offers();
-    let offered = offers.offer(guest.domid(), Access::Read).unwrap();
+    let offered = offers.offer(guest.domid(), PageAccess::Read).unwrap();
     offered.page().copy_in(0, b"as it was").unwrap();
     let grant = offered.grant();
     assert_eq!(guest.ask(&format!("map 0 {grant} rw")), "GNTST_general_error");
@@ -74,7 +74,7 @@ fn a_writable_arena_cannot_be_cut_or_sealed() {
     let mut guest = Puppet::start(&host);
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
     let mut offers = frontend.offers();
-    let offered = offers.offer(guest.domid(), Access::ReadWrite).unwrap();
+    let offered = offers.offer(guest.domid(), PageAccess::ReadWrite).unwrap();
     offered.page().copy_in(0, b"as it was").unwrap();
     let slot = offered.grant().0 / xen_hosted::limits::ARENA_PAGES;
     // It may write and empty shared memory; its peer does not fault.
@@ -96,7 +96,7 @@ fn an_end_that_a_peer_forges_is_its_own_end() {
     let mut offers = frontend.offers();
     let to = guest.domid();
     let mut first = Vec::new();
-    offers.offer_batch(to, Access::ReadWrite, 1500, &mut first).unwrap();
+    offers.offer_batch(to, PageAccess::ReadWrite, 1500, &mut first).unwrap();
     let slots: BTreeSet<u32> =
         first.iter().map(|page| page.grant().0 / xen_hosted::limits::ARENA_PAGES).collect();
     assert_eq!(slots.len(), 2);
@@ -105,10 +105,10 @@ fn an_end_that_a_peer_forges_is_its_own_end() {
     assert_eq!(guest.ask(&format!("forge-end 0 {slot} 1")), "done");
     let mut more = Vec::new();
     // Uses the rest of the second arena; then the request is refused.
-    assert!(offers.offer_batch(to, Access::ReadWrite, 3000, &mut more).is_err());
+    assert!(offers.offer_batch(to, PageAccess::ReadWrite, 3000, &mut more).is_err());
     assert!(more.is_empty());
     assert_eq!(guest.ask(&format!("forge-end 0 {slot} 0")), "done");
-    let _ = offers.offer_batch(to, Access::ReadWrite, 3000, &mut more);
+    let _ = offers.offer_batch(to, PageAccess::ReadWrite, 3000, &mut more);
     let mut grants: Vec<u32> = first.iter().chain(&more).map(|page| page.grant().0).collect();
     grants.sort_unstable();
     grants.dedup();
@@ -116,7 +116,7 @@ fn an_end_that_a_peer_forges_is_its_own_end() {
     let mut bytes = [0; 6];
     first[0].page().copy_out(0, &mut bytes).unwrap();
     assert_eq!(&bytes, b"in use");
-    offers.offer(other.domid(), Access::ReadWrite).unwrap();
+    offers.offer(other.domid(), PageAccess::ReadWrite).unwrap();
     assert_eq!(other.ask("alloc 0"), "3");
 }
 
@@ -152,7 +152,7 @@ fn ports_of_others_are_out_of_reach() {
     // Closed and bound anew: a notification by the old end wakes nobody.
     assert_eq!(a.ask(&format!("close {port}")), "done");
     let state = channels.status(mine).unwrap();
-    assert_eq!(state, xen::evtchn::Status::Unbound(of_a));
+    assert_eq!(state, xen::evtchn::PortStatus::Unbound(of_a));
     assert_eq!(b.ask("control"), "9", "all are EPERM");
     assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 14);
 }
@@ -231,18 +231,18 @@ fn a_hostile_granter_does_not_harm_who_maps() {
     let (grant, abuse) = said.split_once(' ').unwrap();
     assert_eq!(abuse, "map=done mprotect=done pwrite=done truncate=1 grow=1 punch=done seal=1");
     let grant = GrantRef(grant.parse().unwrap());
-    let mapping = grants.map(guest.domid(), grant, Access::ReadWrite).unwrap();
+    let mapping = grants.map(guest.domid(), grant, PageAccess::ReadWrite).unwrap();
     mapping.page().copy_in(0, &[1; 4096]).unwrap();
     assert_eq!(guest.ask("punch 0"), "done");
     mapping.page().copy_in(0, &[2; 4096]).unwrap();
     // The granter may write the entries; their references are to pages of that arena only.
-    assert!(grants.map(guest.domid(), GrantRef(grant.0 + 1), Access::Read).is_err());
+    assert!(grants.map(guest.domid(), GrantRef(grant.0 + 1), PageAccess::Read).is_err());
     // An arena that the broker cannot seal is handed to nobody.
     let said = guest.ask("seal-first 0");
     let (slot, rest) = said.split_once(' ').unwrap();
     assert_eq!(rest, "seal=done mapped=1");
     let grant = GrantRef(slot.parse::<u32>().unwrap() * xen_hosted::limits::ARENA_PAGES);
-    let refused = grants.map(guest.domid(), grant, Access::Read).unwrap_err();
+    let refused = grants.map(guest.domid(), grant, PageAccess::Read).unwrap_err();
     assert_eq!(refused.to_string(), "GNTST_general_error");
     // After its end, and that of its pages, a peer that has them mapped continues.
     guest.tell("end");
@@ -409,12 +409,12 @@ fn nothing_of_a_dead_domain_is_kept() {
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
     let mut offers = frontend.offers();
     let mut offered = Vec::new();
-    offers.offer_batch(guest.domid(), Access::ReadWrite, 1016, &mut offered).unwrap();
+    offers.offer_batch(guest.domid(), PageAccess::ReadWrite, 1016, &mut offered).unwrap();
     let grant = offered[0].grant();
     let arena_of = |grant: GrantRef| grant.0 / xen_hosted::limits::ARENA_PAGES;
     let to = guest.domid();
     let next = |offers: &mut xen_hosted::gnttab::Offers| {
-        let next = offers.offer(to, Access::ReadWrite).unwrap();
+        let next = offers.offer(to, PageAccess::ReadWrite).unwrap();
         arena_of(next.grant()) == arena_of(grant)
     };
     assert!(!next(&mut offers), "its arena is full");
@@ -428,7 +428,7 @@ fn nothing_of_a_dead_domain_is_kept() {
     until("the dead domain's hold is gone", || next(&mut offers));
     // A destroyed domain no longer exists.
     control.destroy(guest.domid()).unwrap();
-    let gone = offers.offer(guest.domid(), Access::ReadWrite).unwrap_err();
+    let gone = offers.offer(guest.domid(), PageAccess::ReadWrite).unwrap_err();
     assert_eq!(gone, Error::Srch);
 }
 

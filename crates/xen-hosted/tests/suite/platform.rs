@@ -18,8 +18,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
-use xen::evtchn::{EventChannels, Status, Virq};
-use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
+use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::domain::MissingFeature;
 use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
@@ -32,9 +32,9 @@ pub(crate) fn map_without_calls() {
     let (of, grant) = (DomId(number("DOMID")), GrantRef(number("GRANT").into()));
     let host = HostDir::new(std::env::var_os(support::DIR).unwrap());
     let mut grants = Platform::connect(&host, Role::Backend).unwrap().grants();
-    drop(grants.map(of, grant, Access::ReadWrite).unwrap());
+    drop(grants.map(of, grant, PageAccess::ReadWrite).unwrap());
     support::raw::no_more_calls();
-    let done = (0..1000).all(|_| grants.map(of, grant, Access::ReadWrite).is_ok());
+    let done = (0..1000).all(|_| grants.map(of, grant, PageAccess::ReadWrite).is_ok());
     support::raw::exit_at_once(i32::from(!done));
 }
 
@@ -313,7 +313,7 @@ fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
     let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
     let mut channels = backend.channels().unwrap();
     let mine = channels.bind_interdomain(domid, bound).unwrap();
-    let interdomain = Status::Interdomain { remote: domid, remote_port: bound };
+    let interdomain = PortStatus::Interdomain { remote: domid, remote_port: bound };
     let process = control.process(domid).unwrap();
     rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
     let state = support::ended(&mut control, domid).state;
@@ -324,8 +324,8 @@ fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
     let late = channels.bind_interdomain(domid, unbound).unwrap();
     channels.notify(late).unwrap();
     control.destroy(domid).unwrap();
-    assert_eq!(channels.status(mine), Ok(Status::Unbound(domid)));
-    assert_eq!(channels.status(late), Ok(Status::Unbound(domid)));
+    assert_eq!(channels.status(mine), Ok(PortStatus::Unbound(domid)));
+    assert_eq!(channels.status(late), Ok(PortStatus::Unbound(domid)));
 }
 
 /// A guest is refused all requests of control, also over a socket that it has handed on.

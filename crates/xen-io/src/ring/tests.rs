@@ -11,7 +11,7 @@
 use super::{ENTRIES, FrontRing, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, RingError, Shared};
 use loopback::Host;
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::shared::SharedPage;
 
 const GUEST: DomId = DomId(3);
@@ -59,9 +59,9 @@ struct Ring {
 impl Ring {
     fn new(count: u64) -> Self {
         let host = Host::new();
-        let offer = host.gnttab(GUEST).offer(DomId::DOM0, Access::ReadWrite).unwrap();
+        let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
         let mut dom0 = host.gnttab(DomId::DOM0);
-        let page = dom0.map(GUEST, offer.grant(), Access::ReadWrite).unwrap().into_page();
+        let page = dom0.map(GUEST, offer.grant(), PageAccess::ReadWrite).unwrap().into_page();
         let entry_bytes = 4032 / usize::try_from(count).unwrap();
         let front = FrontRing::new(vec![offer], entry_bytes).unwrap();
         assert_eq!(u64::from(front.count()), count);

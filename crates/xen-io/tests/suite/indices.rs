@@ -10,7 +10,7 @@
 
 use loopback::Host;
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
+use xen::gnttab::{GrantMap, GrantOffer, Mapping, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
 use xen_io::ring::{BackRing, Position, RingError, offset};
 
@@ -69,7 +69,7 @@ struct Page {
 impl Page {
     fn new(count: u64) -> Self {
         let host = Host::new();
-        let offer = host.gnttab(GUEST).offer(DomId::DOM0, Access::ReadWrite).unwrap();
+        let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
         let entry_bytes = 4032 / usize::try_from(count).unwrap();
         let page = Self { host, offer, entry_bytes, count };
         page.number();
@@ -104,7 +104,7 @@ impl Page {
 
     fn map(&self) -> Mapping {
         let mut dom0 = self.host.gnttab(DomId::DOM0);
-        dom0.map(GUEST, self.offer.grant(), Access::ReadWrite).unwrap()
+        dom0.map(GUEST, self.offer.grant(), PageAccess::ReadWrite).unwrap()
     }
 
     /// A backend that has answered up to `start`, has taken `taken` behind it and knows of `known` more.

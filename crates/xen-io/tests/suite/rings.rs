@@ -3,7 +3,7 @@
 use loopback::Host;
 use std::time::{Duration, Instant};
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping};
+use xen::gnttab::{GrantMap, GrantOffer, Mapping, PageAccess};
 use xen_io::ring::{BackRing, FrontRing, Position, RingError, entry_count};
 
 const GUEST: DomId = DomId(3);
@@ -13,9 +13,9 @@ fn ring(pages: usize, entry_bytes: usize) -> (FrontRing, BackRing, Mapping) {
     let host = Host::new();
     let mut offers = Vec::new();
     let mut guest = host.gnttab(GUEST);
-    guest.offer_batch(DomId::DOM0, Access::ReadWrite, pages, &mut offers).unwrap();
+    guest.offer_batch(DomId::DOM0, PageAccess::ReadWrite, pages, &mut offers).unwrap();
     let mut dom0 = host.gnttab(DomId::DOM0);
-    let mut map = |at: usize| dom0.map(GUEST, offers[at].grant(), Access::ReadWrite).unwrap();
+    let mut map = |at: usize| dom0.map(GUEST, offers[at].grant(), PageAccess::ReadWrite).unwrap();
     let forged = map(0);
     let mapped = (0..pages).map(&mut map).collect();
     let front = FrontRing::new(offers, entry_bytes).unwrap();
@@ -185,10 +185,10 @@ fn xsa_391_a_backend_answers_no_more_than_it_was_asked() {
 #[test]
 fn a_backend_goes_on_where_another_ended() {
     let host = Host::new();
-    let offer = host.gnttab(GUEST).offer(DomId::DOM0, Access::ReadWrite).unwrap();
+    let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
     let grant = offer.grant();
     let mut dom0 = host.gnttab(DomId::DOM0);
-    let mut map = || dom0.map(GUEST, grant, Access::ReadWrite).unwrap();
+    let mut map = || dom0.map(GUEST, grant, PageAccess::ReadWrite).unwrap();
     let mut front = FrontRing::new(vec![offer], 112).unwrap();
     let mut first = BackRing::new(vec![map()], 112).unwrap();
     let mut copy = [0; 112];

@@ -12,7 +12,7 @@
 
 use loopback::Host;
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer, OfferedPage};
+use xen::gnttab::{GrantMap, GrantOffer, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
 use xen_io::xs_ring::{FrontRing, RingError, ServerRing, offset};
 
@@ -75,9 +75,10 @@ type Write<'a> = &'a dyn Fn(&[u8]) -> Result<usize, RingError>;
 impl Ring {
     fn new() -> Self {
         let host = Host::new();
-        let offer = host.gnttab(GUEST).offer(DomId::DOM0, Access::ReadWrite).unwrap();
+        let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
         let mut dom0 = host.gnttab(DomId::DOM0);
-        let mut view = || dom0.map(GUEST, offer.grant(), Access::ReadWrite).unwrap().into_page();
+        let mut view =
+            || dom0.map(GUEST, offer.grant(), PageAccess::ReadWrite).unwrap().into_page();
         let (cons, prod) = (offset::REQ_CONS, offset::REQ_PROD);
         let requests = Stream { page: view(), data: offset::REQ, cons, prod };
         let (cons, prod) = (offset::RSP_CONS, offset::RSP_PROD);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, fence};
 use std::time::{Duration, Instant};
 use xen::DomId;
-use xen::gnttab::{Access, GrantMap, GrantOffer};
+use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::shared::SharedPage;
 use xen_io::xs_ring::{RING_SIZE, ServerRing, offset};
 
@@ -103,8 +103,9 @@ fn take(page: &SharedPage, next: u64, wake: &Signal) -> usize {
 #[test]
 fn a_guest_that_signals_as_seldom_as_linux_is_served() {
     let host = loopback::Host::new();
-    let offer = host.gnttab(DomId(1)).offer(DomId::DOM0, Access::ReadWrite).unwrap();
-    let view = || host.gnttab(DomId::DOM0).map(DomId(1), offer.grant(), Access::ReadWrite).unwrap();
+    let offer = host.gnttab(DomId(1)).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
+    let view =
+        || host.gnttab(DomId::DOM0).map(DomId(1), offer.grant(), PageAccess::ReadWrite).unwrap();
     let views = (view().into_page(), view().into_page());
     let page = offer.page();
     let (to_store, to_guest, over) = (Signal::default(), Signal::default(), AtomicBool::new(false));

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
+use xen::gnttab::{GrantMap, GrantOffer, Mapping, OfferedPage, PageAccess};
 use xen::{GrantRef, Port};
 use xenbus::{Device, Driver, Error, Progress};
 
@@ -15,7 +15,7 @@ pub(crate) struct Front<E, G> {
 
 impl<E: EventChannels, G: GrantOffer> Driver for Front<E, G> {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        let page = self.grants.offer(device.peer(), Access::ReadWrite);
+        let page = self.grants.offer(device.peer(), PageAccess::ReadWrite);
         let page = page.map_err(Error::platform("offering the page"))?;
         let port = self.evtchn.lock().unwrap().alloc_unbound(device.peer());
         let port = port.map_err(Error::platform("a port for the backend"))?;
@@ -55,7 +55,7 @@ impl<E: EventChannels, G: GrantMap> Driver for Back<E, G> {
         let grant = GrantRef(device.their_needed("ring-ref")?);
         let port = Port(device.their_needed("event-channel")?);
         let shout = device.their_feature("feature-shout")?;
-        let page = self.grants.map(device.peer(), grant, Access::ReadWrite);
+        let page = self.grants.map(device.peer(), grant, PageAccess::ReadWrite);
         let page = page.map_err(Error::platform("mapping the page"))?;
         let mut evtchn = self.evtchn.lock().unwrap();
         let port = evtchn.bind_interdomain(device.peer(), port);

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::foreignmem::ForeignMemory as _;
-use xen::gnttab::{Access, GrantMap};
+use xen::gnttab::{GrantMap, PageAccess};
 use xen::{DomId, Gfn, GrantRef};
 use xen_linux::domctl::Domctl;
 use xen_linux::evtchn::Evtchn;
@@ -100,9 +100,9 @@ fn a_page_by_its_frame(
     let frame = Gfn(frame.parse().map_err(|error| format!("ring-ref {frame}: {error}"))?);
     let mut foreign = Foreign(Rc::clone(privcmd));
     let compared = same_page(&mut foreign, grants, domid, frame);
-    let nowhere = foreign.map(domid, Gfn(1 << 40), Access::Read).map(drop);
+    let nowhere = foreign.map(domid, Gfn(1 << 40), PageAccess::Read).map(drop);
     output("xl", &["destroy", &domid.to_string()])?;
-    let nobody = foreign.map(DomId(0x7fef), frame, Access::Read).map(drop);
+    let nobody = foreign.map(DomId(0x7fef), frame, PageAccess::Read).map(drop);
     match (nowhere, nobody) {
         (Err(_), Err(_)) => compared,
         other => Err(format!("no such frame, no such domain: {other:?}")),
@@ -120,9 +120,9 @@ fn same_page(
     // The last bytes of the ring's page are unused.
     const UNUSED: usize = 4092;
     let text = |error: xen::Error| error.to_string();
-    let granted = grants.map(domid, GrantRef::XENSTORE, Access::ReadWrite).map_err(text)?;
+    let granted = grants.map(domid, GrantRef::XENSTORE, PageAccess::ReadWrite).map_err(text)?;
     let granted = granted.into_page();
-    let page = foreign.map(domid, frame, Access::Read).map_err(text)?;
+    let page = foreign.map(domid, frame, PageAccess::Read).map_err(text)?;
     let mut seen = Vec::new();
     for word in [0x5eed, 0] {
         granted.store_u32(UNUSED, word).map_err(|error| error.to_string())?;

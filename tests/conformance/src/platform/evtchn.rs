@@ -6,7 +6,7 @@
 use super::case::{
     Case, PATIENCE_S, Party, Verdict, done, expect, readable, refused, refused_with,
 };
-use xen::evtchn::{Status, Virq};
+use xen::evtchn::{PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 /// The cases.
@@ -192,7 +192,7 @@ fn status(a: &mut Party, b: &mut Party) -> Verdict {
         Err(Error::NoSys | Error::NoDev) => return close(a, at_a),
         status => {
             let status = done("status", status)?;
-            expect(status == Status::Unbound(b.domid), || format!("unbound: {status:?}"))?;
+            expect(status == PortStatus::Unbound(b.domid), || format!("unbound: {status:?}"))?;
         }
     }
     let at_b = done("bind_interdomain", b.evtchn.bind_interdomain(a.domid, at_a))?;
@@ -201,14 +201,14 @@ fn status(a: &mut Party, b: &mut Party) -> Verdict {
     bound(b, at_b, (a.domid, at_a))?;
     close(a, at_a)?;
     let status = done("status", b.evtchn.status(at_b))?;
-    expect(status == Status::Unbound(a.domid), || format!("its peer has closed: {status:?}"))?;
+    expect(status == PortStatus::Unbound(a.domid), || format!("its peer has closed: {status:?}"))?;
     close(b, at_b)
 }
 
 /// Checks that `port` is bound to that port of that domain.
 fn bound(party: &mut Party, port: Port, (remote, remote_port): (DomId, Port)) -> Verdict {
     let status = done("status", party.evtchn.status(port))?;
-    let bound = Status::Interdomain { remote, remote_port };
+    let bound = PortStatus::Interdomain { remote, remote_port };
     expect(status == bound, || format!("expected {bound:?}, got {status:?}"))
 }
 

@@ -6,7 +6,7 @@
 
 use super::case::{Case, Party, Verdict, done, expect, refused};
 use xen::GrantRef;
-use xen::gnttab::{Access, CopySegment, OfferedPage, Status};
+use xen::gnttab::{CopySegment, GrantStatus, OfferedPage, PageAccess};
 use xen::shared::PAGE_SIZE;
 
 /// The cases.
@@ -30,7 +30,7 @@ pub const CASES: &[(&str, Case)] = &[
 /// A reference that is not granted.
 const WILD: GrantRef = GrantRef(30_000);
 
-fn offer(a: &mut Party, b: &Party, access: Access) -> Result<OfferedPage, String> {
+fn offer(a: &mut Party, b: &Party, access: PageAccess) -> Result<OfferedPage, String> {
     done("offer", a.offers.offer(b.domid, access))
 }
 
@@ -41,9 +41,9 @@ fn bytes_of(page: &xen::shared::SharedPage, len: usize) -> Result<Vec<u8>, Strin
 }
 
 fn one_page_two_views(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     expect(offered.peer() == b.domid, || format!("granted to {}", offered.peer()))?;
-    let mapping = done("map", b.maps.map(a.domid, offered.grant(), Access::ReadWrite))?;
+    let mapping = done("map", b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite))?;
     let write = |page: &xen::shared::SharedPage, text: &[u8]| {
         page.copy_in(0, text).map_err(|error| error.to_string())
     };
@@ -54,18 +54,18 @@ fn one_page_two_views(a: &mut Party, b: &mut Party) -> Verdict {
     let seen = bytes_of(offered.page(), 16)?;
     expect(seen == b"from the mapper!", || format!("the granter sees {seen:?}"))?;
     // A second mapping of the same grant is made, and the first is removed.
-    let second = done("map again", b.maps.map(a.domid, offered.grant(), Access::ReadWrite))?;
+    let second = done("map again", b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite))?;
     drop(mapping);
     let seen = bytes_of(second.page(), 16)?;
     expect(seen == b"from the mapper!", || format!("the second view sees {seen:?}"))
 }
 
 fn read_only(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::Read)?;
+    let offered = offer(a, b, PageAccess::Read)?;
     offered.page().copy_in(0, b"to be read").map_err(|error| error.to_string())?;
-    let map = b.maps.map(a.domid, offered.grant(), Access::ReadWrite);
+    let map = b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite);
     refused("mapping a read-only grant for writing", &map)?;
-    let mapping = done("map", b.maps.map(a.domid, offered.grant(), Access::Read))?;
+    let mapping = done("map", b.maps.map(a.domid, offered.grant(), PageAccess::Read))?;
     let seen = bytes_of(mapping.page(), 10)?;
     expect(seen == b"to be read", || format!("the mapper sees {seen:?}"))?;
     expect(mapping.page().copy_in(0, b"x").is_err(), || "it was written".to_owned())?;
@@ -79,7 +79,7 @@ fn read_only(a: &mut Party, b: &mut Party) -> Verdict {
 fn reserved_references(a: &mut Party, b: &mut Party) -> Verdict {
     let mut offers = Vec::new();
     for _ in 0..20 {
-        let offered = offer(a, b, Access::ReadWrite)?;
+        let offered = offer(a, b, PageAccess::ReadWrite)?;
         let grant = offered.grant();
         expect(grant >= GrantRef::FIRST_FREE, || format!("reference {grant} is reserved"))?;
         offers.push(offered);
@@ -88,20 +88,20 @@ fn reserved_references(a: &mut Party, b: &mut Party) -> Verdict {
 }
 
 fn what_is_not_granted(a: &mut Party, b: &mut Party) -> Verdict {
-    refused("mapping what is not granted", &b.maps.map(a.domid, WILD, Access::Read))?;
-    refused("a reference beyond all", &b.maps.map(a.domid, GrantRef(u32::MAX), Access::Read))?;
+    refused("mapping what is not granted", &b.maps.map(a.domid, WILD, PageAccess::Read))?;
+    refused("a reference beyond all", &b.maps.map(a.domid, GrantRef(u32::MAX), PageAccess::Read))?;
     let nobody = xen::DomId(xen::DomId::FIRST_RESERVED.0 - 1);
-    refused("a domain that is not there", &b.maps.map(nobody, WILD, Access::Read)).map(drop)
+    refused("a domain that is not there", &b.maps.map(nobody, WILD, PageAccess::Read)).map(drop)
 }
 
 fn granted_to_another(a: &mut Party, b: &mut Party) -> Verdict {
     let other = if b.domid == xen::DomId(1) { xen::DomId(2) } else { xen::DomId(1) };
-    let offered = match a.offers.offer(other, Access::ReadWrite) {
+    let offered = match a.offers.offer(other, PageAccess::ReadWrite) {
         Ok(offered) => offered,
         Err(xen::Error::Srch) => return Ok(()), // No third domain here.
         Err(error) => return Err(format!("offer to another: {error}")),
     };
-    let map = b.maps.map(a.domid, offered.grant(), Access::Read);
+    let map = b.maps.map(a.domid, offered.grant(), PageAccess::Read);
     refused("mapping what is granted to another", &map).map(drop)
 }
 
@@ -110,36 +110,36 @@ fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     if a.domid == b.domid {
         return Ok(());
     }
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     let grant = offered.grant();
-    let own = a.maps.map(a.domid, grant, Access::Read);
+    let own = a.maps.map(a.domid, grant, PageAccess::Read);
     refused("mapping one's own page that is granted to another", &own)?;
-    refused("the same reference of the other", &b.maps.map(b.domid, grant, Access::Read))?;
-    let mapping = done("map", b.maps.map(a.domid, grant, Access::ReadWrite))?;
+    refused("the same reference of the other", &b.maps.map(b.domid, grant, PageAccess::Read))?;
+    let mapping = done("map", b.maps.map(a.domid, grant, PageAccess::ReadWrite))?;
     // An existing mapping gives no other domain access.
-    let own = a.maps.map(a.domid, grant, Access::Read);
+    let own = a.maps.map(a.domid, grant, PageAccess::Read);
     refused("the same while it is mapped", &own)?;
     drop(mapping);
     Ok(())
 }
 
 fn ended(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     let grant = offered.grant();
-    drop(done("map", b.maps.map(a.domid, grant, Access::ReadWrite))?);
+    drop(done("map", b.maps.map(a.domid, grant, PageAccess::ReadWrite))?);
     offered.end();
-    refused("mapping what was ended", &b.maps.map(a.domid, grant, Access::ReadWrite)).map(drop)
+    refused("mapping what was ended", &b.maps.map(a.domid, grant, PageAccess::ReadWrite)).map(drop)
 }
 
 fn ended_while_mapped(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     offered.page().copy_in(0, b"kept").map_err(|error| error.to_string())?;
-    let mapping = done("map", b.maps.map(a.domid, offered.grant(), Access::ReadWrite))?;
+    let mapping = done("map", b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite))?;
     offered.end();
     // The page is not used again while the peer maps it.
     let mut others = Vec::new();
     for _ in 0..10 {
-        let other = offer(a, b, Access::ReadWrite)?;
+        let other = offer(a, b, PageAccess::ReadWrite)?;
         other.page().copy_in(0, b"other").map_err(|error| error.to_string())?;
         others.push(other);
     }
@@ -149,7 +149,7 @@ fn ended_while_mapped(a: &mut Party, b: &mut Party) -> Verdict {
 
 fn a_page_comes_clean(a: &mut Party, b: &mut Party) -> Verdict {
     for round in 0..8 {
-        let offered = offer(a, b, Access::ReadWrite)?;
+        let offered = offer(a, b, PageAccess::ReadWrite)?;
         let bytes = bytes_of(offered.page(), PAGE_SIZE)?;
         let dirty = bytes.iter().filter(|byte| **byte != 0).count();
         expect(dirty == 0, || format!("round {round}: {dirty} bytes that are not 0"))?;
@@ -160,7 +160,7 @@ fn a_page_comes_clean(a: &mut Party, b: &mut Party) -> Verdict {
 
 fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
     let mut offers = Vec::new();
-    done("offer_batch", a.offers.offer_batch(b.domid, Access::ReadWrite, 5, &mut offers))?;
+    done("offer_batch", a.offers.offer_batch(b.domid, PageAccess::ReadWrite, 5, &mut offers))?;
     for (at, offered) in offers.iter().enumerate() {
         let text = [u8::try_from(at).unwrap_or(0); 8];
         offered.page().copy_in(0, &text).map_err(|error| error.to_string())?;
@@ -168,7 +168,7 @@ fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
     let mut grants: Vec<GrantRef> = offers.iter().map(OfferedPage::grant).collect();
     let check = |b: &mut Party, grants: &[GrantRef]| -> Verdict {
         let mut mapped = Vec::new();
-        b.maps.map_batch(a.domid, grants, Access::ReadWrite, &mut mapped);
+        b.maps.map_batch(a.domid, grants, PageAccess::ReadWrite, &mut mapped);
         expect(mapped.len() == grants.len(), || format!("{} results", mapped.len()))?;
         for (at, (result, grant)) in mapped.iter().zip(grants).enumerate() {
             match result {
@@ -195,14 +195,14 @@ fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
 fn all_or_none_offered(a: &mut Party, b: &mut Party) -> Verdict {
     const TOO_MANY: usize = 1 << 20;
     let mut offers = Vec::new();
-    let batch = a.offers.offer_batch(b.domid, Access::ReadWrite, TOO_MANY, &mut offers);
+    let batch = a.offers.offer_batch(b.domid, PageAccess::ReadWrite, TOO_MANY, &mut offers);
     refused("more grants than there can be", &batch)?;
     expect(offers.is_empty(), || format!("{} were left", offers.len()))?;
-    offer(a, b, Access::ReadWrite).map(drop)
+    offer(a, b, PageAccess::ReadWrite).map(drop)
 }
 
 fn copied(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     let last = u16::try_from(PAGE_SIZE - 5).map_err(|error| error.to_string())?;
     offered.page().copy_in(last.into(), b"after").map_err(|error| error.to_string())?;
     let mut bytes = *b"..........";
@@ -221,7 +221,7 @@ fn copied(a: &mut Party, b: &mut Party) -> Verdict {
 }
 
 fn a_copy_has_a_status_a_segment(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     offered.page().copy_in(0, b"good").map_err(|error| error.to_string())?;
     let mut bytes = [0; 16];
     let segment = |grant, offset, at| CopySegment::new(a.domid, grant, offset, 4, at);
@@ -235,12 +235,12 @@ fn a_copy_has_a_status_a_segment(a: &mut Party, b: &mut Party) -> Verdict {
     let [first, wild, outside, last] = segments.map(|segment| segment.status);
     expect(first.is_ok() && last.is_ok(), || format!("{first:?}, {last:?}"))?;
     expect(wild.is_err(), || "a copy of what is not granted was done".to_owned())?;
-    expect(outside == Err(Status::BadCopyArg), || format!("out of the page: {outside:?}"))?;
+    expect(outside == Err(GrantStatus::BadCopyArg), || format!("out of the page: {outside:?}"))?;
     expect(&bytes == b"good\0\0\0\0\0\0\0\0good", || format!("{bytes:?}"))
 }
 
 fn a_copy_stays_in_its_buffer(a: &mut Party, b: &mut Party) -> Verdict {
-    let offered = offer(a, b, Access::ReadWrite)?;
+    let offered = offer(a, b, PageAccess::ReadWrite)?;
     let mut bytes = [0; 16];
     for at in [13, 16, usize::MAX] {
         let mut segments = [CopySegment::new(a.domid, offered.grant(), 0, 4, at)];

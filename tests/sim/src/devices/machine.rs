@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use xen::evtchn::{EventChannels, Status, Virq};
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
+use xen::gnttab::{GrantMap, GrantOffer, Mapping, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
 use xenstore::transport::stream::Connection;
 use xenstored::step::Daemon;
@@ -284,7 +284,7 @@ impl EventChannels for Channels {
         self.with(|inner| inner.close(port))
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         self.with(|inner| inner.status(port))
     }
 }
@@ -293,7 +293,7 @@ impl EventChannels for Channels {
 pub(super) struct ProcessGrantMap(pub(super) Box<dyn GrantMap>);
 
 impl GrantMap for ProcessGrantMap {
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> Result<Mapping, Error> {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> Result<Mapping, Error> {
         begin(Call::Map)?;
         self.0.map(domid, grant, access)
     }
@@ -303,7 +303,7 @@ impl GrantMap for ProcessGrantMap {
 pub(super) struct ProcessGrantOffer(pub(super) Box<dyn GrantOffer>);
 
 impl GrantOffer for ProcessGrantOffer {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
+    fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error> {
         begin(Call::Offer)?;
         self.0.offer(peer, access)
     }

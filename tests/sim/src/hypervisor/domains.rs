@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use xen::domctl::{DomainControl, DomainInfo, Scheduling};
 use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
@@ -85,7 +85,7 @@ impl Hypervisor {
                 return Err(Error::Exist);
             }
             let process = state.add_domain(domid);
-            state.grant(process, GrantRef::XENSTORE, DomId::DOM0, Access::ReadWrite);
+            state.grant(process, GrantRef::XENSTORE, DomId::DOM0, PageAccess::ReadWrite);
             state.raise_dom_exc();
             process.identity
         };

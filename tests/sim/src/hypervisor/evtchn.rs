@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use xen::evtchn::{EventChannels, Status, Virq};
+use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 impl State {
@@ -197,19 +197,19 @@ impl EventChannels for Evtchn {
         Ok(())
     }
 
-    fn status(&mut self, port: Port) -> Result<Status, Error> {
+    fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
         let state = &mut *self.state.borrow_mut();
         if port.0 >= state.limits.ports {
             return Err(Error::Inval);
         }
         let channel = state.of(self.process)?.ports.get(&port.0);
         Ok(match channel.map(|channel| channel.bound) {
-            None => Status::Closed,
-            Some(PortBinding::Unbound(remote)) => Status::Unbound(remote),
+            None => PortStatus::Closed,
+            Some(PortBinding::Unbound(remote)) => PortStatus::Unbound(remote),
             Some(PortBinding::Interdomain { remote, remote_port }) => {
-                Status::Interdomain { remote, remote_port }
+                PortStatus::Interdomain { remote, remote_port }
             }
-            Some(PortBinding::Virq(virq)) => Status::Virq(virq.number()),
+            Some(PortBinding::Virq(virq)) => PortStatus::Virq(virq.number()),
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::page::{Frame, Pin};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage, Status};
+use xen::gnttab::{GrantMap, GrantOffer, GrantStatus, Mapping, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef};
 
@@ -20,7 +20,7 @@ impl State {
         process: Process,
         reference: GrantRef,
         peer: DomId,
-        access: Access,
+        access: PageAccess,
     ) {
         let (frame, pin) = (Frame::new(), Arc::new(Pin::default()));
         self.pins.push(Arc::downgrade(&pin));
@@ -45,7 +45,7 @@ impl State {
         process: Process,
         domid: DomId,
         reference: GrantRef,
-        access: Access,
+        access: PageAccess,
     ) -> MapResult {
         self.of(process)?;
         if process.domid == DomId::DOM0
@@ -56,12 +56,12 @@ impl State {
         let grants_max = self.limits.grants;
         let refused = |status| Err(Error::Grant(status));
         let domain = self.domains.get(&domid).filter(|domain| !domain.dying);
-        let Some(domain) = domain else { return refused(Status::BadDomain) };
+        let Some(domain) = domain else { return refused(GrantStatus::BadDomain) };
         if reference.0 >= grants_max {
-            return refused(Status::BadGntref);
+            return refused(GrantStatus::BadGntref);
         }
         let Some(grant) = domain.grants.get(&reference.0) else {
-            return refused(Status::GeneralError);
+            return refused(GrantStatus::GeneralError);
         };
         grant.check(process.domid, access).map_err(Error::Grant)?;
         self.activity += 1;
@@ -78,7 +78,7 @@ struct ProcessMappings {
 }
 
 impl GrantMap for ProcessMappings {
-    fn map(&mut self, domid: DomId, grant: GrantRef, access: Access) -> MapResult {
+    fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> MapResult {
         self.state.borrow_mut().map(self.process, domid, grant, access)
     }
 }
@@ -90,7 +90,7 @@ struct ProcessGrants {
 }
 
 impl GrantOffer for ProcessGrants {
-    fn offer(&mut self, peer: DomId, access: Access) -> Result<OfferedPage, Error> {
+    fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error> {
         let mut one = Vec::new();
         self.offer_batch(peer, access, 1, &mut one)?;
         one.pop().ok_or(Error::NoSpc)
@@ -99,7 +99,7 @@ impl GrantOffer for ProcessGrants {
     fn offer_batch(
         &mut self,
         peer: DomId,
-        access: Access,
+        access: PageAccess,
         count: usize,
         into: &mut Vec<OfferedPage>,
     ) -> Result<(), Error> {

@@ -3,12 +3,12 @@
 use crate::page::{Frame, Pin};
 use std::sync::Arc;
 use xen::DomId;
-use xen::gnttab::{Access, Status};
+use xen::gnttab::{GrantStatus, PageAccess};
 
 /// An entry in use.
 pub(crate) struct Grant {
     pub(super) peer: DomId,
-    pub(super) access: Access,
+    pub(super) access: PageAccess,
     pub(super) frame: Arc<Frame>,
     pub(super) pin: Arc<Pin>,
 }
@@ -26,14 +26,14 @@ impl Grant {
 
     /// Checks that `peer` may map the grant with this access. A grant that is mapped already is not
     /// checked again, unless this is its first writable mapping.
-    pub(super) fn check(&self, peer: DomId, access: Access) -> Result<(), Status> {
+    pub(super) fn check(&self, peer: DomId, access: PageAccess) -> Result<(), GrantStatus> {
         let pinned = self.pin.mappings() > 0;
         if self.peer != peer || (!pinned && self.pin.is_ended()) {
-            return Err(Status::GeneralError);
+            return Err(GrantStatus::GeneralError);
         }
-        let writes = access == Access::ReadWrite && self.pin.writers() == 0;
-        if writes && (self.access == Access::Read || self.pin.is_ended()) {
-            return Err(Status::GeneralError);
+        let writes = access == PageAccess::ReadWrite && self.pin.writers() == 0;
+        if writes && (self.access == PageAccess::Read || self.pin.is_ended()) {
+            return Err(GrantStatus::GeneralError);
         }
         Ok(())
     }

@@ -101,7 +101,7 @@ fn a_held_page_keeps_the_number() {
         let hypervisor = host(reuse);
         hypervisor.create(DomId(1)).unwrap();
         let mut maps = hypervisor.grant_map(DomId::DOM0).unwrap();
-        let access = xen::gnttab::Access::ReadWrite;
+        let access = xen::gnttab::PageAccess::ReadWrite;
         let mapping = maps.map(DomId(1), xen::GrantRef::XENSTORE, access).unwrap();
         hypervisor.destroy(DomId(1));
         assert_eq!(hypervisor.create(DomId(1)).is_ok(), free);

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen_block::vbd;
 use xen_hosted::domctl::process_number;
 use xen_hosted::mount::{Error as MountError, LoopDevice, Step, unmount_in};
@@ -41,7 +41,7 @@ pub fn mount(
     let _alone = host.folder().map(|folder| alone(folder, &domain.name)).transpose()?;
     unused(&process, &domain.name)?;
     let file = format!("/dev/{}", vbd::name(disk.number()));
-    let access = if disk.mode.starts_with('w') { Access::ReadWrite } else { Access::Read };
+    let access = if disk.mode.starts_with('w') { PageAccess::ReadWrite } else { PageAccess::Read };
     let said = |error: MountError| Error::Refused(format!("{}: {error}", domain.name));
     let device = loop {
         match LoopDevice::attach(process.as_fd(), &file, access) {

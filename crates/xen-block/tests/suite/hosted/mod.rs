@@ -9,7 +9,7 @@ use host::{Guest, Host, has, until};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen_block::disk::DiskAccess;
 use xen_hosted::domain::{Devices, MissingFeature};
 use xen_hosted::mount::{LoopDevice, Step, unmount_in};
@@ -120,7 +120,7 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     }
     guest.run("mkfs.ext4 -F -q /dev/xvda");
     let process = host.control.process(guest.domid).unwrap();
-    let device = LoopDevice::attach(process.as_fd(), "/dev/xvda", Access::ReadWrite);
+    let device = LoopDevice::attach(process.as_fd(), "/dev/xvda", PageAccess::ReadWrite);
     let device = match device {
         Err(error) if error.step == Step::Control => {
             host.end(guest);
@@ -128,7 +128,7 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
         }
         device => device.unwrap(),
     };
-    device.mount("ext4", Access::ReadWrite, "/mnt").unwrap();
+    device.mount("ext4", PageAccess::ReadWrite, "/mnt").unwrap();
     let name = device.path().file_name().unwrap().to_str().unwrap().to_owned();
     drop(device);
     guest.run(
@@ -152,8 +152,8 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     host.detach(&guest, "xvda");
     let mut other = host.guest_with(Devices::KernelFiles, &[("xvdb", image.clone())]);
     let process = host.control.process(other.domid).unwrap();
-    let device = LoopDevice::attach(process.as_fd(), "/dev/xvdb", Access::Read).unwrap();
-    device.mount("ext4", Access::Read, "/mnt").unwrap();
+    let device = LoopDevice::attach(process.as_fd(), "/dev/xvdb", PageAccess::Read).unwrap();
+    device.mount("ext4", PageAccess::Read, "/mnt").unwrap();
     drop(device);
     assert_eq!(other.run(&format!("cd /mnt && {sums}")), before);
     other.fails("touch /mnt/tree/new");

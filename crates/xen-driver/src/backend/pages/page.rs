@@ -3,7 +3,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PageError, SharedPage};
 
 /// A page that requests name: a guest's, mapped, or one of this process. Cloned, it stays mapped until
@@ -57,7 +57,7 @@ impl Page {
 
     /// The access with which it is mapped.
     #[must_use]
-    pub fn access(&self) -> Access {
+    pub fn access(&self) -> PageAccess {
         self.0.0.access()
     }
 

@@ -6,7 +6,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use xen::gnttab::Access;
+use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
 /// Pages of a file, mapped together, unmapped together.
@@ -46,7 +46,7 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
         // holds a view of these pages in this process.
         unsafe {
             let at = base.add(number * PAGE_SIZE);
-            SharedPage::from_mapped(at, Access::ReadWrite, Arc::clone(&owner) as _)
+            SharedPage::from_mapped(at, PageAccess::ReadWrite, Arc::clone(&owner) as _)
         }
     };
     Ok((0..count).map(page).collect())

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use xen::domctl::DomainControl;
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::EventChannels;
-use xen::gnttab::{Access, GrantMap, GrantOffer, Mapping, OfferedPage};
+use xen::gnttab::{GrantMap, GrantOffer, Mapping, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::Platform;
 use xen_hosted::domctl::Control;
@@ -64,7 +64,7 @@ impl Actor {
     fn act(&mut self, words: &[&str]) -> String {
         match *words {
             ["map", of, grant, how] => {
-                let access = if how == "rw" { Access::ReadWrite } else { Access::Read };
+                let access = if how == "rw" { PageAccess::ReadWrite } else { PageAccess::Read };
                 match self.grants.map(domid(of), GrantRef(number(grant)), access) {
                     Ok(mapping) => {
                         self.mapped.insert(grant.to_owned(), mapping);
@@ -75,7 +75,8 @@ impl Actor {
             }
             ["map-all", of, first, count] => {
                 for grant in number(first)..number(first) + number(count) {
-                    let mapping = self.grants.map(domid(of), GrantRef(grant), Access::ReadWrite);
+                    let mapping =
+                        self.grants.map(domid(of), GrantRef(grant), PageAccess::ReadWrite);
                     self.mapped.insert(grant.to_string(), mapping.unwrap());
                 }
                 "done".to_owned()
@@ -90,7 +91,7 @@ impl Actor {
                 Ok(()) => "done".to_owned(),
                 Err(error) => error.to_string(),
             },
-            ["offer", to] => match self.offers.offer(domid(to), Access::ReadWrite) {
+            ["offer", to] => match self.offers.offer(domid(to), PageAccess::ReadWrite) {
                 Ok(offered) => {
                     let grant = offered.grant();
                     self.offered.push(offered);
@@ -101,7 +102,7 @@ impl Actor {
             ["offer-all", to] => {
                 let before = self.offered.len();
                 let end = loop {
-                    match self.offers.offer(domid(to), Access::ReadWrite) {
+                    match self.offers.offer(domid(to), PageAccess::ReadWrite) {
                         Ok(offered) => self.offered.push(offered),
                         Err(error) => break error,
                     }
@@ -111,7 +112,7 @@ impl Actor {
             ["offer-batch", to, count] => {
                 let (peer, count) = (domid(to), count.parse().unwrap());
                 let offers = &mut self.offers;
-                said(offers.offer_batch(peer, Access::ReadWrite, count, &mut self.offered))
+                said(offers.offer_batch(peer, PageAccess::ReadWrite, count, &mut self.offered))
             }
             ["take-back"] => {
                 self.offered.clear();
