@@ -8,7 +8,7 @@ use xen::gnttab::Mapping;
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef};
 use xen_io::blkif::{
-    Body, Layout, Limits, RequestBytes, Response, ResponseBytes, Status, check_extent,
+    Body, Layout, RequestLimits, RequestBytes, Response, ResponseBytes, Status, check_extent,
     check_segments,
 };
 use xen_io::ring::{BackRing, Position};
@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((head, bytes)) = data.split_at_checked(9) else { return };
     let layout = if head[0] & 1 == 0 { Layout::X86_64 } else { Layout::X86_32 };
     let sector_size = if head[0] & 2 == 0 { 512 } else { 4096 };
-    let limits = Limits { sector_size, ..Limits::default() };
+    let limits = RequestLimits { sector_size, ..RequestLimits::default() };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let page = SharedPage::private();
     let len = bytes.len().min(PAGE_SIZE);
@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
     serve(&mut ring, layout, limits);
 });
 
-fn serve(ring: &mut BackRing, layout: Layout, limits: Limits) {
+fn serve(ring: &mut BackRing, layout: Layout, limits: RequestLimits) {
     let mut taken = 0;
     let mut request = RequestBytes::ZERO;
     while let Ok(Some(_)) = ring.take(&mut request.0[..layout.entry_bytes()]) {
@@ -45,7 +45,7 @@ fn serve(ring: &mut BackRing, layout: Layout, limits: Limits) {
 
 /// Checks a request. One that passes stays within its pages and the medium's sectors, and encodes
 /// to the bytes that were read.
-fn check(request: &RequestBytes, layout: Layout, limits: Limits) -> Status {
+fn check(request: &RequestBytes, layout: Layout, limits: RequestLimits) -> Status {
     let Ok(read) = request.check(layout, limits) else { return Status::Error };
     match &read.body {
         Body::Direct { sector, segments, .. } => {

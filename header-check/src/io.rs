@@ -8,7 +8,7 @@ use crate::{Row, row};
 use xen::GrantRef;
 use xen_io::blkif::{
     self, Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
-    Status, Transfer, info, op,
+    Status, TransferKind, info, op,
 };
 use xen_io::ring::{self, offset};
 use xen_io::xenbus::State;
@@ -102,14 +102,14 @@ fn direct(layout: Layout, rows: &mut Vec<Row>) {
         sector,
         segments: Segments::new(list).expect("not too many"),
     };
-    let two = |second| body(Transfer::Read, 0, &[none, second]);
+    let two = |second| body(TransferKind::Read, 0, &[none, second]);
     let base = Request { id: 0, handle: 0, body: two(none) };
     let fields = [
-        ("operation", Request { body: body(Transfer::Write, 0, &[none, none]), ..base }),
-        ("nr_segments", Request { body: body(Transfer::Read, 0, &[none]), ..base }),
+        ("operation", Request { body: body(TransferKind::Write, 0, &[none, none]), ..base }),
+        ("nr_segments", Request { body: body(TransferKind::Read, 0, &[none]), ..base }),
         ("handle", Request { handle: u16::MAX, ..base }),
         ("id", Request { id: u64::MAX, ..base }),
-        ("sector_number", Request { body: body(Transfer::Read, u64::MAX, &[none; 2]), ..base }),
+        ("sector_number", Request { body: body(TransferKind::Read, u64::MAX, &[none; 2]), ..base }),
         ("seg[1].gref", Request { body: two(segment(ALL_BITS, 0, 0)), ..base }),
         ("seg[1].first_sect", Request { body: two(segment(GrantRef(0), 7, 0)), ..base }),
         ("seg[1].last_sect", Request { body: two(segment(GrantRef(0), 0, 7)), ..base }),
@@ -142,15 +142,15 @@ fn indirect(layout: Layout, rows: &mut Vec<Row>) {
         Body::Indirect { transfer, sector, count, pages }
     };
     let none = GrantRef(0);
-    let base = Request { id: 0, handle: 0, body: body(Transfer::Read, 0, COUNT, none) };
+    let base = Request { id: 0, handle: 0, body: body(TransferKind::Read, 0, COUNT, none) };
     let with = |body| Request { body, ..base };
     let fields = [
-        ("indirect_op", with(body(Transfer::Write, 0, COUNT, none))),
-        ("nr_segments", with(body(Transfer::Read, 0, 0x0fff, none))),
+        ("indirect_op", with(body(TransferKind::Write, 0, COUNT, none))),
+        ("nr_segments", with(body(TransferKind::Read, 0, 0x0fff, none))),
         ("id", Request { id: u64::MAX, ..base }),
-        ("sector_number", with(body(Transfer::Read, u64::MAX, COUNT, none))),
+        ("sector_number", with(body(TransferKind::Read, u64::MAX, COUNT, none))),
         ("handle", Request { handle: u16::MAX, ..base }),
-        ("indirect_grefs[7]", with(body(Transfer::Read, 0, COUNT, ALL_BITS))),
+        ("indirect_grefs[7]", with(body(TransferKind::Read, 0, COUNT, ALL_BITS))),
     ];
     request_fields(rows, layout, "blkif_request_indirect", &fields, base);
 }

@@ -27,7 +27,7 @@ use xen_driver::backend::pages::Grants;
 use xen_driver::backend::rings::{self, Entry, Rings};
 use xen_driver::backend::throttle::{self, Throttle};
 use xen_driver::backend::{self, Backend, Source, TurnOutcome};
-use xen_io::blkif::{Layout, Limits, info, names};
+use xen_io::blkif::{Layout, RequestLimits, info, names};
 use xenbus::negotiate::Names;
 use xenbus::{Device, Driver, Error, Progress};
 use xenstore::Client;
@@ -375,7 +375,7 @@ impl Back {
             held.map_err(|errno| Error::Driver(format!("holding the record: {errno}")))?;
         }
         let options = &self.platform.options;
-        let limits = Limits {
+        let limits = RequestLimits {
             indirect_segments_max: options.indirect_segments_max,
             sector_size: geometry.sector_size,
         };

@@ -117,7 +117,7 @@ pub mod op {
 
 /// The operation on the sectors that segments name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Transfer {
+pub enum TransferKind {
     /// From the medium into the segments.
     Read,
     /// From the segments onto the medium.
@@ -129,7 +129,7 @@ pub enum Transfer {
     Flush,
 }
 
-impl Transfer {
+impl TransferKind {
     fn code(self) -> u8 {
         match self {
             Self::Read => op::READ,
@@ -228,7 +228,7 @@ pub enum Body {
     /// Sectors from or to pages.
     Direct {
         /// Read, write, barrier or flush.
-        transfer: Transfer,
+        transfer: TransferKind,
         /// First sector on the medium.
         sector: u64,
         /// The pages; there is one at least, except for barriers and flushes.
@@ -237,7 +237,7 @@ pub enum Body {
     /// Sectors from or to pages, with the list of segments in granted pages.
     Indirect {
         /// Read or write.
-        transfer: Transfer,
+        transfer: TransferKind,
         /// First sector on the medium.
         sector: u64,
         /// The number of segments: at least one, at most the backend's limit.
@@ -290,14 +290,14 @@ impl Request {
 
 /// The limits of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
+pub struct RequestLimits {
     /// Most segments of an indirect request; 0 where it does not take any.
     pub indirect_segments_max: u16,
     /// Bytes of the medium's sectors: segments keep to them.
     pub sector_size: u32,
 }
 
-impl Default for Limits {
+impl Default for RequestLimits {
     fn default() -> Self {
         Self { indirect_segments_max: 256, sector_size: SECTOR_SIZE }
     }
@@ -348,7 +348,7 @@ impl std::error::Error for InvalidRequest {}
 ///
 /// # Errors
 /// [`InvalidRequest::Segment`].
-pub fn check_segments(segments: &[Segment], limits: Limits) -> Result<u32, InvalidRequest> {
+pub fn check_segments(segments: &[Segment], limits: RequestLimits) -> Result<u32, InvalidRequest> {
     let mut sectors = 0_u32;
     for segment in segments {
         if !segment.fits(limits.sector_size) {
@@ -368,7 +368,7 @@ pub fn check_extent(
     sector: u64,
     sectors: u64,
     capacity: u64,
-    limits: Limits,
+    limits: RequestLimits,
 ) -> Result<(), InvalidRequest> {
     let per_sector = u64::from((limits.sector_size / SECTOR_SIZE).max(1));
     let aligned = |number: u64| number.checked_rem(per_sector) == Some(0);

@@ -301,11 +301,11 @@ impl ServerRing {
 
 /// A guest's end of its own ring.
 #[derive(Debug)]
-pub struct FrontRing {
+pub struct GuestRing {
     page: SharedPage,
 }
 
-impl FrontRing {
+impl GuestRing {
     /// The guest's end of the ring in `page`, which is used as it is.
     #[must_use]
     pub fn new(page: SharedPage) -> Self {
@@ -339,11 +339,11 @@ impl FrontRing {
     }
 
     /// Asks for the ring to be reset; the store is to be notified, and until
-    /// [`FrontRing::connected`] nothing else in the page means anything. Only for stores that
+    /// [`GuestRing::connected`] nothing else in the page means anything. Only for stores that
     /// offer the feature.
     ///
     /// # Errors
-    /// As [`FrontRing::features`].
+    /// As [`GuestRing::features`].
     pub fn request_reconnect(&self) -> Result<(), RingError> {
         Ok(self.page.store_u32(offset::CONNECTION, RECONNECT)?)
     }
@@ -351,7 +351,7 @@ impl FrontRing {
     /// True if the ring is connected.
     ///
     /// # Errors
-    /// As [`FrontRing::features`].
+    /// As [`GuestRing::features`].
     pub fn connected(&self) -> Result<bool, RingError> {
         Ok(self.page.load_u32(offset::CONNECTION)? == CONNECTED)
     }
@@ -360,7 +360,7 @@ impl FrontRing {
     /// it serves. Newer stores may say numbers that [`ErrorWord`] does not have.
     ///
     /// # Errors
-    /// As [`FrontRing::features`].
+    /// As [`GuestRing::features`].
     pub fn error(&self) -> Result<u32, RingError> {
         Ok(self.page.load_u32(offset::ERROR)?)
     }
@@ -379,8 +379,8 @@ mod tests {
     }
 
     /// Moves the ring's page from one end to the other; both ends have the same private field.
-    fn front_of(server: ServerRing) -> FrontRing {
-        FrontRing::new(server.page)
+    fn front_of(server: ServerRing) -> GuestRing {
+        GuestRing::new(server.page)
     }
 
     #[test]

@@ -13,8 +13,8 @@ use xen_driver::backend::ring::{Ring, UnansweredRequest};
 use xen_driver::backend::rings;
 use xen_driver::backend::throttle::Throttle;
 use xen_io::blkif::{
-    self, Body, InvalidRequest, Layout, Limits, Request, RequestBytes, Response, ResponseBytes,
-    SEGMENT_SIZE, SEGMENTS_PER_PAGE, Segment, Status, Transfer,
+    self, Body, InvalidRequest, Layout, Request, RequestBytes, RequestLimits, Response,
+    ResponseBytes, SEGMENT_SIZE, SEGMENTS_PER_PAGE, Segment, Status, TransferKind,
 };
 use xen_io::ring::RingError;
 
@@ -85,7 +85,7 @@ pub(super) struct Queue {
     pub(super) channel: Channel,
     number: u16,
     layout: Layout,
-    limits: Limits,
+    limits: RequestLimits,
     pages: Pages,
     slots: Vec<Slot>,
     /// The number of sectors in requests whose answer is not shown yet.
@@ -109,7 +109,7 @@ pub(super) struct Queue {
 pub(super) struct Setup {
     pub(super) peer: DomId,
     pub(super) layout: Layout,
-    pub(super) limits: Limits,
+    pub(super) limits: RequestLimits,
     pub(super) grants: Grants,
     pub(super) persistent_max: usize,
 }
@@ -297,7 +297,9 @@ impl Queue {
         }
         let step = match &request.body {
             Body::Direct {
-                transfer: Transfer::Flush | Transfer::WriteBarrier, segments, ..
+                transfer: TransferKind::Flush | TransferKind::WriteBarrier,
+                segments,
+                ..
             } if !segments.as_slice().is_empty() => RequestStep::Before,
             _ => RequestStep::Only,
         };
@@ -330,14 +332,14 @@ impl Queue {
     fn transfer(
         &mut self,
         io: &mut Io,
-        transfer: Transfer,
+        transfer: TransferKind,
         sector: u64,
         segments: &[Segment],
         context: &mut QueueContext<'_>,
     ) -> Result<(), Refusal> {
         let sectors = u64::from(blkif::check_segments(segments, self.limits)?);
         io.op = match transfer {
-            Transfer::Read => Op::Read,
+            TransferKind::Read => Op::Read,
             _ if segments.is_empty() => Op::Flush,
             _ => Op::Write,
         };

@@ -9,7 +9,7 @@ use xen_driver::frontend::ring::{Id, Ring, UnexpectedResponse};
 use xen_driver::frontend::rings;
 use xen_io::blkif::{
     Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
-    SEGMENTS_MAX, Secure, Segment, Segments, Status, Transfer, op, segment_bytes,
+    SEGMENTS_MAX, Secure, Segment, Segments, Status, TransferKind, op, segment_bytes,
 };
 use xen_io::ring::RingError;
 use xenbus::Error;
@@ -226,10 +226,10 @@ impl Queue {
         grants: &mut dyn GrantOffer,
     ) -> Result<(Body, Option<OfferedPage>), RingError> {
         let (transfer, sector) = match *want {
-            DiskRequest::Read { sector, .. } => (Transfer::Read, sector),
-            DiskRequest::Write { sector, .. } => (Transfer::Write, sector),
-            DiskRequest::Barrier { sector, .. } => (Transfer::WriteBarrier, sector),
-            DiskRequest::Flush { .. } => (Transfer::Flush, 0),
+            DiskRequest::Read { sector, .. } => (TransferKind::Read, sector),
+            DiskRequest::Write { sector, .. } => (TransferKind::Write, sector),
+            DiskRequest::Barrier { sector, .. } => (TransferKind::WriteBarrier, sector),
+            DiskRequest::Flush { .. } => (TransferKind::Flush, 0),
             DiskRequest::Discard { sector, sectors, .. } => {
                 return Ok((Body::Discard { sector, sectors, secure: Secure::No }, None));
             }

@@ -12,7 +12,7 @@ use xen_block::disk::memory::Memory;
 use xen_block::front::{DiskRequest, Part};
 use xen_io::blkif::{
     Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
-    Status, Transfer, op, segment_bytes,
+    Status, TransferKind, op, segment_bytes,
 };
 use xen_io::ring::FrontRing;
 use xenbus::State;
@@ -87,7 +87,7 @@ impl RogueFrontend {
 
     fn read_of(&self, segments: &[Segment]) -> RequestBytes {
         let segments = Segments::new(segments).unwrap();
-        let body = Body::Direct { transfer: Transfer::Read, sector: 0, segments };
+        let body = Body::Direct { transfer: TransferKind::Read, sector: 0, segments };
         RequestBytes::encode(&Request { id: 77, handle: 0, body }, Layout::NATIVE)
     }
 
@@ -153,7 +153,7 @@ fn xsa_155_indirect_segments_are_checked_like_others() {
         let indirect = |count| {
             let mut pages = [GrantRef(0); 8];
             pages[0] = page;
-            let body = Body::Indirect { transfer: Transfer::Read, sector: 0, count, pages };
+            let body = Body::Indirect { transfer: TransferKind::Read, sector: 0, count, pages };
             RequestBytes::encode(&Request { id: 1, handle: 0, body }, Layout::NATIVE)
         };
         for (first, last, status) in [
@@ -189,12 +189,12 @@ fn a_read_only_disk_is_written_in_no_way() {
         rogue.pages[2].page().copy_in(0, &segment_bytes(Segment::page(grant))).unwrap();
         let mut pages = [GrantRef(0); 8];
         pages[0] = rogue.pages[2].grant();
-        let indirect = Body::Indirect { transfer: Transfer::Write, sector: 0, count: 1, pages };
+        let indirect = Body::Indirect { transfer: TransferKind::Write, sector: 0, count: 1, pages };
         let discard = Body::Discard { sector: 0, sectors: 8, secure: Secure::No };
         for (body, status) in [
-            (direct(Transfer::Write), Status::Error),
-            (direct(Transfer::WriteBarrier), Status::Error),
-            (direct(Transfer::Flush), Status::Error),
+            (direct(TransferKind::Write), Status::Error),
+            (direct(TransferKind::WriteBarrier), Status::Error),
+            (direct(TransferKind::Flush), Status::Error),
             (indirect, Status::Error),
             (discard, Status::NotSupported),
         ] {
@@ -254,10 +254,10 @@ fn xsa_155_what_changes_while_it_is_read_is_checked_as_it_was_read() {
                 break;
             }
             let body = if round % 2 == 0 {
-                Body::Indirect { transfer: Transfer::Read, sector: 0, count: 1, pages }
+                Body::Indirect { transfer: TransferKind::Read, sector: 0, count: 1, pages }
             } else {
                 let list = Segments::new(&[Segment::page(grant)]).unwrap();
-                Body::Direct { transfer: Transfer::Read, sector: 0, segments: list }
+                Body::Direct { transfer: TransferKind::Read, sector: 0, segments: list }
             };
             let request = Request { id: 9, handle: 0, body };
             let response = rogue.send(&RequestBytes::encode(&request, Layout::NATIVE));

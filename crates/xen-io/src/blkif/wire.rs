@@ -1,9 +1,9 @@
 //! Requests and responses as they lie in the ring.
 
 use super::{
-    Body, INDIRECT_PAGES_MAX, InvalidRequest, Layout, Limits, REQUEST_SIZE_MAX, RESPONSE_SIZE_MAX,
-    Request, Response, SEGMENT_SIZE, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Secure, Segment, Segments,
-    Status, Transfer, check_segments, op,
+    Body, INDIRECT_PAGES_MAX, InvalidRequest, Layout, REQUEST_SIZE_MAX, RESPONSE_SIZE_MAX, Request,
+    RequestLimits, Response, SEGMENT_SIZE, SEGMENTS_MAX, SEGMENTS_PER_PAGE, Secure, Segment,
+    Segments, Status, TransferKind, check_segments, op,
 };
 use xen::GrantRef;
 
@@ -77,17 +77,17 @@ impl RequestBytes {
     ///
     /// # Errors
     /// [`InvalidRequest`]: it is to be answered with an error, [`InvalidRequest::Operation`] with "not supported".
-    pub fn check(&self, layout: Layout, limits: Limits) -> Result<Request, InvalidRequest> {
+    pub fn check(&self, layout: Layout, limits: RequestLimits) -> Result<Request, InvalidRequest> {
         let fields = fields(layout);
         let (id, operation) = self.to_answer(layout);
         let [second] = get(&self.0, 1);
         let third = u16::from_ne_bytes(get(&self.0, 2));
         let sector = u64::from_ne_bytes(get(&self.0, fields.sector));
         let transfer = match operation {
-            op::READ => Transfer::Read,
-            op::WRITE => Transfer::Write,
-            op::WRITE_BARRIER => Transfer::WriteBarrier,
-            op::FLUSH_DISKCACHE => Transfer::Flush,
+            op::READ => TransferKind::Read,
+            op::WRITE => TransferKind::Write,
+            op::WRITE_BARRIER => TransferKind::WriteBarrier,
+            op::FLUSH_DISKCACHE => TransferKind::Flush,
             op::DISCARD => {
                 let sectors = u64::from_ne_bytes(get(&self.0, fields.segments));
                 let secure = if second & DISCARD_SECURE == 0 { Secure::No } else { Secure::Yes };
@@ -102,7 +102,7 @@ impl RequestBytes {
             other => return Err(InvalidRequest::Operation(other)),
         };
         let count = usize::from(second);
-        let none_is_fine = matches!(transfer, Transfer::Flush | Transfer::WriteBarrier);
+        let none_is_fine = matches!(transfer, TransferKind::Flush | TransferKind::WriteBarrier);
         if count > SEGMENTS_MAX || (count == 0 && !none_is_fine) {
             return Err(InvalidRequest::SegmentCount(second.into()));
         }
@@ -119,14 +119,14 @@ impl RequestBytes {
         operation: u8,
         count: u16,
         sector: u64,
-        limits: Limits,
+        limits: RequestLimits,
     ) -> Result<Body, InvalidRequest> {
         if limits.indirect_segments_max == 0 {
             return Err(InvalidRequest::Operation(op::INDIRECT));
         }
         let transfer = match operation {
-            op::READ => Transfer::Read,
-            op::WRITE => Transfer::Write,
+            op::READ => TransferKind::Read,
+            op::WRITE => TransferKind::Write,
             other => return Err(InvalidRequest::Operation(other)),
         };
         if count == 0 || count > limits.indirect_segments_max {

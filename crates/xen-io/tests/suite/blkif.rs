@@ -2,8 +2,8 @@
 
 use xen::GrantRef;
 use xen_io::blkif::{
-    Body, InvalidRequest, Layout, Limits, Request, RequestBytes, Response, ResponseBytes, Secure,
-    Segment, Segments, Status, Transfer, check_extent, segment_at, segment_bytes,
+    Body, InvalidRequest, Layout, Request, RequestBytes, RequestLimits, Response, ResponseBytes,
+    Secure, Segment, Segments, Status, TransferKind, check_extent, segment_at, segment_bytes,
 };
 
 const LAYOUTS: [Layout; 2] = [Layout::X86_32, Layout::X86_64];
@@ -28,22 +28,22 @@ fn bodies() -> Vec<Body> {
         Body::Indirect { transfer, sector: 77, count, pages }
     };
     vec![
-        direct(Transfer::Read, 1),
-        direct(Transfer::Write, 11),
-        direct(Transfer::WriteBarrier, 0),
-        direct(Transfer::WriteBarrier, 3),
-        direct(Transfer::Flush, 0),
-        direct(Transfer::Flush, 1),
+        direct(TransferKind::Read, 1),
+        direct(TransferKind::Write, 11),
+        direct(TransferKind::WriteBarrier, 0),
+        direct(TransferKind::WriteBarrier, 3),
+        direct(TransferKind::Flush, 0),
+        direct(TransferKind::Flush, 1),
         Body::Discard { sector: 8, sectors: u64::MAX, secure: Secure::Yes },
         Body::Discard { sector: 8, sectors: 16, secure: Secure::No },
-        indirect(Transfer::Read, 1),
-        indirect(Transfer::Write, 4096),
+        indirect(TransferKind::Read, 1),
+        indirect(TransferKind::Write, 4096),
     ]
 }
 
 #[test]
 fn requests_round_trip_in_both_layouts() {
-    let limits = Limits { indirect_segments_max: 4096, ..Limits::default() };
+    let limits = RequestLimits { indirect_segments_max: 4096, ..RequestLimits::default() };
     for layout in LAYOUTS {
         for body in bodies() {
             let request = Request { id: 0x1122_3344_5566_7788, handle: 51712, body };
@@ -61,7 +61,7 @@ fn requests_round_trip_in_both_layouts() {
 fn a_read_has_the_bytes_that_the_header_says() {
     let segment = Segment { grant: GrantRef(0x0a0b_0c0d), first: 1, last: 3 };
     let segments = Segments::new(&[segment]).unwrap();
-    let body = Body::Direct { transfer: Transfer::Read, sector: 0x22, segments };
+    let body = Body::Direct { transfer: TransferKind::Read, sector: 0x22, segments };
     let request = Request { id: 0x11, handle: 0x0304, body };
     let head = [0, 1, 0x04, 0x03];
     let id = [0x11, 0, 0, 0, 0, 0, 0, 0];
@@ -76,7 +76,7 @@ fn a_read_has_the_bytes_that_the_header_says() {
 
 #[test]
 fn wrong_requests_are_refused() {
-    let limits = Limits { indirect_segments_max: 256, sector_size: 512 };
+    let limits = RequestLimits { indirect_segments_max: 256, sector_size: 512 };
     let encode = |body| RequestBytes::encode(&Request { id: 1, handle: 0, body }, Layout::X86_64);
     let direct =
         |transfer, count| encode(Body::Direct { transfer, sector: 0, segments: segments(count) });
@@ -89,14 +89,14 @@ fn wrong_requests_are_refused() {
         ("reserved", (0, 4), InvalidRequest::Operation(4)),
         ("unknown", (0, 255), InvalidRequest::Operation(255)),
     ] {
-        let mut bytes = direct(Transfer::Read, 1);
+        let mut bytes = direct(TransferKind::Read, 1);
         let (at, value): (usize, u8) = patch;
         bytes.0[at] = value;
         assert_eq!(bytes.check(Layout::X86_64, limits), Err(wrong), "{what}");
     }
     let indirect = |count, operation: u8, limits| {
         let pages = [GrantRef(1); 8];
-        let body = Body::Indirect { transfer: Transfer::Read, sector: 0, count, pages };
+        let body = Body::Indirect { transfer: TransferKind::Read, sector: 0, count, pages };
         let mut bytes = encode(body);
         bytes.0[1] = operation;
         bytes.check(Layout::X86_64, limits).map(drop)
@@ -107,16 +107,16 @@ fn wrong_requests_are_refused() {
     for nested in [2, 3, 5, 6] {
         assert_eq!(indirect(1, nested, limits), Err(InvalidRequest::Operation(nested)));
     }
-    let none = Limits { indirect_segments_max: 0, ..limits };
+    let none = RequestLimits { indirect_segments_max: 0, ..limits };
     assert_eq!(indirect(1, 0, none), Err(InvalidRequest::Operation(6)));
 }
 
 #[test]
 fn large_sectors_are_kept_to() {
-    let limits = Limits { sector_size: 4096, ..Limits::default() };
+    let limits = RequestLimits { sector_size: 4096, ..RequestLimits::default() };
     let check = |first, last| {
         let segments = Segments::new(&[Segment { grant: GrantRef(1), first, last }]).unwrap();
-        let body = Body::Direct { transfer: Transfer::Read, sector: 0, segments };
+        let body = Body::Direct { transfer: TransferKind::Read, sector: 0, segments };
         let request = Request { id: 1, handle: 0, body };
         RequestBytes::encode(&request, Layout::X86_64).check(Layout::X86_64, limits).is_ok()
     };

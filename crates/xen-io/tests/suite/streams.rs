@@ -14,7 +14,7 @@ use loopback::Host;
 use xen::DomId;
 use xen::gnttab::{GrantMap, GrantOffer, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
-use xen_io::xs_ring::{FrontRing, RingError, ServerRing, offset};
+use xen_io::xs_ring::{GuestRing, RingError, ServerRing, offset};
 
 const GUEST: DomId = DomId(3);
 /// Bytes of a stream.
@@ -63,7 +63,7 @@ impl Stream {
 struct Ring {
     _offer: OfferedPage,
     server: ServerRing,
-    front: FrontRing,
+    front: GuestRing,
     requests: Stream,
     responses: Stream,
 }
@@ -83,7 +83,7 @@ impl Ring {
         let requests = Stream { page: view(), data: offset::REQ, cons, prod };
         let (cons, prod) = (offset::RSP_CONS, offset::RSP_PROD);
         let responses = Stream { page: view(), data: offset::RSP, cons, prod };
-        let (server, front) = (ServerRing::new(view()), FrontRing::new(view()));
+        let (server, front) = (ServerRing::new(view()), GuestRing::new(view()));
         Self { _offer: offer, server, front, requests, responses }
     }
 

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use xen::evtchn::EventChannels;
 use xen::shared::SharedPage;
 use xen::{DomId, Port};
-use xen_io::xs_ring::FrontRing;
+use xen_io::xs_ring::GuestRing;
 use xenstore_core::wire::{Header, MsgType, split_message};
 use xenstored::log::{Level, Log};
 use xenstored::step::Daemon;
@@ -23,7 +23,7 @@ fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
 struct Guest {
     evtchn: Box<dyn EventChannels>,
     port: Port,
-    ring: FrontRing,
+    ring: GuestRing,
     unsent: Vec<u8>,
     received: Vec<u8>,
     answered: u32,
@@ -98,7 +98,7 @@ fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
         Guest {
             evtchn,
             port,
-            ring: FrontRing::new(page),
+            ring: GuestRing::new(page),
             unsent: Vec::new(),
             received: Vec::new(),
             answered: 0,
