@@ -10,10 +10,10 @@ use common::Store;
 use libfuzzer_sys::fuzz_target;
 use std::convert::Infallible;
 use xenstore_core::server::{Config, DomId, RestoredConnection, Server};
-use xenstore_core::stream::{Global, Link};
+use xenstore_core::stream::{DaemonHandles, TransportState};
 use xenstore_core::wire::MsgType;
 
-const GLOBAL: Global = Global { socket_fd: -1, evtchn_fd: -1 };
+const GLOBAL: DaemonHandles = DaemonHandles { socket_fd: -1, evtchn_fd: -1 };
 
 fuzz_target!(|data: &[u8]| {
     let restored = match Server::restore(Config::default(), data, 0) {
@@ -51,7 +51,7 @@ fn dump(server: &Server, connections: &[RestoredConnection]) -> Vec<u8> {
     let link = |conn| {
         let known = connections.iter().find(|known| known.conn == conn);
         // The store has a connection of its own, for its self-check.
-        known.map_or(Link { handle: 0, input: &[] }, |known| Link {
+        known.map_or(TransportState { handle: 0, input: &[] }, |known| TransportState {
             handle: known.handle,
             input: &known.input,
         })

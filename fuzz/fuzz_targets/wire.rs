@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use xenstore_core::limits::{ABS_PATH_MAX, HEADER_SIZE, PAYLOAD_MAX};
-use xenstore_core::path::{Path, Special, is_relative, resolve};
+use xenstore_core::path::{Path, SpecialPaths, is_relative, resolve};
 use xenstore_core::perms::{Incarnation, Perms};
 use xenstore_core::wire::{Error, Header, MsgType, Strings, split_message};
 
@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     permissions(data);
     names(data);
     if let Some((choice, given)) = data.split_first() {
-        let special = if choice & 1 == 0 { Special::Allowed } else { Special::Refused };
+        let special = if choice & 1 == 0 { SpecialPaths::Allowed } else { SpecialPaths::Refused };
         paths(given, u16::from(choice >> 1) * 513, special);
     }
 });
@@ -80,23 +80,23 @@ fn permissions(data: &[u8]) {
     assert!(printed.starts_with(&owner) && Strings::new(&owner).count() == 1);
 }
 
-fn paths(given: &[u8], home: u16, special: Special) {
+fn paths(given: &[u8], home: u16, special: SpecialPaths) {
     let mut scratch = Vec::new();
     let Ok(path) = resolve(given, home, special, &mut scratch) else { return };
     let bytes = path.as_bytes();
     assert!(bytes.len() <= ABS_PATH_MAX && path.counted_len() <= bytes.len());
     assert!(bytes.ends_with(given) && (is_relative(given) || bytes == given));
-    assert!(special == Special::Allowed || !path.is_special());
+    assert!(special == SpecialPaths::Allowed || !path.is_special());
     // A path that is resolved again, for any domain, does not change.
     let mut again = Vec::new();
     assert_eq!(resolve(bytes, home ^ 1, special, &mut again), Ok(path));
     let slash: &[u8] = if path.is_special() { b"" } else { b"/" };
     let names: Vec<&[u8]> = path.names().collect();
     assert_eq!([slash, &names.join(&b'/')].concat(), bytes);
-    assert!(path.related(path) && (path.is_special() || path.related(Path::ROOT)));
+    assert!(path.overlaps(path) && (path.is_special() || path.overlaps(Path::ROOT)));
     if let Some((parent, name)) = path.split_last() {
         assert_eq!(names.last(), Some(&name));
-        assert!(parent.related(path) && path.related(parent));
+        assert!(parent.overlaps(path) && path.overlaps(parent));
         assert!(parent.is_special() == path.is_special());
         assert_eq!(parent.names().count() + 1, names.len());
     } else {

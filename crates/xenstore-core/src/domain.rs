@@ -1,12 +1,12 @@
 //! The domains that the store knows: their connection, features, rights, limits and usage.
 
 use crate::digest::Secret;
-use crate::host::Host;
+use crate::host::StoreHost;
 use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, WEIGHT_DEFAULT};
 use crate::notice::{Notice, Notices};
 use crate::perms::{Caller, Incarnation, Perm, Perms};
-use crate::quota::{Kind, Limits, Quota, Usage};
+use crate::quota::{LimitKind, Quota, QuotaLimits, Usage};
 use crate::wire::{Error, feature};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ pub(crate) struct Domain {
     pub(crate) features: u32,
     pub(crate) target: Option<(DomId, Incarnation)>,
     pub(crate) usage: Usage,
-    pub(crate) limits: Limits,
+    pub(crate) limits: QuotaLimits,
     /// The domain's share of the daemon's time, relative to other domains'.
     pub(crate) weight: u32,
     /// The time at which its last turn ended, and the time until which it may not take another.
@@ -46,7 +46,7 @@ pub(crate) struct Domains {
     pub(crate) store_domain: DomId,
     pub(crate) priv_domain: DomId,
     /// The limits of new domains.
-    pub(crate) limits: Limits,
+    pub(crate) limits: QuotaLimits,
     /// The last generation given to a list of children. It increases with every change of such a
     /// list.
     pub(crate) generation: u64,
@@ -66,7 +66,7 @@ impl Domains {
             targets: BTreeSet::new(),
             store_domain,
             priv_domain,
-            limits: Limits::default(),
+            limits: QuotaLimits::default(),
             generation: 0,
             secret,
             notices: Notices::default(),
@@ -120,7 +120,7 @@ impl Domains {
     pub(crate) fn get_or_insert_existing(
         &mut self,
         domid: DomId,
-        host: &mut dyn Host,
+        host: &mut dyn StoreHost,
     ) -> Option<&mut Domain> {
         if self.get(domid).is_none() {
             let identity = host.domain_identity(domid)?;
@@ -220,14 +220,14 @@ impl Domains {
         self.notices.push(notice);
     }
 
-    pub(crate) fn limit(&self, domid: DomId, quota: Quota, kind: Kind) -> u32 {
+    pub(crate) fn limit(&self, domid: DomId, quota: Quota, kind: LimitKind) -> u32 {
         self.get(domid).map_or(&self.limits, |domain| &domain.limits).get(quota, kind)
     }
 
     /// Refuses the domain's request if `wanted`, the new total of `quota`, is over its limit. A
     /// refusal is counted and logged.
     pub(crate) fn check(&mut self, domid: DomId, quota: Quota, wanted: i64) -> Result<(), Error> {
-        let limit = self.limit(domid, quota, Kind::Hard);
+        let limit = self.limit(domid, quota, LimitKind::Hard);
         if limit == 0 || wanted <= i64::from(limit) || self.is_privileged(domid) {
             return Ok(());
         }
@@ -254,7 +254,8 @@ impl Domains {
 
     /// Adds to the domain's usage of `quota`, and warns above a soft limit.
     pub(crate) fn charge(&mut self, domid: DomId, quota: Quota, more: i64) {
-        let soft = if quota == Quota::Memory { self.limit(domid, quota, Kind::Soft) } else { 0 };
+        let soft =
+            if quota == Quota::Memory { self.limit(domid, quota, LimitKind::Soft) } else { 0 };
         let (now, exempt) = (self.now, self.is_privileged(domid));
         let domain = self.get_or_insert(domid);
         domain.usage.add(quota, more);

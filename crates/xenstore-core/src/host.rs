@@ -5,7 +5,7 @@ use crate::wire::Error;
 use alloc::vec::Vec;
 
 /// The part of the machine that the store needs to answer a request. No method blocks.
-pub trait Host {
+pub trait StoreHost {
     /// Returns the identity that distinguishes the domain from all earlier domains of its number;
     /// `None` if the hypervisor knows no domain of this number now.
     fn domain_identity(&mut self, domid: DomId) -> Option<u64>;
@@ -16,14 +16,14 @@ pub trait Host {
     ///
     /// # Errors
     /// The error for the caller of INTRODUCE. Nothing stays mapped or bound then.
-    fn attach(&mut self, at: Attach) -> Result<(), Error>;
+    fn attach(&mut self, at: AttachRequest) -> Result<(), Error>;
 
     /// Attaches a domain with a connection again at INTRODUCE: binds the new port, resets the
     /// ring's indices and drops half-read requests.
     ///
     /// # Errors
     /// The error for the caller of INTRODUCE.
-    fn reattach(&mut self, at: Attach) -> Result<(), Error>;
+    fn reattach(&mut self, at: AttachRequest) -> Result<(), Error>;
 
     /// Unbinds and unmaps the domain's connection, which is gone (by RELEASE, or its death).
     fn detach(&mut self, domid: DomId, conn: ConnId);
@@ -33,9 +33,9 @@ pub trait Host {
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Error>>;
 }
 
-/// The arguments of INTRODUCE, as [`Host::attach`] needs them.
+/// The arguments of INTRODUCE, as [`StoreHost::attach`] needs them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attach {
+pub struct AttachRequest {
     /// The domain.
     pub domid: DomId,
     /// Guest frame number of its ring page.

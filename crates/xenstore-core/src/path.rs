@@ -14,7 +14,7 @@ pub struct Path<'a>(&'a [u8]);
 
 /// The right of a request to name a special path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Special {
+pub enum SpecialPaths {
     /// Special paths such as `@introduceDomain` are allowed.
     Allowed,
     /// Only nodes of the tree are allowed.
@@ -68,8 +68,8 @@ impl<'a> Path<'a> {
     /// Returns the names along the path. The root has none; a special path's first name keeps its
     /// `@`.
     #[must_use]
-    pub fn names(self) -> Names<'a> {
-        Names(self.0.strip_prefix(b"/").unwrap_or(self.0))
+    pub fn names(self) -> PathNames<'a> {
+        PathNames(self.0.strip_prefix(b"/").unwrap_or(self.0))
     }
 
     /// Returns the parent and the last name; `None` for the root.
@@ -104,7 +104,7 @@ impl<'a> Path<'a> {
 
     /// True if the two are equal or one of them is an ancestor of the other.
     #[must_use]
-    pub fn related(self, other: Path<'_>) -> bool {
+    pub fn overlaps(self, other: Path<'_>) -> bool {
         let (short, long) =
             if self.0.len() <= other.0.len() { (self.0, other.0) } else { (other.0, self.0) };
         short == b"/"
@@ -116,9 +116,9 @@ impl<'a> Path<'a> {
 
 /// The remaining names along a path, separated by slashes.
 #[derive(Clone, Debug)]
-pub struct Names<'a>(&'a [u8]);
+pub struct PathNames<'a>(&'a [u8]);
 
-impl<'a> Iterator for Names<'a> {
+impl<'a> Iterator for PathNames<'a> {
     type Item = &'a [u8];
 
     #[inline]
@@ -149,14 +149,14 @@ pub fn is_relative(given: &[u8]) -> bool {
 pub fn resolve<'a>(
     given: &'a [u8],
     home: u16,
-    special: Special,
+    special: SpecialPaths,
     scratch: &'a mut Vec<u8>,
 ) -> Result<Path<'a>, Error> {
     let legal = given.iter().all(|byte| LEGAL.get(usize::from(*byte)).is_some_and(|legal| *legal));
     let full: &[u8] = match given.first() {
         None => return Err(Error::Inval),
         _ if !legal => return Err(Error::Inval),
-        Some(b'@') if special == Special::Refused => return Err(Error::Inval),
+        Some(b'@') if special == SpecialPaths::Refused => return Err(Error::Inval),
         Some(b'/' | b'@') => given,
         Some(_) if given.len() > REL_PATH_MAX => return Err(Error::Inval),
         Some(_) => {
@@ -214,7 +214,7 @@ mod tests {
     use std::format;
     use std::string::{String, ToString};
 
-    fn check(given: &[u8], special: Special) -> Result<String, Error> {
+    fn check(given: &[u8], special: SpecialPaths) -> Result<String, Error> {
         resolve(given, 7, special, &mut Vec::new())
             .map(|path| String::from_utf8_lossy(path.as_bytes()).to_string())
     }
@@ -222,21 +222,28 @@ mod tests {
     #[test]
     fn accepts_what_the_document_allows() {
         for path in ["/", "/a", "/a/b-c_d@e/0Z"] {
-            assert_eq!(check(path.as_bytes(), Special::Refused).as_deref(), Ok(path));
+            assert_eq!(check(path.as_bytes(), SpecialPaths::Refused).as_deref(), Ok(path));
         }
-        assert_eq!(check(b"x/y", Special::Refused).as_deref(), Ok("/local/domain/7/x/y"));
-        assert_eq!(check(b"@releaseDomain/3", Special::Allowed).as_deref(), Ok("@releaseDomain/3"));
+        assert_eq!(check(b"x/y", SpecialPaths::Refused).as_deref(), Ok("/local/domain/7/x/y"));
+        assert_eq!(
+            check(b"@releaseDomain/3", SpecialPaths::Allowed).as_deref(),
+            Ok("@releaseDomain/3")
+        );
     }
 
     #[test]
     fn refuses_the_rest() {
         for path in ["", "//", "/a/", "/a//b", "a/", "/a b", "/a.b", "/\u{e9}", "@x"] {
-            assert_eq!(check(path.as_bytes(), Special::Refused), Err(Error::Inval), "{path:?}");
+            assert_eq!(
+                check(path.as_bytes(), SpecialPaths::Refused),
+                Err(Error::Inval),
+                "{path:?}"
+            );
         }
         for byte in 0..=255u8 {
             let legal = byte.is_ascii_alphanumeric() || b"-_@".contains(&byte);
             assert_eq!(
-                check(&[b'/', b'a', byte, b'c'], Special::Refused).is_ok(),
+                check(&[b'/', b'a', byte, b'c'], SpecialPaths::Refused).is_ok(),
                 legal || byte == b'/'
             );
         }
@@ -245,10 +252,10 @@ mod tests {
     #[test]
     fn lengths_are_counted_as_the_c_daemon_counts_them() {
         let path = |len: usize| format!("/{}", "a".repeat(len - 1));
-        assert!(check(path(3072).as_bytes(), Special::Refused).is_ok());
-        assert!(check(path(3073).as_bytes(), Special::Refused).is_err());
-        assert!(check("a".repeat(2048).as_bytes(), Special::Refused).is_ok());
-        assert!(check("a".repeat(2049).as_bytes(), Special::Refused).is_err());
+        assert!(check(path(3072).as_bytes(), SpecialPaths::Refused).is_ok());
+        assert!(check(path(3073).as_bytes(), SpecialPaths::Refused).is_err());
+        assert!(check("a".repeat(2048).as_bytes(), SpecialPaths::Refused).is_ok());
+        assert!(check("a".repeat(2049).as_bytes(), SpecialPaths::Refused).is_err());
         for (path, counted) in [("/local/domain/7/abc", 3), ("/local/domain/7", 15), ("/abc", 4)] {
             assert_eq!(Path::checked(path.as_bytes()).counted_len(), counted);
         }
@@ -268,9 +275,9 @@ mod tests {
     #[test]
     fn relations() {
         let path = Path::checked;
-        assert!(path(b"/a").related(path(b"/a/b")) && path(b"/a/b").related(path(b"/a")));
-        assert!(path(b"/").related(path(b"/x")) && path(b"/x").related(path(b"/x")));
-        assert!(!path(b"/a").related(path(b"/ab")) && !path(b"/a/b").related(path(b"/a/c")));
+        assert!(path(b"/a").overlaps(path(b"/a/b")) && path(b"/a/b").overlaps(path(b"/a")));
+        assert!(path(b"/").overlaps(path(b"/x")) && path(b"/x").overlaps(path(b"/x")));
+        assert!(!path(b"/a").overlaps(path(b"/ab")) && !path(b"/a/b").overlaps(path(b"/a/c")));
         assert_eq!(path(b"/a/b").split_last(), Some((path(b"/a"), &b"b"[..])));
         assert_eq!(path(b"/a").split_last(), Some((Path::ROOT, &b"a"[..])));
         assert_eq!(Path::ROOT.split_last(), None);

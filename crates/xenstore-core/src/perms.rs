@@ -13,9 +13,9 @@ use alloc::vec::Vec;
 
 /// The rights of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Access(u8);
+pub struct AccessRights(u8);
 
-impl Access {
+impl AccessRights {
     /// `n`
     pub const NONE: Self = Self(0);
     /// `r`
@@ -70,7 +70,7 @@ pub struct Perm {
     /// The domain.
     pub domid: DomId,
     /// Its rights, or in the first entry those of all other domains.
-    pub access: Access,
+    pub access: AccessRights,
     /// The incarnation of the domain.
     pub incarnation: Incarnation,
 }
@@ -148,9 +148,9 @@ impl Perms {
 
     /// Returns the rights of `caller`.
     #[must_use]
-    pub fn access(&self, caller: &Caller) -> Access {
+    pub fn access(&self, caller: &Caller) -> AccessRights {
         if caller.privileged || self.is_owner(caller) {
-            return Access::BOTH;
+            return AccessRights::BOTH;
         }
         let own = self.others.iter().find(|perm| caller.matches(perm));
         own.map_or(self.owner.access, |perm| perm.access)
@@ -174,7 +174,7 @@ impl Perms {
     ) -> Result<Self, Error> {
         let mut entries = Strings::new(payload).map(|text| {
             let (letter, digits) = text.split_first().ok_or(Error::Inval)?;
-            let access = Access::from_letter(*letter).ok_or(Error::Inval)?;
+            let access = AccessRights::from_letter(*letter).ok_or(Error::Inval)?;
             let domid = DomId(u16::try_from(number(digits)?).map_err(|_| Error::Inval)?);
             Ok(Perm { domid, access, incarnation: incarnation(domid) })
         });
@@ -238,17 +238,17 @@ mod tests {
     #[test]
     fn the_first_entry_is_for_everybody_else() {
         let perms = perms(b"r1\0n2\0b3\0").unwrap();
-        assert_eq!(perms.access(&guest(1, 1)), Access::BOTH);
-        assert_eq!(perms.access(&guest(2, 2)), Access::NONE);
-        assert_eq!(perms.access(&guest(3, 3)), Access::BOTH);
-        assert_eq!(perms.access(&guest(4, 4)), Access::READ);
+        assert_eq!(perms.access(&guest(1, 1)), AccessRights::BOTH);
+        assert_eq!(perms.access(&guest(2, 2)), AccessRights::NONE);
+        assert_eq!(perms.access(&guest(3, 3)), AccessRights::BOTH);
+        assert_eq!(perms.access(&guest(4, 4)), AccessRights::READ);
     }
 
     #[test]
     fn entries_are_for_one_incarnation() {
         let perms = perms(b"n1\0b3\0").unwrap();
-        assert_eq!(perms.access(&guest(3, 3)), Access::BOTH);
-        assert_eq!(perms.access(&guest(3, 4)), Access::NONE);
+        assert_eq!(perms.access(&guest(3, 3)), AccessRights::BOTH);
+        assert_eq!(perms.access(&guest(3, 4)), AccessRights::NONE);
     }
 
     /// Nodes of a dead domain may exist for a while after its death.
@@ -257,7 +257,7 @@ mod tests {
         let perms = perms(b"n3\0").unwrap();
         assert!(perms.is_owner(&guest(3, 3)));
         assert!(!perms.is_owner(&guest(3, 4)));
-        assert_eq!(perms.access(&guest(3, 4)), Access::NONE);
+        assert_eq!(perms.access(&guest(3, 4)), AccessRights::NONE);
     }
 
     #[test]
@@ -267,8 +267,8 @@ mod tests {
         caller.target = Some((DomId(1), Incarnation(1)));
         assert!(perms.is_owner(&caller));
         caller.target = Some((DomId(3), Incarnation(3)));
-        assert_eq!(perms.access(&caller), Access::BOTH);
+        assert_eq!(perms.access(&caller), AccessRights::BOTH);
         caller.target = Some((DomId(3), Incarnation(8)));
-        assert_eq!(perms.access(&caller), Access::NONE);
+        assert_eq!(perms.access(&caller), AccessRights::NONE);
     }
 }

@@ -93,14 +93,14 @@ impl Quota {
 
     /// Parses a quota's name in GET_QUOTA and SET_QUOTA, in which `soft-` precedes a soft quota's
     /// name.
-    pub(crate) fn named(name: &[u8]) -> Result<(Self, Kind), Error> {
+    pub(crate) fn named(name: &[u8]) -> Result<(Self, LimitKind), Error> {
         let name = core::str::from_utf8(name).map_err(|_| Error::Inval)?;
         let (name, kind) = match name.strip_prefix("soft-") {
-            Some(name) => (name, Kind::Soft),
-            None => (name, Kind::Hard),
+            Some(name) => (name, LimitKind::Soft),
+            None => (name, LimitKind::Hard),
         };
         let quota = Self::from_name(name).ok_or(Error::Inval)?;
-        if kind == Kind::Soft && quota.info().soft.is_none() {
+        if kind == LimitKind::Soft && quota.info().soft.is_none() {
             Err(Error::Inval)
         } else {
             Ok((quota, kind))
@@ -127,7 +127,7 @@ impl Quota {
 
 /// The kind of a limit: hard or soft.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum LimitKind {
     /// A request beyond the limit is refused.
     Hard,
     /// A usage beyond the limit is logged as a warning.
@@ -161,12 +161,12 @@ impl<T: Copy + Default> Default for Values<T> {
 
 /// The limits of a domain, or the defaults for new domains.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct QuotaLimits {
     hard: Values<u32>,
     soft: Values<u32>,
 }
 
-impl Default for Limits {
+impl Default for QuotaLimits {
     fn default() -> Self {
         let (mut hard, mut soft) = (Values::default(), Values::default());
         for info in ALL {
@@ -177,13 +177,13 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl QuotaLimits {
     /// Returns the limit; 0 for none.
     #[must_use]
-    pub fn get(&self, quota: Quota, kind: Kind) -> u32 {
+    pub fn get(&self, quota: Quota, kind: LimitKind) -> u32 {
         match kind {
-            Kind::Hard => self.hard.get(quota),
-            Kind::Soft => self.soft.get(quota),
+            LimitKind::Hard => self.hard.get(quota),
+            LimitKind::Soft => self.soft.get(quota),
         }
     }
 
@@ -191,11 +191,11 @@ impl Limits {
     ///
     /// # Errors
     /// EINVAL for a soft limit that does not exist.
-    pub fn set(&mut self, quota: Quota, kind: Kind, value: u32) -> Result<(), Error> {
+    pub fn set(&mut self, quota: Quota, kind: LimitKind, value: u32) -> Result<(), Error> {
         match kind {
-            Kind::Hard => self.hard.set(quota, value),
-            Kind::Soft if quota.info().soft.is_none() => return Err(Error::Inval),
-            Kind::Soft => self.soft.set(quota, value),
+            LimitKind::Hard => self.hard.set(quota, value),
+            LimitKind::Soft if quota.info().soft.is_none() => return Err(Error::Inval),
+            LimitKind::Soft => self.soft.set(quota, value),
         }
         Ok(())
     }
@@ -203,7 +203,7 @@ impl Limits {
 
 /// The refusals of one quota to a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Refusal {
+pub struct QuotaRefusals {
     /// The number of refusals.
     pub count: u64,
     /// The time of the last refusal, in microseconds.
@@ -216,7 +216,7 @@ pub struct Refusal {
 pub struct Usage {
     now: Values<i64>,
     max: Values<i64>,
-    refusals: Values<Refusal>,
+    refusals: Values<QuotaRefusals>,
     soft_warned: Option<u64>,
 }
 
@@ -240,7 +240,7 @@ impl Usage {
 
     /// Returns the refusals of one quota.
     #[must_use]
-    pub fn refusal(&self, quota: Quota) -> Refusal {
+    pub fn refusal(&self, quota: Quota) -> QuotaRefusals {
         self.refusals.get(quota)
     }
 

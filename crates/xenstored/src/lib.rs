@@ -53,7 +53,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
-use xenstore_core::quota::Kind;
+use xenstore_core::quota::LimitKind;
 use xenstore_core::server::Server;
 
 pub use error::Error;
@@ -187,8 +187,8 @@ fn set_up(
 /// Sets one quota of the command line in the core.
 fn set_quota(server: &mut Server, quota: &QuotaSetting) -> Result<(), Error> {
     let kind = match quota.kind {
-        QuotaKind::Hard => Kind::Hard,
-        QuotaKind::Soft => Kind::Soft,
+        QuotaKind::Hard => LimitKind::Hard,
+        QuotaKind::Soft => LimitKind::Soft,
     };
     let set = server.set_quota(quota.name, kind, quota.value);
     set.map_err(|error| Error::start(format!("quota {}: {error}", quota.name)))

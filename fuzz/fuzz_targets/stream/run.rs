@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xenstore_core::limits::{
     HEADER_SIZE, HOLD_MAX_US, PAYLOAD_MAX, UNREAD_MAX_BYTES, UNREAD_SOFT_BYTES,
 };
-use xenstore_core::server::{Attach, Config, ConnId, DomId, EndReason, Host, Notice, Server};
+use xenstore_core::server::{AttachRequest, Config, ConnId, DomId, EndReason, StoreHost, Notice, Server};
 use xenstore_core::wire::{Error, Header, MsgType, Strings, split_message};
 
 /// The most bytes that can wait for one reader: the limit of its unread bytes, and the replies of
@@ -29,19 +29,19 @@ pub(crate) struct Machine {
     ring_events: Vec<RingEvent>,
 }
 
-impl Host for Machine {
+impl StoreHost for Machine {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         let lives = self.lives.get(&domid.0).copied().unwrap_or_default();
         self.existing.contains(&domid.0).then_some(lives)
     }
-    fn attach(&mut self, at: Attach) -> Result<(), Error> {
+    fn attach(&mut self, at: AttachRequest) -> Result<(), Error> {
         if self.refuses {
             return Err(Error::Inval);
         }
         self.ring_events.push(RingEvent::Attached(at.conn, at.domid.0));
         Ok(())
     }
-    fn reattach(&mut self, at: Attach) -> Result<(), Error> {
+    fn reattach(&mut self, at: AttachRequest) -> Result<(), Error> {
         if self.refuses {
             return Err(Error::Inval);
         }

@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
 use std::time::Duration;
 use xenstore_core::quota::Quota;
-use xenstore_core::server::{Attach, Config, ConnId, DomId, Host, Notice, Server};
+use xenstore_core::server::{AttachRequest, Config, ConnId, DomId, Notice, Server, StoreHost};
 use xenstore_core::wire::{Error, Header, MsgType};
 
 /// The number of steps after which a program is cut off, because a search runs many.
@@ -79,14 +79,14 @@ pub fn run(program: &Program) -> Measure {
 /// A hypervisor with domain 0 and the guest.
 struct Hypervisor;
 
-impl Host for Hypervisor {
+impl StoreHost for Hypervisor {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         [0, GUEST].contains(&domid.0).then_some(1)
     }
-    fn attach(&mut self, _at: Attach) -> Result<(), Error> {
+    fn attach(&mut self, _at: AttachRequest) -> Result<(), Error> {
         Ok(())
     }
-    fn reattach(&mut self, _at: Attach) -> Result<(), Error> {
+    fn reattach(&mut self, _at: AttachRequest) -> Result<(), Error> {
         Ok(())
     }
     fn detach(&mut self, _domid: DomId, _conn: ConnId) {}

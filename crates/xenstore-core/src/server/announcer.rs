@@ -5,7 +5,7 @@ use crate::domain::Domains;
 use crate::id::{ConnId, DomId};
 use crate::limits::DOMID_ANY;
 use crate::path::{Path, push_decimal};
-use crate::perms::{Access, Caller, Perms};
+use crate::perms::{AccessRights, Caller, Perms};
 use crate::quota::Quota;
 use crate::tree::{Effect, Node, Tree};
 use crate::watch::{self, Audience, Spot, WatchId, Watches};
@@ -29,7 +29,7 @@ impl Sight<'_> {
     fn allows(&self, caller: &Caller) -> bool {
         let nodes = self.node.into_iter().chain(self.parent).map(|node| &**node.perms());
         caller.privileged
-            || nodes.chain(self.before).any(|perms| perms.access(caller).has(Access::READ))
+            || nodes.chain(self.before).any(|perms| perms.access(caller).has(AccessRights::READ))
     }
 
     /// Collects in `to` the domains that may be allowed to read. A write must not take longer for
@@ -41,11 +41,11 @@ impl Sight<'_> {
         to.extend([domains.store_domain, domains.priv_domain]);
         for perms in nodes.chain(self.before) {
             let owner = perms.owner();
-            let others = perms.entries().skip(1).filter(|perm| perm.access.has(Access::READ));
+            let others = perms.entries().skip(1).filter(|perm| perm.access.has(AccessRights::READ));
             for perm in others.chain([&owner]) {
                 to.push(perm.domid);
             }
-            if owner.access.has(Access::READ) || to.contains(&DomId(DOMID_ANY)) {
+            if owner.access.has(AccessRights::READ) || to.contains(&DomId(DOMID_ANY)) {
                 return Audience::Everybody;
             }
         }
@@ -154,14 +154,18 @@ impl Announcer {
         let mut stack: Vec<(Spot<'_>, &Node)> = Vec::new();
         stack.extend(self.watches.spot(path).map(|spot| (spot, gone)));
         while let Some((spot, node)) = stack.pop() {
-            let Some(dir) = node.dir() else { continue };
+            let Some(children) = node.child_list() else { continue };
             let from = stack.len();
-            if dir.len() < spot.len() {
-                stack.extend(dir.iter().filter_map(|child| Some((spot.get(child.name())?, child))));
+            if children.len() < spot.len() {
+                stack.extend(
+                    children.iter().filter_map(|child| Some((spot.get(child.name())?, child))),
+                );
             } else {
-                stack.extend(spot.iter().filter_map(|(name, spot)| Some((spot, dir.get(name)?))));
+                stack.extend(
+                    spot.iter().filter_map(|(name, spot)| Some((spot, children.get(name)?))),
+                );
             }
-            visited = visited.saturating_add(dir.len().min(spot.len()) as usize);
+            visited = visited.saturating_add(children.len().min(spot.len()) as usize);
             for (spot, node) in stack.get(from..).unwrap_or_default() {
                 if spot.is_watched() {
                     self.find_watches(*spot, node, sessions, &mut audience, &mut firing);

@@ -113,10 +113,10 @@ impl Check {
             list.last.clear();
             list.last.extend_from_slice(node.name());
         }
-        if let Some(dir) = node.dir() {
+        if let Some(children) = node.child_list() {
             self.lists.push(List {
                 path: Vec::from(path),
-                declared: (dir.len() as usize, dir.names_len() as usize),
+                declared: (children.len() as usize, children.names_len() as usize),
                 counted: (0, 0),
                 last: Vec::new(),
                 is_sorted: true,

@@ -6,9 +6,9 @@ use crate::digest::Secret;
 use crate::domain::Domains;
 use crate::ledger::{Deltas, Ledger};
 use crate::limits::COST_PER_NODE;
-use crate::path::{Path, Special, resolve};
+use crate::path::{Path, SpecialPaths, resolve};
 use crate::perms::Caller;
-use crate::quota::{Kind, Quota};
+use crate::quota::{LimitKind, Quota};
 use crate::transaction::{Change, Conflict, Rerun, Transaction, apply};
 use crate::tree::{Effect, Node, Tree};
 use crate::wire::Error;
@@ -144,7 +144,7 @@ impl Content {
         path: Path<'_>,
     ) -> Result<(), Error> {
         let domains = &mut self.domains;
-        let nodes = domains.limit(caller.domid, Quota::TransactionNodes, Kind::Hard);
+        let nodes = domains.limit(caller.domid, Quota::TransactionNodes, LimitKind::Hard);
         let most = nodes.saturating_mul(COST_PER_NODE);
         let wanted = transaction.cost.saturating_add(path.cost()).saturating_add(1);
         if nodes == 0 || wanted <= most {
@@ -197,7 +197,7 @@ impl Content {
         &mut self,
         caller: &Caller,
         given: &'p [u8],
-        special: Special,
+        special: SpecialPaths,
         scratch: &'p mut Vec<u8>,
     ) -> Result<Path<'p>, Error> {
         let path = resolve(given, caller.domid.0, special, scratch)?;

@@ -9,8 +9,8 @@ use crate::limits::DOMID_ANY;
 use crate::notice::EndReason;
 use crate::path::Path;
 use crate::perms::{Incarnation, Perms};
-use crate::quota::{ALL, Kind, Limits, Quota};
-use crate::stream::{self, DomainMore, Global, Link, Peer, Quotas, Record, Watch};
+use crate::quota::{ALL, LimitKind, Quota, QuotaLimits};
+use crate::stream::{self, DaemonHandles, DomainMore, Peer, Quotas, Record, TransportState, Watch};
 use crate::tree::{Node, VisitStep};
 use crate::wire::split_message;
 use alloc::vec::Vec;
@@ -49,8 +49,8 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> RecordWriter<S> {
 /// Writes the state to `sink`, piece by piece.
 pub(super) fn dump<'a, E>(
     store: &Store,
-    global: Global,
-    link: impl Fn(ConnId) -> Link<'a>,
+    global: DaemonHandles,
+    transport: impl Fn(ConnId) -> TransportState<'a>,
     sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut out = RecordWriter { buffer: Vec::with_capacity(CHUNK), sink };
@@ -65,7 +65,7 @@ pub(super) fn dump<'a, E>(
     };
     let conns = conns(Transport::Ring).chain(conns(Transport::Socket));
     for (number, (conn, connection)) in (1..).zip(conns) {
-        dump_connection(store, number, conn, connection, link(conn), &mut out)?;
+        dump_connection(store, number, conn, connection, transport(conn), &mut out)?;
     }
     let mut entries = Vec::new();
     let mut result = Ok(());
@@ -95,12 +95,12 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
     number: u32,
     conn: ConnId,
     connection: &Connection,
-    link: Link<'_>,
+    transport: TransportState<'_>,
     out: &mut RecordWriter<S>,
 ) -> Result<(), E> {
     let domain = store.sessions.content.domains.get(connection.domid);
     let peer = match connection.transport {
-        Transport::Socket => Peer::Socket { fd: link.handle },
+        Transport::Socket => Peer::Socket { fd: transport.handle },
         Transport::Ring => Peer::Ring {
             domid: connection.domid.0,
             // The target counts only as long as it lives.
@@ -110,13 +110,13 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
                     store.sessions.content.domains.incarnation(*target) == *known
                 })
                 .map(|(target, _)| target.0),
-            port: link.handle,
+            port: transport.handle,
             identity: domain.and_then(|domain| domain.identity),
         },
     };
     let mut input = Vec::new();
     store.sessions.write_waiting(conn, &mut input);
-    input.extend_from_slice(link.input);
+    input.extend_from_slice(transport.input);
     let (input, more) = input.split_at(first_part(&input));
     let (partial, output) = connection.unsent(&store.announcer.watches);
     out.put(&Record::Connection(stream::Connection {
@@ -217,18 +217,18 @@ fn dump_domain<E, S: FnMut(&[u8]) -> Result<(), E>>(
 }
 
 /// Returns all limits, hard and soft, with their names in GET_QUOTA.
-fn limits(limits: &Limits) -> (Vec<[u8; 4]>, Vec<u8>) {
+fn limits(limits: &QuotaLimits) -> (Vec<[u8; 4]>, Vec<u8>) {
     let (mut values, mut names) = (Vec::new(), Vec::new());
-    let mut put = |prefix: &str, name: &str, quota: Quota, kind: Kind| {
+    let mut put = |prefix: &str, name: &str, quota: Quota, kind: LimitKind| {
         values.push(limits.get(quota, kind).to_ne_bytes());
         names.extend_from_slice(prefix.as_bytes());
         names.extend_from_slice(name.as_bytes());
         names.push(0);
     };
     for about in ALL {
-        put("", about.name, about.quota, Kind::Hard);
+        put("", about.name, about.quota, LimitKind::Hard);
         if about.soft.is_some() {
-            put("soft-", about.name, about.quota, Kind::Soft);
+            put("soft-", about.name, about.quota, LimitKind::Soft);
         }
     }
     (values, names)

@@ -29,7 +29,7 @@ mod transactions;
 mod turn;
 mod waiting;
 
-pub use crate::host::{Attach, Host};
+pub use crate::host::{AttachRequest, StoreHost};
 pub use crate::id::{ConnId, DomId};
 pub use crate::notice::{EndReason, Notice};
 pub use config::{Config, Orphans};
@@ -37,8 +37,8 @@ pub use counters::Counters;
 pub use restore::RestoredConnection;
 
 use crate::limits::{UNREAD_SOFT_BYTES, WEIGHT_DEFAULT};
-use crate::quota::{Kind, Quota, Usage};
-use crate::stream::{self, Global, Link};
+use crate::quota::{LimitKind, Quota, Usage};
+use crate::stream::{self, DaemonHandles, TransportState};
 use crate::tree::Tree;
 use crate::wire::{Error, Header, MsgType};
 use alloc::format;
@@ -57,7 +57,7 @@ pub struct RestoredStore {
     /// The store.
     pub server: Server,
     /// The daemon's own descriptors, if the stream had them.
-    pub global: Option<Global>,
+    pub global: Option<DaemonHandles>,
     /// All connections.
     pub connections: Vec<RestoredConnection>,
 }
@@ -95,7 +95,7 @@ impl Server {
         Ok(RestoredStore { server, global, connections })
     }
 
-    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `link`
+    /// Writes the state to `sink`, piece by piece, in the format of [`crate::stream`]. `transport`
     /// returns the daemon's part of a connection.
     ///
     /// Of open transactions only their numbers are written: they will get EAGAIN. Waiting requests
@@ -105,18 +105,18 @@ impl Server {
     /// The first error of `sink`. Nothing is written after it.
     pub fn dump<'a, E>(
         &self,
-        global: Global,
-        link: impl Fn(ConnId) -> Link<'a>,
+        global: DaemonHandles,
+        transport: impl Fn(ConnId) -> TransportState<'a>,
         sink: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        dump::dump(&self.store, global, link, sink)
+        dump::dump(&self.store, global, transport, sink)
     }
 
     /// Sets a quota for new domains.
     ///
     /// # Errors
     /// EINVAL for an unknown name, or a soft quota that does not exist.
-    pub fn set_quota(&mut self, name: &str, kind: Kind, value: u32) -> Result<(), Error> {
+    pub fn set_quota(&mut self, name: &str, kind: LimitKind, value: u32) -> Result<(), Error> {
         let quota = Quota::from_name(name).ok_or(Error::Inval)?;
         self.store.sessions.content.domains.limits.set(quota, kind, value)
     }
@@ -173,7 +173,7 @@ impl Server {
         if connection.transport == Transport::Socket || domains.is_privileged(connection.domid) {
             return true;
         }
-        let limit = domains.limit(connection.domid, Quota::Outstanding, Kind::Hard) as usize;
+        let limit = domains.limit(connection.domid, Quota::Outstanding, LimitKind::Hard) as usize;
         limit == 0
             || connection.outstanding() < limit
             || (connection.unread_replies() < limit && turns.has_turn(conn))
@@ -186,7 +186,7 @@ impl Server {
         header: &Header,
         payload: &[u8],
         now: u64,
-        host: &mut dyn Host,
+        host: &mut dyn StoreHost,
     ) -> u32 {
         let Store { sessions, counters, .. } = &mut self.store;
         sessions.content.domains.now = now;
@@ -217,7 +217,7 @@ impl Server {
         conn: ConnId,
         header: &Header,
         payload: &[u8],
-        host: &mut dyn Host,
+        host: &mut dyn StoreHost,
     ) -> Attempt {
         let Self { store, path_scratch } = self;
         let Some(connection) = store.sessions.conns.get(conn) else { return Attempt::Done };
@@ -254,7 +254,7 @@ impl Server {
     /// guests, as much as a slice may cost. The rest are run in the next round. Requests that
     /// waited for the end of a turn come first, then those that want a turn themselves. A request
     /// never comes before another that it depends on.
-    fn run_waiting(&mut self, time_of: Class, host: &mut dyn Host) {
+    fn run_waiting(&mut self, time_of: Class, host: &mut dyn StoreHost) {
         let mut left = self.store.config.slice_cost;
         loop {
             let turns = &self.store.sessions.turns;
@@ -271,7 +271,7 @@ impl Server {
     }
 
     /// Tries the next request that is to be tried, and returns the cost.
-    fn try_next(&mut self, class: Class, host: &mut dyn Host) -> u32 {
+    fn try_next(&mut self, class: Class, host: &mut dyn StoreHost) -> u32 {
         let sessions = &mut self.store.sessions;
         if sessions.turns.lane_mut(class).queue.take_end() {
             return sessions.plan_tries(class);
@@ -294,7 +294,7 @@ impl Server {
         number: u64,
         mut waiting: WaitingRequest,
         class: Class,
-        host: &mut dyn Host,
+        host: &mut dyn StoreHost,
     ) -> u32 {
         let spent = core::mem::take(&mut self.store.sessions.content.cost);
         let conn = waiting.conn;
@@ -378,7 +378,7 @@ impl Server {
     }
 
     /// Does the work that is due at this time.
-    pub fn tick(&mut self, now: u64, host: &mut dyn Host) {
+    pub fn tick(&mut self, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         self.store.work();
         self.run_waiting(Class::Guest, host);
@@ -391,14 +391,14 @@ impl Server {
     /// Introduces a domain on the daemon's own behalf (dom0's own ring at start-up).
     ///
     /// # Errors
-    /// The error of [`Host::attach`].
+    /// The error of [`StoreHost::attach`].
     pub fn introduce(
         &mut self,
         domid: DomId,
         gfn: u64,
         port: u32,
         now: u64,
-        host: &mut dyn Host,
+        host: &mut dyn StoreHost,
     ) -> Result<ConnId, Error> {
         self.set_time(now);
         self.store.introduce(domid, gfn, port, host)
@@ -406,7 +406,7 @@ impl Server {
 
     /// Removes a connection whose peer is gone, with its watches, transactions and waiting
     /// requests.
-    pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
+    pub fn disconnect(&mut self, conn: ConnId, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         let Some(connection) = self.store.sessions.conns.get(conn) else { return };
         let domid = connection.domid;
@@ -423,7 +423,7 @@ impl Server {
 
     /// Ends a connection whose peer broke the protocol, as the transport found. The state is then
     /// the one of [`Notice::Ended`].
-    pub fn end(&mut self, conn: ConnId, why: EndReason, now: u64, host: &mut dyn Host) {
+    pub fn end(&mut self, conn: ConnId, why: EndReason, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         let Some(connection) = self.store.sessions.conns.get(conn) else { return };
         let domid = connection.domid;
@@ -444,7 +444,7 @@ impl Server {
 
     /// Resets a connection at the guest's request (ring reconnection): watches, transactions,
     /// waiting requests and unsent output are dropped; the connection stays.
-    pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn Host) {
+    pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         self.store.clear_connection(conn);
         self.run_waiting(Class::Privileged, host);
@@ -452,7 +452,7 @@ impl Server {
 
     /// Handles the hypervisor's report of a shut-down or crashed domain: fires `@releaseDomain`
     /// once.
-    pub fn domain_shutdown(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
+    pub fn domain_shutdown(&mut self, domid: DomId, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         let Some(domain) = self.store.sessions.content.domains.get_mut(domid) else { return };
         if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
@@ -464,7 +464,7 @@ impl Server {
     /// Handles the hypervisor's report that the domain no longer exists: removes its connection,
     /// nodes and permission entries. Another domain that has its number by now, and that the store
     /// knows, is not affected.
-    pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn Host) {
+    pub fn domain_died(&mut self, domid: DomId, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         let known = self.store.sessions.content.domains.get(domid);
         let known = known.and_then(|domain| domain.identity);

@@ -8,10 +8,12 @@ use super::store::Store;
 use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, DOMID_FIRST_RESERVED, PAYLOAD_MAX, WEIGHT_MAX};
 use crate::notice::EndReason;
-use crate::path::{Path, Special, is_relative, resolve};
-use crate::perms::{Access, Incarnation, Perm, Perms};
-use crate::quota::{Limits, Quota};
-use crate::stream::{self, Connection, Error, Global, Node, Peer, Quotas, Reader, Record, Watch};
+use crate::path::{Path, SpecialPaths, is_relative, resolve};
+use crate::perms::{AccessRights, Incarnation, Perm, Perms};
+use crate::quota::{Quota, QuotaLimits};
+use crate::stream::{
+    self, Connection, DaemonHandles, Error, Node, Peer, Quotas, Reader, Record, Watch,
+};
 use crate::transaction::Change;
 use crate::watch;
 use crate::wire::feature;
@@ -39,14 +41,14 @@ type Outcome = Result<(), &'static str>;
 /// A store that is being restored from a stream.
 pub(super) struct Restorer {
     store: Store,
-    global: Option<Global>,
+    global: Option<DaemonHandles>,
     connections: Vec<RestoredConnection>,
     /// The index in `connections` of each connection number of the stream.
     numbers: BTreeMap<u32, usize>,
 }
 
 /// A store from a stream, the stream's data on the daemon, and the connections.
-type RestoredParts = (Store, Option<Global>, Vec<RestoredConnection>);
+type RestoredParts = (Store, Option<DaemonHandles>, Vec<RestoredConnection>);
 
 impl Restorer {
     /// Restores a store from another one's stream.
@@ -188,7 +190,7 @@ impl Restorer {
         let conns = &self.store.sessions.conns;
         let domid = conns.get(conn).map(|conn| conn.domid).unwrap_or_default();
         let mut scratch = Vec::new();
-        let path = resolve(record.path, domid.0, Special::Allowed, &mut scratch)
+        let path = resolve(record.path, domid.0, SpecialPaths::Allowed, &mut scratch)
             .map_err(|_| "its path is none")?;
         let hidden = match is_relative(record.path) {
             true => path.as_bytes().len().saturating_sub(record.path.len()),
@@ -227,7 +229,7 @@ impl Restorer {
         if is_relative(record.path) {
             return Err("its path is relative");
         }
-        let path = resolve(record.path, 0, Special::Allowed, &mut scratch)
+        let path = resolve(record.path, 0, SpecialPaths::Allowed, &mut scratch)
             .map_err(|_| "its path is none")?;
         let perms = self.perms(record.entries)?;
         let sessions = &mut self.store.sessions;
@@ -247,7 +249,7 @@ impl Restorer {
                 (DOMID_ANY, false) | (_, true) => Incarnation::NEVER,
                 _ => domains.get_or_insert(domid).incarnation,
             };
-            let access = Access::from_letter(letter).ok_or("it has an unknown permission")?;
+            let access = AccessRights::from_letter(letter).ok_or("it has an unknown permission")?;
             Ok(Perm { domid, access, incarnation })
         };
         let mut perms = entries.iter().copied().map(perm);
@@ -260,7 +262,7 @@ impl Restorer {
 }
 
 /// Sets those limits whose names are known.
-fn set_limits(limits: &mut Limits, quotas: Quotas<'_>) {
+fn set_limits(limits: &mut QuotaLimits, quotas: Quotas<'_>) {
     for (name, value) in quotas.iter() {
         if let Ok((quota, kind)) = Quota::named(name) {
             // A soft limit's name is known only if the quota has one.

@@ -15,8 +15,8 @@ use crate::id::{ConnId, DomId};
 use crate::limits::{LOGGED_WEIGHT, SNAPSHOT_BYTES_MAX, SNAPSHOT_WORK_MAX};
 use crate::notice::Notice;
 use crate::path::Path;
-use crate::perms::{Access, Caller};
-use crate::quota::{Kind, Quota};
+use crate::perms::{AccessRights, Caller};
+use crate::quota::{LimitKind, Quota};
 use crate::transaction::{Change, Leftovers, Look, Rerun, Touch, Transaction};
 use crate::tree::{Effect, Node};
 use crate::wire::{Error, Header};
@@ -257,14 +257,14 @@ impl Sessions {
     ) -> Result<Node, RequestError> {
         let caller = request.caller;
         if request.header.tx_id == 0 {
-            return Ok(self.content.tree.find(&caller, path, Access::READ)?.clone());
+            return Ok(self.content.tree.find(&caller, path, AccessRights::READ)?.clone());
         }
         self.in_transaction(request, |sessions, transaction| {
             if transaction.lost {
                 // The transaction will be refused. Until then it is shown the present state of the
                 // store.
                 transaction.torn = true;
-                return Ok(sessions.content.tree.find(&caller, path, Access::READ)?.clone());
+                return Ok(sessions.content.tree.find(&caller, path, AccessRights::READ)?.clone());
             }
             if !caller.privileged && !transaction.has_seen(path, what) {
                 sessions.content.check_access(&caller, transaction, path, LOGGED_WEIGHT)?;
@@ -408,7 +408,7 @@ impl Sessions {
     /// state that it has replaced. There is no request that could be refused instead.
     fn give_up_for_room(&mut self, conn: ConnId, domid: DomId) {
         let domains = &self.content.domains;
-        let limit = i64::from(domains.limit(domid, Quota::Memory, Kind::Hard));
+        let limit = i64::from(domains.limit(domid, Quota::Memory, LimitKind::Hard));
         let used = domains.get(domid).map_or(0, |domain| domain.usage.now(Quota::Memory));
         let mut over = if limit == 0 { 0 } else { used.saturating_sub(limit) };
         while over > 0

@@ -11,13 +11,13 @@ use super::removal::Removal;
 use super::request::{Outcome, Request, RequestError};
 use super::sessions::Sessions;
 use crate::churn::Churn;
-use crate::host::{Attach, Host};
+use crate::host::{AttachRequest, StoreHost};
 use crate::id::{ConnId, DomId};
 use crate::limits::{DISOWN_MAX, DOMID_ANY, PAYLOAD_MAX, UNREAD_MAX_BYTES};
 use crate::notice::{EndReason, Notice};
 use crate::path::{Path, home_of};
 use crate::perms::Incarnation;
-use crate::quota::{Kind, Quota};
+use crate::quota::{LimitKind, Quota};
 use crate::transaction::{Change, Transaction};
 use crate::tree::{Effect, Node};
 use crate::watch::{Watch, WatchId};
@@ -185,7 +185,7 @@ impl Store {
         let domains = &self.sessions.content.domains;
         let quota = match domains.is_privileged(domid) {
             true => 0,
-            false => domains.limit(domid, Quota::Memory, Kind::Hard) as usize,
+            false => domains.limit(domid, Quota::Memory, LimitKind::Hard) as usize,
         };
         if quota == 0 { UNREAD_MAX_BYTES } else { quota.min(UNREAD_MAX_BYTES) }
     }
@@ -294,7 +294,7 @@ impl Store {
         domid: DomId,
         gfn: u64,
         port: u32,
-        host: &mut dyn Host,
+        host: &mut dyn StoreHost,
     ) -> Result<ConnId, Error> {
         // The report of a domain's death may come after its number is reused.
         let identity = host.domain_identity(domid).ok_or(Error::NoEnt)?;
@@ -307,12 +307,12 @@ impl Store {
         domain.identity = Some(identity);
         let features = domain.features;
         if let Some(conn) = domain.conn {
-            host.reattach(Attach { domid, gfn, port, features, conn })?;
+            host.reattach(AttachRequest { domid, gfn, port, features, conn })?;
             self.clear_connection(conn);
             return Ok(conn);
         }
         let conn = conns.add(domid, Transport::Ring);
-        if let Err(error) = host.attach(Attach { domid, gfn, port, features, conn }) {
+        if let Err(error) = host.attach(AttachRequest { domid, gfn, port, features, conn }) {
             conns.remove(conn);
             return Err(error);
         }
@@ -324,7 +324,7 @@ impl Store {
 
     /// Releases a domain, at RELEASE or its death. Its nodes are removed. Permission entries for it
     /// become void with its incarnation. Domains that had it as a target have none any more.
-    pub(super) fn release(&mut self, domid: DomId, host: &mut dyn Host) {
+    pub(super) fn release(&mut self, domid: DomId, host: &mut dyn StoreHost) {
         let Some(domain) = self.sessions.content.domains.get_mut(domid) else { return };
         let conn = domain.conn.take();
         if let Some(conn) = conn {

@@ -8,7 +8,7 @@ use super::class::Class;
 use super::connection::Connection;
 use crate::id::{ConnId, DomId};
 use crate::limits::DELAYED_WEIGHT;
-use crate::path::{Path, Special, resolve};
+use crate::path::{Path, SpecialPaths, resolve};
 use crate::transaction::Touch;
 use crate::tree::Tree;
 use crate::wire::{Header, MsgType, Strings};
@@ -61,7 +61,7 @@ fn first_path<'a>(
         | MsgType::SetPerms => Strings::new(payload).next()?,
         _ => return None,
     };
-    resolve(given, home.0, Special::Allowed, scratch).ok()
+    resolve(given, home.0, SpecialPaths::Allowed, scratch).ok()
 }
 
 impl WaitingRequest {
@@ -98,7 +98,7 @@ impl WaitingRequest {
         if header.tx_id != 0 || one == two {
             return true;
         }
-        if !one.related(two) {
+        if !one.overlaps(two) {
             return false;
         }
         let removes_or_permits = matches!(second, Some(MsgType::Rm | MsgType::SetPerms));

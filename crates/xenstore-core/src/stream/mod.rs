@@ -18,5 +18,5 @@ mod write;
 pub use read::Error;
 pub(crate) use read::Reader;
 pub(crate) use record::{Connection, Domain, DomainMore, Node, Peer, Quotas, Record, Watch};
-pub use record::{Global, Link};
+pub use record::{DaemonHandles, TransportState};
 pub(crate) use write::header;

@@ -2,8 +2,8 @@
 
 use super::kind;
 use super::record::{
-    Connection, DEPTH_ALL, Domain, DomainMore, FLAGS, Global, HAS_IDENTITY, HAS_UNIQUE_ID, IDENT,
-    IS_SHUT_DOWN, NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch,
+    Connection, DEPTH_ALL, DaemonHandles, Domain, DomainMore, FLAGS, HAS_IDENTITY, HAS_UNIQUE_ID,
+    IDENT, IS_SHUT_DOWN, NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch,
 };
 use core::fmt;
 
@@ -160,7 +160,7 @@ impl<'a> Reader<'a> {
         let fields = &mut fields;
         Ok(match kind {
             kind::END => Record::End,
-            kind::GLOBAL => Record::Global(Global {
+            kind::GLOBAL => Record::Global(DaemonHandles {
                 socket_fd: fields.u32()?.cast_signed(),
                 evtchn_fd: fields.u32()?.cast_signed(),
             }),

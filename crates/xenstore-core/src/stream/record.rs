@@ -20,7 +20,7 @@ pub(super) const IS_SHUT_DOWN: u16 = 2;
 
 /// GLOBAL_DATA: the daemon's own descriptors. The numbers are valid in the process only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Global {
+pub struct DaemonHandles {
     /// The descriptor of the listening socket, -1 for none.
     pub socket_fd: i32,
     /// The descriptor of the event channel driver, -1 for none.
@@ -29,7 +29,7 @@ pub struct Global {
 
 /// The daemon's part of one connection, which the core does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Link<'a> {
+pub struct TransportState<'a> {
     /// The descriptor of a socket, or the event channel port of a ring.
     pub handle: u32,
     /// The bytes that were read and not processed yet: whole messages, then a part of one.
@@ -117,7 +117,7 @@ pub(crate) struct DomainMore {
 /// One record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Record<'a> {
-    Global(Global),
+    Global(DaemonHandles),
     Connection(Connection<'a>),
     Watch(Watch<'a>),
     Transaction {

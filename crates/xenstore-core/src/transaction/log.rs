@@ -4,7 +4,7 @@ use super::change::{Change, apply};
 use super::look::{Look, LookResult};
 use crate::ledger::Ledger;
 use crate::path::Path;
-use crate::perms::{Access, Caller, Perms};
+use crate::perms::{AccessRights, Caller, Perms};
 use crate::tree::{Effect, NodeWrite, Tree};
 use crate::wire::Error;
 use alloc::rc::Rc;
@@ -58,7 +58,7 @@ impl Entry {
         let (change, before) = match &self.request {
             LoggedRequest::Read { what, seen } => {
                 ledger.touch();
-                let found = tree.find(caller, path, Access::READ);
+                let found = tree.find(caller, path, AccessRights::READ);
                 let same = seen.is(*what, found, ledger.domains);
                 return if same { Ok(()) } else { Err(self.conflict(Error::Again)) };
             }

@@ -41,7 +41,9 @@ impl Look {
                 LookResult::Short,
             ),
             Self::Perms => LookResult::Digest(domains.secret.perms(node.perms(), alive())),
-            Self::Children => LookResult::Digest(node.dir().map_or(0, |dir| dir.names_digest())),
+            Self::Children => {
+                LookResult::Digest(node.child_list().map_or(0, |children| children.names_digest()))
+            }
             Self::Readable => LookResult::Digest(0),
             Self::Subtree => LookResult::Subtree(Box::new((node.clone(), alive()))),
         }

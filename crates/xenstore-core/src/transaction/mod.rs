@@ -24,7 +24,7 @@ use crate::id::ConnId;
 use crate::ledger::{Deltas, Ledger};
 use crate::limits::{LOGGED_WEIGHT, TRANSACTION_WEIGHT};
 use crate::path::Path;
-use crate::perms::{Access, Caller};
+use crate::perms::{AccessRights, Caller};
 use crate::tree::{Effect, Node, NodeWrite, Tree};
 use crate::wire::Error;
 use access::{PathAccesses, ShapeAccesses};
@@ -218,7 +218,7 @@ impl Transaction {
         }
         // A path such as `/a-c` may sort between `/a` and `/a/b`.
         let from = from.take_while(|known| known.starts_with(path.as_bytes()));
-        from.into_iter().any(|known| path.related(Path::checked(known)))
+        from.into_iter().any(|known| path.overlaps(Path::checked(known)))
     }
 
     /// True if a look at `path` in its snapshot may differ from one in `tree`.
@@ -234,7 +234,10 @@ impl Transaction {
             return true;
         }
         let (base, now) = (&self.base, tree);
-        match (base.find(caller, path, Access::READ), now.find(caller, path, Access::READ)) {
+        match (
+            base.find(caller, path, AccessRights::READ),
+            now.find(caller, path, AccessRights::READ),
+        ) {
             (Ok(one), Ok(two)) => !what.same(one, two),
             (one, two) => one.err() != two.err(),
         }
@@ -318,7 +321,7 @@ impl Transaction {
         what: Look,
         domains: &Domains,
     ) -> Result<Node, Error> {
-        let seen = self.work.tree.find(caller, path, Access::READ).cloned();
+        let seen = self.work.tree.find(caller, path, AccessRights::READ).cloned();
         if what == Look::Subtree && !self.has_seen(path, what) {
             // A value that is written later must not replace one that was written earlier, which
             // this look has seen.

@@ -3,7 +3,7 @@
 //! A subtree of 100,000 nodes takes milliseconds to free. Therefore it is freed piece by piece, as
 //! much at a time as the caller allows.
 
-use super::dir::Pieces;
+use super::child_list::Pieces;
 use super::node::Node;
 use alloc::vec::Vec;
 
@@ -71,7 +71,7 @@ mod tests {
             panic!("it is there");
         };
         let one = shared.get(Path::checked(b"/x/3/3")).unwrap();
-        let holders = Rc::strong_count(one.dir().unwrap());
+        let holders = Rc::strong_count(one.child_list().unwrap());
         let mut debris = Debris::default();
         debris.push(gone);
         let mut rounds = 0;
@@ -81,7 +81,7 @@ mod tests {
         }
         // This is the list of `x`. Everything below it is shared.
         assert_eq!(rounds, 1);
-        assert_eq!(Rc::strong_count(one.dir().unwrap()), holders);
+        assert_eq!(Rc::strong_count(one.child_list().unwrap()), holders);
         debris.push(shared.into_root());
         rounds = 0;
         while !debris.is_empty() {

@@ -4,13 +4,13 @@
 //! affect. A change costs O(depth). This module checks permissions. The ledger checks quotas, and
 //! keeps the changes of an operation apart until it succeeds.
 
+mod child_list;
 mod debris;
-mod dir;
 mod node;
 mod traversal;
 
+pub use child_list::{ChildEntry, ChildList, Iter};
 pub(crate) use debris::Debris;
-pub use dir::{Dir, Entry, Iter};
 pub use node::Node;
 pub(crate) use traversal::Traversal;
 
@@ -19,11 +19,11 @@ use crate::id::DomId;
 use crate::ledger::Ledger;
 use crate::limits::{DOMID_ANY, NODE_WEIGHT};
 use crate::path::Path;
-use crate::perms::{Access, Caller, Incarnation, Perm, Perms};
+use crate::perms::{AccessRights, Caller, Incarnation, Perm, Perms};
 use crate::wire::Error;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use dir::ListChange;
+use child_list::ListChange;
 
 /// The special nodes, which have only permissions.
 const SPECIALS: [&[u8]; 2] = [b"@introduceDomain", b"@releaseDomain"];
@@ -71,7 +71,7 @@ impl Tree {
     /// Returns a fresh store: `/`, `/tool`, `/tool/xenstored` and the special nodes, all owned by
     /// the privileged domain. Every domain may watch `@releaseDomain`.
     pub(crate) fn new(owner: DomId, incarnation: Incarnation, ledger: &mut Ledger<'_>) -> Self {
-        let owner = Perm { domid: owner, access: Access::NONE, incarnation };
+        let owner = Perm { domid: owner, access: AccessRights::NONE, incarnation };
         let closed = Rc::new(Perms::owned(owner));
         let open = Perms::parse(b"n0\0r32757\0", |_| Incarnation::NEVER)
             .map(|perms| perms.with_owner(owner.domid, owner.incarnation));
@@ -133,7 +133,7 @@ impl Tree {
         }
         let mut names = path.names();
         while let Some(name) = names.next() {
-            let Some(child) = walk.node.dir().and_then(|dir| dir.get(name)) else {
+            let Some(child) = walk.node.child_list().and_then(|children| children.get(name)) else {
                 walk.missing = names.count().saturating_add(1);
                 break;
             };
@@ -153,7 +153,12 @@ impl Tree {
     ///
     /// # Errors
     /// EACCES, also for a missing node if the caller may not see that; otherwise ENOENT.
-    pub fn find(&self, caller: &Caller, path: Path<'_>, wanted: Access) -> Result<&Node, Error> {
+    pub fn find(
+        &self,
+        caller: &Caller,
+        path: Path<'_>,
+        wanted: AccessRights,
+    ) -> Result<&Node, Error> {
         let walk = self.walk(path);
         if !walk.node.perms().access(caller).has(wanted) {
             return Err(Error::Access);
@@ -168,7 +173,7 @@ impl Tree {
     ) -> Option<&mut Node> {
         let mut node = &mut self.root;
         for name in names {
-            node = node.dir_mut(churn)?.get_mut(name, churn)?;
+            node = node.children_mut(churn)?.get_mut(name, churn)?;
         }
         Some(node)
     }
@@ -194,7 +199,7 @@ impl Tree {
         }
         let walk = self.walk(path);
         let (node, missing) = (walk.node, walk.missing);
-        if !node.perms().access(caller).has(Access::WRITE) {
+        if !node.perms().access(caller).has(AccessRights::WRITE) {
             return Err(Error::Access);
         }
         if missing > 0 {
@@ -261,9 +266,9 @@ impl Tree {
             ledger.own(&owner, 1, child.weight().saturating_add(listed as i64));
             ledger.made(name);
             let change = list_change(name, ledger);
-            let dir = node.dir_or_new(&mut ledger.churn);
-            dir.insert(child, change, &mut ledger.churn);
-            node = dir.get_mut(name, &mut ledger.churn).ok_or(Error::Io)?;
+            let children = node.children_or_new(&mut ledger.churn);
+            children.insert(child, change, &mut ledger.churn);
+            node = children.get_mut(name, &mut ledger.churn).ok_or(Error::Io)?;
         }
         Ok(())
     }
@@ -278,7 +283,7 @@ impl Tree {
     ) -> Result<Effect, Error> {
         ledger.touch();
         let walk = self.walk(path);
-        if !walk.node.perms().access(caller).has(Access::WRITE) {
+        if !walk.node.perms().access(caller).has(AccessRights::WRITE) {
             return Err(Error::Access);
         }
         match walk.missing {
@@ -291,8 +296,8 @@ impl Tree {
         let churn = &mut ledger.churn;
         let above = self.get_mut(parent.names(), churn).ok_or(Error::Io)?;
         let owner = above.perms().owner();
-        let dir = above.dir_mut(churn).ok_or(Error::Io)?;
-        let gone = dir.remove(name, change, churn).ok_or(Error::Io)?;
+        let children = above.children_mut(churn).ok_or(Error::Io)?;
+        let gone = children.remove(name, change, churn).ok_or(Error::Io)?;
         ledger.own(&owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
         if !gone.is_large() {
             disown(&gone, ledger);
@@ -331,15 +336,15 @@ impl Tree {
         // Most nodes have their parent's permissions, and share them.
         let perms = if **above.perms() == perms { above.perms().clone() } else { Rc::new(perms) };
         let owner = above.perms().owner();
-        let dir = above.dir_or_new(&mut ledger.churn);
-        if dir.get(name).is_some() {
+        let children = above.children_or_new(&mut ledger.churn);
+        if children.get(name).is_some() {
             return Err("it is there already");
         }
         let node = Node::new(name, value, perms, ledger.scratch);
         ledger.own(&owner, 0, (name.len() as i64).saturating_add(1));
         ledger.own(&node.perms().owner(), 1, node.weight());
         let change = list_change(name, ledger);
-        dir.insert(node, change, &mut ledger.churn);
+        children.insert(node, change, &mut ledger.churn);
         Ok(())
     }
 
@@ -360,7 +365,7 @@ impl Tree {
         {
             return Err(Error::NoEnt);
         }
-        let node = self.find(caller, path, Access::WRITE)?;
+        let node = self.find(caller, path, AccessRights::WRITE)?;
         if !node.perms().is_owner(caller) {
             return Err(Error::Access);
         }
@@ -395,7 +400,8 @@ impl Tree {
         if visit(start.as_bytes(), node) != VisitStep::On {
             return;
         }
-        let mut stack = Vec::from([(node.dir().map(|dir| dir.iter()), path.len())]);
+        let mut stack =
+            Vec::from([(node.child_list().map(|children| children.iter()), path.len())]);
         while let Some((children, len)) = stack.last_mut() {
             path.truncate(*len);
             let Some(child) = children.as_mut().and_then(Iterator::next) else {
@@ -405,7 +411,9 @@ impl Tree {
             path.push(b'/');
             path.extend_from_slice(child.name());
             match visit(&path, child) {
-                VisitStep::On => stack.push((child.dir().map(|dir| dir.iter()), path.len())),
+                VisitStep::On => {
+                    stack.push((child.child_list().map(|children| children.iter()), path.len()));
+                }
                 VisitStep::Past => {}
                 VisitStep::Stop => return,
             }
@@ -433,7 +441,7 @@ fn list_change(name: &[u8], ledger: &mut Ledger<'_>) -> ListChange {
 
 /// Takes a removed node and all nodes below it off their owners' accounts.
 fn disown(gone: &Node, ledger: &mut Ledger<'_>) {
-    let mut stack = Vec::from([gone.dir().map(|dir| dir.iter())]);
+    let mut stack = Vec::from([gone.child_list().map(|children| children.iter())]);
     ledger.disown(&gone.perms().owner(), gone.weight());
     while let Some(children) = stack.last_mut() {
         let Some(child) = children.as_mut().and_then(Iterator::next) else {
@@ -442,8 +450,8 @@ fn disown(gone: &Node, ledger: &mut Ledger<'_>) {
         };
         ledger.touch();
         ledger.disown(&child.perms().owner(), child.weight());
-        if child.dir().is_some() {
-            stack.push(child.dir().map(|dir| dir.iter()));
+        if child.child_list().is_some() {
+            stack.push(child.child_list().map(|children| children.iter()));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One node: its name, value, permissions and children.
 
-use super::dir::{Dir, Entry, Pieces};
+use super::child_list::{ChildEntry, ChildList, Pieces};
 use crate::churn::Churn;
 use crate::limits::NODE_WEIGHT;
 use crate::perms::Perms;
@@ -22,7 +22,7 @@ pub struct Node {
     /// The length of the name (2 bytes), the name, the value.
     data: Rc<[u8]>,
     perms: Rc<Perms>,
-    dir: Option<Rc<Dir<Self>>>,
+    children: Option<Rc<ChildList<Self>>>,
 }
 
 /// Builds a node's data in one go. The `Vec` is reused, so that only the shared copy is allocated.
@@ -35,7 +35,7 @@ fn join(name: &[u8], value: &[u8], scratch: &mut Vec<u8>) -> Rc<[u8]> {
     Rc::from(scratch.as_slice())
 }
 
-impl Entry for Node {
+impl ChildEntry for Node {
     fn name(&self) -> &[u8] {
         self.name()
     }
@@ -49,7 +49,7 @@ impl Node {
     /// Returns a node without children.
     #[must_use]
     pub fn new(name: &[u8], value: &[u8], perms: Rc<Perms>, scratch: &mut Vec<u8>) -> Self {
-        Self { prefix: prefix_of(name), data: join(name, value, scratch), perms, dir: None }
+        Self { prefix: prefix_of(name), data: join(name, value, scratch), perms, children: None }
     }
 
     fn value_at(&self) -> usize {
@@ -77,13 +77,13 @@ impl Node {
 
     /// Returns the children; `None` for a node that never had any.
     #[must_use]
-    pub fn dir(&self) -> Option<&Rc<Dir<Self>>> {
-        self.dir.as_ref()
+    pub fn child_list(&self) -> Option<&Rc<ChildList<Self>>> {
+        self.children.as_ref()
     }
 
     /// Returns the children in the order of their names.
     pub fn children(&self) -> impl Iterator<Item = &Node> {
-        self.dir.iter().flat_map(|dir| dir.iter())
+        self.children.iter().flat_map(|children| children.iter())
     }
 
     /// Returns the node's size for the quota `node-size`: as in the C daemon, a header, the
@@ -96,7 +96,7 @@ impl Node {
     /// Returns [`Node::size`] with a value of `value_len` bytes.
     #[must_use]
     pub fn size_with(&self, value_len: usize) -> u32 {
-        let names = self.dir.as_ref().map_or(0, |dir| dir.names_len());
+        let names = self.children.as_ref().map_or(0, |children| children.names_len());
         let own = self.perms.len().saturating_mul(8).saturating_add(value_len).saturating_add(16);
         u32::try_from(own).unwrap_or(u32::MAX).saturating_add(names)
     }
@@ -122,9 +122,9 @@ impl Node {
     /// True if both have children of the same names.
     #[must_use]
     pub fn same_children(&self, other: &Node) -> bool {
-        match (&self.dir, &other.dir) {
+        match (&self.children, &other.children) {
             (Some(one), Some(two)) => one.same_names(two),
-            (Some(dir), None) | (None, Some(dir)) => dir.is_empty(),
+            (Some(children), None) | (None, Some(children)) => children.is_empty(),
             (None, None) => true,
         }
     }
@@ -132,7 +132,7 @@ impl Node {
     /// True if both are one snapshot, including the children.
     #[must_use]
     pub fn same(&self, other: &Node) -> bool {
-        let dirs = match (&self.dir, &other.dir) {
+        let dirs = match (&self.children, &other.children) {
             (Some(one), Some(two)) => Rc::ptr_eq(one, two),
             (None, None) => true,
             _ => false,
@@ -149,13 +149,13 @@ impl Node {
         if !alike(self, other) {
             return false;
         }
-        let mut stack = Vec::from([(self.dir.clone(), other.dir.clone())]);
+        let mut stack = Vec::from([(self.children.clone(), other.children.clone())]);
         while let Some((one, two)) = stack.pop() {
             let (one, two) = match (one, two) {
                 (Some(one), Some(two)) if Rc::ptr_eq(&one, &two) => continue,
                 (Some(one), Some(two)) => (one, two),
                 (None, None) => continue,
-                (Some(dir), None) | (None, Some(dir)) if dir.is_empty() => continue,
+                (Some(children), None) | (None, Some(children)) if children.is_empty() => continue,
                 _ => return false,
             };
             if one.len() != two.len()
@@ -164,7 +164,9 @@ impl Node {
                 return false;
             }
             stack.extend(
-                one.iter().zip(two.iter()).map(|(one, two)| (one.dir.clone(), two.dir.clone())),
+                one.iter()
+                    .zip(two.iter())
+                    .map(|(one, two)| (one.children.clone(), two.children.clone())),
             );
         }
         true
@@ -186,7 +188,7 @@ impl Node {
 
     /// Returns the list of children if no other node shares it.
     pub(super) fn into_pieces(self) -> Option<Pieces<Self>> {
-        Rc::into_inner(self.dir?).map(Dir::into_pieces)
+        Rc::into_inner(self.children?).map(ChildList::into_pieces)
     }
 
     /// Replaces the permissions.
@@ -195,12 +197,12 @@ impl Node {
     }
 
     /// Returns the children for a change. They are copied first if a snapshot shares them.
-    pub(super) fn dir_mut(&mut self, churn: &mut Churn) -> Option<&mut Dir<Self>> {
-        self.dir.as_mut().map(|dir| churn.own(dir))
+    pub(super) fn children_mut(&mut self, churn: &mut Churn) -> Option<&mut ChildList<Self>> {
+        self.children.as_mut().map(|children| churn.own(children))
     }
 
-    /// Does the same as [`Node::dir_mut`], for a node that may have no children yet.
-    pub(super) fn dir_or_new(&mut self, churn: &mut Churn) -> &mut Dir<Self> {
-        churn.own(self.dir.get_or_insert_with(|| Rc::new(Dir::new())))
+    /// Does the same as [`Node::children_mut`], for a node that may have no children yet.
+    pub(super) fn children_or_new(&mut self, churn: &mut Churn) -> &mut ChildList<Self> {
+        churn.own(self.children.get_or_insert_with(|| Rc::new(ChildList::new())))
     }
 }

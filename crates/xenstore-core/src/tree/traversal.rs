@@ -1,6 +1,6 @@
 //! A traversal of a tree that can be continued from the point where it stopped.
 
-use super::dir::Iter;
+use super::child_list::Iter;
 use super::node::Node;
 use crate::limits::DISOWN_MAX;
 use alloc::vec::Vec;
@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 impl Node {
     /// True if the subtree has more nodes than are taken off their owners' accounts at once.
     pub(crate) fn is_large(&self) -> bool {
-        self.dir().is_some() && Traversal::whole(self).nth(DISOWN_MAX).is_some()
+        self.child_list().is_some() && Traversal::whole(self).nth(DISOWN_MAX).is_some()
     }
 }
 
@@ -31,9 +31,9 @@ impl<'a> Traversal<'a> {
         let mut walk = Self { root: None, path: Vec::new(), stack: Vec::new() };
         let mut node = Some(root);
         for name in last.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-            let Some(dir) = node.and_then(Node::dir) else { return walk };
-            walk.stack.push((dir.iter_after(name), walk.path.len()));
-            node = dir.get(name);
+            let Some(children) = node.and_then(Node::child_list) else { return walk };
+            walk.stack.push((children.iter_after(name), walk.path.len()));
+            node = children.get(name);
             walk.enter(name);
         }
         walk.descend(node);
@@ -53,8 +53,8 @@ impl<'a> Traversal<'a> {
     }
 
     fn descend(&mut self, node: Option<&'a Node>) {
-        if let Some(dir) = node.and_then(Node::dir) {
-            self.stack.push((dir.iter(), self.path.len()));
+        if let Some(children) = node.and_then(Node::child_list) {
+            self.stack.push((children.iter(), self.path.len()));
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::fairness::Demand;
 use crate::log::Level;
 use xen::Port;
 use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
-use xenstore_core::server::{Attach, ConnId, DomId, EndReason, Host};
+use xenstore_core::server::{AttachRequest, ConnId, DomId, EndReason, StoreHost};
 use xenstore_core::wire;
 
 /// Returns the error for the caller of INTRODUCE: the same name if the protocol has it.
@@ -27,7 +27,7 @@ fn begin(ring: &ServerRing, features: u32) -> Result<(), RingError> {
 
 impl Io {
     /// Maps the page, binds the port, and makes the ring ready for its first request.
-    fn try_attach(&mut self, at: Attach) -> Result<Ring, xen::Error> {
+    fn try_attach(&mut self, at: AttachRequest) -> Result<Ring, xen::Error> {
         let own = at.domid == self.store_domain;
         let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
         let (page, offered) = if own {
@@ -53,7 +53,7 @@ impl Io {
         Ok(Ring { ring, port, masked: false, ended: false })
     }
 
-    fn try_reattach(&mut self, at: Attach) -> Result<(), xen::Error> {
+    fn try_reattach(&mut self, at: AttachRequest) -> Result<(), xen::Error> {
         let own = at.domid == self.store_domain;
         let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
         let connection = self.connections.get(at.conn).ok_or(xen::Error::NoEnt)?;
@@ -101,7 +101,7 @@ impl Io {
     }
 }
 
-impl Host for Io {
+impl StoreHost for Io {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         match &mut self.domains {
             Some(domains) => domains.platform.domains.identity(xen::DomId(domid.0)),
@@ -110,7 +110,7 @@ impl Host for Io {
         }
     }
 
-    fn attach(&mut self, at: Attach) -> Result<(), wire::Error> {
+    fn attach(&mut self, at: AttachRequest) -> Result<(), wire::Error> {
         let domid = at.domid.0;
         match self.try_attach(at) {
             Ok(ring) => {
@@ -131,7 +131,7 @@ impl Host for Io {
         }
     }
 
-    fn reattach(&mut self, at: Attach) -> Result<(), wire::Error> {
+    fn reattach(&mut self, at: AttachRequest) -> Result<(), wire::Error> {
         self.try_reattach(at).map_err(|error| {
             let domid = at.domid.0;
             let text = format!("domain {domid} cannot be introduced again: {error}");

@@ -9,14 +9,14 @@
 //! | `subtree <path> <cursor>` | many nodes in one reply; see [`subtree`] |
 //! | `help` | all commands |
 //!
-//! The daemon answers all other commands, through [`Host::control`].
+//! The daemon answers all other commands, through [`StoreHost::control`].
 
 use crate::domain::Domains;
-use crate::host::Host;
+use crate::host::StoreHost;
 use crate::id::DomId;
 use crate::limits::{PAYLOAD_MAX, WEIGHT_MAX};
-use crate::path::{Special, push_decimal};
-use crate::quota::{ALL, Kind, Quota};
+use crate::path::{SpecialPaths, push_decimal};
+use crate::quota::{ALL, LimitKind, Quota};
 use crate::server::connections::Connections;
 use crate::server::request::{Outcome, Request, parse, parse_domid};
 use crate::server::store::Store;
@@ -40,7 +40,7 @@ pub(super) fn control(
     store: &mut Store,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     let mut strings = Strings::new(request.payload);
     let command = strings.next().ok_or(Error::Inval)?;
@@ -52,10 +52,10 @@ pub(super) fn control(
             store.check();
             String::from("OK")
         }
-        (b"quota", []) => show_limits(domains, Kind::Hard),
-        (b"quota-soft", []) => show_limits(domains, Kind::Soft),
-        (b"quota", [b"set", name, value]) => set_limit(domains, Kind::Hard, name, value)?,
-        (b"quota-soft", [b"set", name, value]) => set_limit(domains, Kind::Soft, name, value)?,
+        (b"quota", []) => show_limits(domains, LimitKind::Hard),
+        (b"quota-soft", []) => show_limits(domains, LimitKind::Soft),
+        (b"quota", [b"set", name, value]) => set_limit(domains, LimitKind::Hard, name, value)?,
+        (b"quota-soft", [b"set", name, value]) => set_limit(domains, LimitKind::Soft, name, value)?,
         (b"quota", [b"max"]) => show_max(domains),
         (b"quota", [b"max", b"-r"]) => {
             domains.iter_mut().for_each(|domain| domain.usage.reset_max());
@@ -88,9 +88,9 @@ pub(super) fn control(
     request.answer(&[answer.as_bytes(), b"\0"], &mut store.sessions.conns)
 }
 
-fn show_limits(domains: &Domains, kind: Kind) -> String {
+fn show_limits(domains: &Domains, kind: LimitKind) -> String {
     let mut text = String::from("Quota settings:\n");
-    for info in ALL.iter().filter(|info| kind == Kind::Hard || info.soft.is_some()) {
+    for info in ALL.iter().filter(|info| kind == LimitKind::Hard || info.soft.is_some()) {
         let value = domains.limits.get(info.quota, kind);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{:<17}: {value:>8} {}", info.name, info.what);
@@ -100,7 +100,7 @@ fn show_limits(domains: &Domains, kind: Kind) -> String {
 
 fn set_limit(
     domains: &mut Domains,
-    kind: Kind,
+    kind: LimitKind,
     name: &[u8],
     value: &[u8],
 ) -> Result<String, Error> {
@@ -146,7 +146,7 @@ fn show_domain(domains: &Domains, conns: &Connections, domid: DomId) -> Result<S
             text.push_str(" no limit\n");
             continue;
         }
-        let limit = domains.limit(domid, info.quota, Kind::Hard);
+        let limit = domains.limit(domid, info.quota, LimitKind::Hard);
         let _ = write!(text, " limit {limit:>8}");
         let refusal = usage.refusal(info.quota);
         if refusal.count > 0 {
@@ -170,7 +170,8 @@ fn subtree(
     cursor: &[u8],
     scratch: &mut Vec<u8>,
 ) -> Outcome {
-    let path = store.sessions.content.path(&request.caller, path, Special::Refused, scratch)?;
+    let path =
+        store.sessions.content.path(&request.caller, path, SpecialPaths::Refused, scratch)?;
     let root = store.sessions.see(request, path, Look::Subtree)?;
     store.sessions.content.charge_bytes(PAYLOAD_MAX);
     // A cursor is `+` and the path of the last node that was sent.

@@ -1,7 +1,7 @@
 //! Requests about domains. Most are for privileged callers only.
 
 use crate::domain::Domains;
-use crate::host::Host;
+use crate::host::StoreHost;
 use crate::id::DomId;
 use crate::limits::{DOMID_FIRST_RESERVED, DOMID_SELF};
 use crate::path::home_of;
@@ -11,7 +11,11 @@ use crate::server::store::Store;
 use crate::wire::{Error, Strings};
 use alloc::vec::Vec;
 
-pub(super) fn introduce(store: &mut Store, request: Request<'_>, host: &mut dyn Host) -> Outcome {
+pub(super) fn introduce(
+    store: &mut Store,
+    request: Request<'_>,
+    host: &mut dyn StoreHost,
+) -> Outcome {
     let mut strings = Strings::new(request.payload);
     let mut next = || strings.next().ok_or(Error::Inval);
     let (domid, gfn, port) = (next()?, next()?, next()?);
@@ -26,7 +30,11 @@ pub(super) fn introduce(store: &mut Store, request: Request<'_>, host: &mut dyn 
     request.ok(&mut store.sessions.conns)
 }
 
-pub(super) fn release(store: &mut Store, request: Request<'_>, host: &mut dyn Host) -> Outcome {
+pub(super) fn release(
+    store: &mut Store,
+    request: Request<'_>,
+    host: &mut dyn StoreHost,
+) -> Outcome {
     let domid = other_domain(&store.sessions.content.domains, request)?;
     store.release(domid, host);
     request.ok(&mut store.sessions.conns)

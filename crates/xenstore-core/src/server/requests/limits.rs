@@ -1,7 +1,7 @@
 //! Requests about the limits of a domain: features and quotas.
 
 use crate::domain::Domains;
-use crate::host::Host;
+use crate::host::StoreHost;
 use crate::quota::{ALL, Quota};
 use crate::server::connections::Connections;
 use crate::server::request::{Outcome, Request, parse, parse_domid};
@@ -12,7 +12,7 @@ pub(super) fn get_feature(
     domains: &mut Domains,
     request: Request<'_>,
     conns: &mut Connections,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     let mut strings = Strings::new(request.payload);
     let features = match (strings.next(), strings.next()) {
@@ -33,7 +33,7 @@ pub(super) fn set_feature(
     domains: &mut Domains,
     request: Request<'_>,
     conns: &mut Connections,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     let [domid, features] = request.strings()?;
     let (domid, features) = (parse_domid(domid)?, parse::<u32>(features)?);
@@ -52,7 +52,7 @@ pub(super) fn get_quota(
     domains: &mut Domains,
     request: Request<'_>,
     conns: &mut Connections,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     let mut strings = Strings::new(request.payload);
     match (strings.next(), strings.next(), strings.next()) {
@@ -80,7 +80,7 @@ pub(super) fn set_quota(
     domains: &mut Domains,
     request: Request<'_>,
     conns: &mut Connections,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     let mut strings = Strings::new(request.payload);
     match (strings.next(), strings.next(), strings.next(), strings.next()) {

@@ -10,7 +10,7 @@ mod watches;
 use super::request::{Outcome, Request};
 use super::sessions::Sessions;
 use super::store::Store;
-use crate::host::Host;
+use crate::host::StoreHost;
 use crate::wire::{Error, MsgType};
 use alloc::vec::Vec;
 
@@ -36,7 +36,7 @@ pub(super) fn run(
     store: &mut Store,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     use MsgType as M;
     if is_privileged(request.kind) && !request.caller.privileged {

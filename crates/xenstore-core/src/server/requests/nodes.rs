@@ -1,8 +1,8 @@
 //! Requests about nodes.
 
-use crate::host::Host;
+use crate::host::StoreHost;
 use crate::limits::{self, PAYLOAD_MAX};
-use crate::path::{Path, Special, push_decimal};
+use crate::path::{Path, SpecialPaths, push_decimal};
 use crate::perms::{Incarnation, Perms};
 use crate::quota::Quota;
 use crate::server::request::{Outcome, Request, parse};
@@ -17,14 +17,14 @@ use alloc::vec::Vec;
 fn only_path<'p>(
     store: &mut Store,
     request: Request<'p>,
-    special: Special,
+    special: SpecialPaths,
     scratch: &'p mut Vec<u8>,
 ) -> Result<Path<'p>, Error> {
     store.sessions.content.path(&request.caller, request.only_string()?, special, scratch)
 }
 
 pub(super) fn read(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-    let path = only_path(store, request, Special::Refused, scratch)?;
+    let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     let node = store.sessions.see(request, path, Look::Value)?;
     store.sessions.content.charge_bytes(node.value().len());
     request.answer(&[node.value()], &mut store.sessions.conns)
@@ -34,28 +34,29 @@ pub(super) fn write(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u
     let mut strings = Strings::new(request.payload);
     let given = strings.next().ok_or(Error::Inval)?;
     let value = strings.rest();
-    let path = store.sessions.content.path(&request.caller, given, Special::Refused, scratch)?;
+    let path =
+        store.sessions.content.path(&request.caller, given, SpecialPaths::Refused, scratch)?;
     store.sessions.content.charge_bytes(value.len());
     store.change(request, path, &Change::Put(NodeWrite::Value(value)))?;
     request.ok(&mut store.sessions.conns)
 }
 
 pub(super) fn mkdir(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-    let path = only_path(store, request, Special::Refused, scratch)?;
+    let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     store.change(request, path, &Change::Put(NodeWrite::Mkdir))?;
     request.ok(&mut store.sessions.conns)
 }
 
 pub(super) fn rm(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-    let path = only_path(store, request, Special::Refused, scratch)?;
+    let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     store.change(request, path, &Change::Remove)?;
     request.ok(&mut store.sessions.conns)
 }
 
 pub(super) fn directory(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-    let path = only_path(store, request, Special::Refused, scratch)?;
+    let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     let node = store.sessions.see(request, path, Look::Children)?;
-    let len = node.dir().map_or(0, |dir| dir.names_len() as usize);
+    let len = node.child_list().map_or(0, |children| children.names_len() as usize);
     store.sessions.content.charge_bytes(len.min(PAYLOAD_MAX));
     if len > PAYLOAD_MAX {
         return Err(Error::TooBig.into());
@@ -76,14 +77,19 @@ pub(super) fn directory_part(
     scratch: &mut Vec<u8>,
 ) -> Outcome {
     let [given, offset] = request.strings()?;
-    let path = store.sessions.content.path(&request.caller, given, Special::Refused, scratch)?;
+    let path =
+        store.sessions.content.path(&request.caller, given, SpecialPaths::Refused, scratch)?;
     let node = store.sessions.see(request, path, Look::Children)?;
     let offset: usize = parse(offset)?;
     store.sessions.content.charge_bytes(PAYLOAD_MAX);
     let mut body = Vec::new();
-    push_decimal(node.dir().map_or(0, |dir| dir.generation()), &mut body);
+    push_decimal(node.child_list().map_or(0, |children| children.generation()), &mut body);
     body.push(0);
-    let mut names = node.dir().into_iter().flat_map(|dir| dir.iter_from(offset)).map(Node::name);
+    let mut names = node
+        .child_list()
+        .into_iter()
+        .flat_map(|children| children.iter_from(offset))
+        .map(Node::name);
     let complete = loop {
         let Some(name) = names.next() else { break true };
         // One byte is reserved for the empty name that ends the list.
@@ -101,7 +107,7 @@ pub(super) fn directory_part(
 }
 
 pub(super) fn get_perms(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
-    let path = only_path(store, request, Special::Allowed, scratch)?;
+    let path = only_path(store, request, SpecialPaths::Allowed, scratch)?;
     let node = store.sessions.see(request, path, Look::Perms)?;
     let mut body = Vec::new();
     store.sessions.content.domains.write_perms(node.perms(), 0, &mut body);
@@ -112,7 +118,7 @@ pub(super) fn set_perms(
     store: &mut Store,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
-    host: &mut dyn Host,
+    host: &mut dyn StoreHost,
 ) -> Outcome {
     let mut strings = Strings::new(request.payload);
     let given = strings.next().ok_or(Error::Inval)?;
@@ -140,7 +146,7 @@ pub(super) fn set_perms(
     if owner.incarnation == Incarnation::NEVER && owner.domid.0 != limits::DOMID_ANY {
         return Err(Error::NoEnt.into());
     }
-    let path = store.sessions.content.path(&caller, given, Special::Allowed, scratch)?;
+    let path = store.sessions.content.path(&caller, given, SpecialPaths::Allowed, scratch)?;
     store.change(request, path, &Change::SetPerms(Rc::new(perms)))?;
     request.ok(&mut store.sessions.conns)
 }

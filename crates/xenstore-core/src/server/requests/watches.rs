@@ -1,6 +1,6 @@
 //! Requests about watches.
 
-use crate::path::{Special, is_relative};
+use crate::path::{SpecialPaths, is_relative};
 use crate::quota::Quota;
 use crate::server::request::{Outcome, Request, parse};
 use crate::server::sessions::Sessions;
@@ -22,7 +22,7 @@ pub(super) fn watch(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u
         (Some(depth), None) if may_depth => Some(parse(depth)?),
         _ => return Err(Error::Inval.into()),
     };
-    let path = sessions.content.path(&caller, given, Special::Allowed, scratch)?;
+    let path = sessions.content.path(&caller, given, SpecialPaths::Allowed, scratch)?;
     let hidden =
         if is_relative(given) { path.as_bytes().len().saturating_sub(given.len()) } else { 0 };
     let mut key = Vec::new();
@@ -46,7 +46,8 @@ pub(super) fn watch(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u
 
 pub(super) fn unwatch(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
     let [given, token] = request.strings()?;
-    let path = store.sessions.content.path(&request.caller, given, Special::Allowed, scratch)?;
+    let path =
+        store.sessions.content.path(&request.caller, given, SpecialPaths::Allowed, scratch)?;
     let mut key = Vec::new();
     watch::key(path, token, &mut key);
     let Sessions { content, conns, .. } = &mut store.sessions;

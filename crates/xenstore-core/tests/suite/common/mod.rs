@@ -4,7 +4,9 @@
 pub mod model;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use xenstore_core::server::{Attach, Config, ConnId, DomId, EndReason, Host, Notice, Server};
+use xenstore_core::server::{
+    AttachRequest, Config, ConnId, DomId, EndReason, Notice, Server, StoreHost,
+};
 use xenstore_core::wire::{Error, Header, MsgType, split_message};
 
 /// The machine around the store: the existing domains, and the store's calls.
@@ -17,15 +19,15 @@ pub struct Machine {
     pub refuse_attach: Option<Error>,
 }
 
-impl Host for Machine {
+impl StoreHost for Machine {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         let lives = self.lives.get(&domid.0).copied().unwrap_or_default();
         self.existing.contains(&domid.0).then_some(lives)
     }
-    fn attach(&mut self, _at: Attach) -> Result<(), Error> {
+    fn attach(&mut self, _at: AttachRequest) -> Result<(), Error> {
         self.refuse_attach.map_or(Ok(()), Err)
     }
-    fn reattach(&mut self, _at: Attach) -> Result<(), Error> {
+    fn reattach(&mut self, _at: AttachRequest) -> Result<(), Error> {
         Ok(())
     }
     fn detach(&mut self, domid: DomId, _conn: ConnId) {

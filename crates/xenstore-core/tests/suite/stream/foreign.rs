@@ -6,7 +6,7 @@ use super::hostile::{body, stream_of};
 use super::{dump, restore};
 use crate::common::Store;
 use xenstore_core::server::DomId;
-use xenstore_core::stream::Global;
+use xenstore_core::stream::DaemonHandles;
 use xenstore_core::wire::{Header, MsgType};
 
 /// Returns a stream with dom0's socket, a guest with a watch and a partly sent answer, nodes, and
@@ -74,7 +74,7 @@ fn from_c(version: u32) -> Vec<u8> {
 fn the_c_daemons_state_is_taken_over() {
     for version in [1, 2] {
         let restored = restore(&from_c(version)).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(restored.global, Some(Global { socket_fd: 11, evtchn_fd: 12 }));
+        assert_eq!(restored.global, Some(DaemonHandles { socket_fd: 11, evtchn_fd: 12 }));
         let [dom0, guest] = &restored.connections[..] else { panic!("two connections") };
         assert_eq!((dom0.ring, dom0.handle, &dom0.input[..]), (None, 9, &b""[..]));
         assert_eq!((guest.ring, guest.handle, &guest.input[..]), (Some(DomId(7)), 23, &b"inp"[..]));
@@ -117,7 +117,7 @@ fn the_c_daemons_state_is_taken_over() {
 #[cfg(target_endian = "little")]
 fn debians_daemons_state_is_taken_over() {
     let restored = restore(include_bytes!("debian-4.17.stream")).unwrap();
-    assert_eq!(restored.global, Some(Global { socket_fd: 3, evtchn_fd: 6 }));
+    assert_eq!(restored.global, Some(DaemonHandles { socket_fd: 3, evtchn_fd: 6 }));
     let known: Vec<_> =
         restored.connections.iter().map(|known| (known.ring, known.handle)).collect();
     let rings = [Some(DomId(0)), None, None, Some(DomId(7))];

@@ -8,9 +8,9 @@ mod same;
 use crate::common::Store;
 use std::collections::BTreeMap;
 use xenstore_core::server::{Config, ConnId, RestoredStore, Server};
-use xenstore_core::stream::{Error, Global, Link};
+use xenstore_core::stream::{DaemonHandles, Error, TransportState};
 
-const GLOBAL: Global = Global { socket_fd: 5, evtchn_fd: 6 };
+const GLOBAL: DaemonHandles = DaemonHandles { socket_fd: 5, evtchn_fd: 6 };
 
 /// Returns the stream of a store whose daemon has no input. The handles are the connections'
 /// numbers.
@@ -20,7 +20,7 @@ fn dump(server: &Server) -> Vec<u8> {
 
 /// Returns the stream of a store whose daemon has input of some connections.
 fn dump_with(server: &Server, input: &BTreeMap<ConnId, Vec<u8>>) -> Vec<u8> {
-    dump_linked(server, |conn| Link {
+    dump_linked(server, |conn| TransportState {
         handle: conn.0,
         input: input.get(&conn).map(Vec::as_slice).unwrap_or_default(),
     })
@@ -31,11 +31,11 @@ fn dump_again(restored: &RestoredStore) -> Vec<u8> {
     dump_linked(&restored.server, |conn| {
         let known = restored.connections.iter().find(|known| known.conn == conn);
         let known = known.expect("every connection is told");
-        Link { handle: known.handle, input: &known.input }
+        TransportState { handle: known.handle, input: &known.input }
     })
 }
 
-fn dump_linked<'a>(server: &Server, link: impl Fn(ConnId) -> Link<'a>) -> Vec<u8> {
+fn dump_linked<'a>(server: &Server, link: impl Fn(ConnId) -> TransportState<'a>) -> Vec<u8> {
     let mut stream = Vec::new();
     let written: Result<(), std::convert::Infallible> = server.dump(GLOBAL, link, |bytes| {
         stream.extend_from_slice(bytes);

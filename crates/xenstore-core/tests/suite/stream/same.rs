@@ -6,7 +6,7 @@ use crate::common::{Reply, Store};
 use std::collections::BTreeMap;
 use xenstore_core::limits::HOLD_MAX_US;
 use xenstore_core::server::{ConnId, DomId, EndReason};
-use xenstore_core::stream::Link;
+use xenstore_core::stream::TransportState;
 use xenstore_core::wire::{Header, MsgType, split_message};
 
 /// The result of random operations is unchanged after it was written and read.
@@ -334,7 +334,7 @@ fn a_large_state_comes_in_small_pieces() {
         store.write(dom0, 0, &format!("/large/{at}"), &"v".repeat(32)).unwrap();
     }
     let (mut longest, mut all) = (0, 0);
-    let link = |_| Link { handle: 0, input: &[] };
+    let link = |_| TransportState { handle: 0, input: &[] };
     let written: Result<(), ()> = store.server.dump(GLOBAL, link, |bytes| {
         longest = longest.max(bytes.len());
         all += bytes.len();

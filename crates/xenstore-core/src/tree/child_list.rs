@@ -20,7 +20,7 @@ const SCAN_MAX: usize = 8;
 const BLOCK_MIN: usize = 8;
 
 /// An entry of a list of children.
-pub trait Entry: Clone {
+pub trait ChildEntry: Clone {
     /// Returns its name, by which the list is sorted.
     fn name(&self) -> &[u8];
 
@@ -30,7 +30,7 @@ pub trait Entry: Clone {
 
 /// The children of one node.
 #[derive(Clone)]
-pub struct Dir<N> {
+pub struct ChildList<N> {
     generation: u64,
     /// The sum of the digests of all names.
     digest: u64,
@@ -54,7 +54,7 @@ pub(crate) struct ListChange {
     pub(crate) digest: u64,
 }
 
-impl<N: Entry> Shared for Block<N> {
+impl<N: ChildEntry> Shared for Block<N> {
     fn entries_size(&self) -> usize {
         match self {
             Self::Leaf(nodes) => size_of_val(nodes.as_slice()),
@@ -63,7 +63,7 @@ impl<N: Entry> Shared for Block<N> {
     }
 }
 
-impl<N: Entry> Shared for Dir<N> {
+impl<N: ChildEntry> Shared for ChildList<N> {
     fn entries_size(&self) -> usize {
         self.top.entries_size()
     }
@@ -72,7 +72,7 @@ impl<N: Entry> Shared for Dir<N> {
 /// A block of a list of children that is not needed any more.
 pub(super) struct Pieces<N>(Block<N>);
 
-impl<N: Entry> Pieces<N> {
+impl<N: ChildEntry> Pieces<N> {
     /// Frees its nodes; `below` returns the children of each. Parts that others share stay. Returns
     /// the number of nodes.
     pub(super) fn take_apart(
@@ -128,7 +128,7 @@ impl<'a> Key<'a> {
     }
 }
 
-fn find_leaf<N: Entry>(nodes: &[N], key: Key<'_>) -> Result<usize, usize> {
+fn find_leaf<N: ChildEntry>(nodes: &[N], key: Key<'_>) -> Result<usize, usize> {
     if nodes.len() > SCAN_MAX {
         return nodes.binary_search_by(|node| key.order(node.prefix(), || node.name()));
     }
@@ -162,7 +162,7 @@ fn make_room<T>(items: &mut Vec<T>) {
     }
 }
 
-impl<N: Entry> Block<N> {
+impl<N: ChildEntry> Block<N> {
     fn get(&self, key: Key<'_>) -> Option<&N> {
         let mut block = self;
         loop {
@@ -199,7 +199,7 @@ impl<N: Entry> Block<N> {
     /// Returns the smallest name below.
     fn first_name(&self) -> Option<&[u8]> {
         match self {
-            Self::Leaf(nodes) => nodes.first().map(Entry::name),
+            Self::Leaf(nodes) => nodes.first().map(ChildEntry::name),
             Self::Inner(branches) => branches.first()?.block.first_name(),
         }
     }
@@ -258,7 +258,7 @@ impl<N: Entry> Block<N> {
     }
 }
 
-impl<N: Entry> Branch<N> {
+impl<N: ChildEntry> Branch<N> {
     fn over(block: Block<N>) -> Self {
         let bound: Rc<[u8]> = Rc::from(block.first_name().unwrap_or_default());
         let names_len = block.names_len();
@@ -291,7 +291,7 @@ fn split_insert<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
 
 /// Joins the branch at `at`, which has become small, with a neighbour if both fit into one block
 /// with room to spare.
-fn join_with_neighbour<N: Entry>(branches: &mut Vec<Branch<N>>, at: usize, churn: &mut Churn) {
+fn join_with_neighbour<N: ChildEntry>(branches: &mut Vec<Branch<N>>, at: usize, churn: &mut Churn) {
     let len = |at: usize| branches.get(at).map(|branch| branch.block.len());
     let Some(own) = len(at) else { return };
     if own == 0 && branches.len() > 1 {
@@ -318,7 +318,7 @@ fn join_with_neighbour<N: Entry>(branches: &mut Vec<Branch<N>>, at: usize, churn
     }
 }
 
-impl<N: Entry> Dir<N> {
+impl<N: ChildEntry> ChildList<N> {
     /// Returns an empty list of children.
     #[must_use]
     pub fn new() -> Self {
@@ -351,7 +351,7 @@ impl<N: Entry> Dir<N> {
     }
 
     /// True if the children of both have the same names.
-    pub(super) fn same_names(&self, other: &Dir<N>) -> bool {
+    pub(super) fn same_names(&self, other: &ChildList<N>) -> bool {
         (self.len, self.digest) == (other.len, other.digest)
     }
 
@@ -450,7 +450,7 @@ impl<N: Entry> Dir<N> {
         self.seek(offset).0
     }
 
-    /// Returns the children of [`Dir::iter_from`], and the number of entries that it had to read.
+    /// Returns the children of [`ChildList::iter_from`], and the number of entries that it had to read.
     fn seek(&self, offset: usize) -> (Iter<'_, N>, usize) {
         let mut iter = Iter { stack: Vec::new() };
         let (mut left, mut looked) = (offset, 0usize);
@@ -486,13 +486,13 @@ impl<N: Entry> Dir<N> {
     }
 }
 
-impl<N: Entry> Default for Dir<N> {
+impl<N: ChildEntry> Default for ChildList<N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-fn listed_len<N: Entry>(node: &N) -> u32 {
+fn listed_len<N: ChildEntry>(node: &N) -> u32 {
     u32::try_from(node.name().len()).unwrap_or(u32::MAX).saturating_add(1)
 }
 
@@ -540,14 +540,15 @@ mod tests {
     use super::*;
     use crate::digest::Secret;
     use crate::id::DomId;
-    use crate::perms::{Access, Incarnation, Perm, Perms};
+    use crate::perms::{AccessRights, Incarnation, Perm, Perms};
     use crate::tree::Node;
     use std::collections::BTreeSet;
     use std::format;
     use std::string::String;
 
     fn node(name: &str) -> Node {
-        let owner = Perm { domid: DomId(0), access: Access::NONE, incarnation: Incarnation(1) };
+        let owner =
+            Perm { domid: DomId(0), access: AccessRights::NONE, incarnation: Incarnation(1) };
         Node::new(name.as_bytes(), b"", Rc::new(Perms::owned(owner)), &mut Vec::new())
     }
 
@@ -555,16 +556,16 @@ mod tests {
         ListChange { generation, digest: Secret::default().bytes(name.as_bytes()) }
     }
 
-    fn put(dir: &mut Dir<Node>, name: &str, generation: u64) {
-        dir.insert(node(name), change(name, generation), &mut Churn::default());
+    fn put(children: &mut ChildList<Node>, name: &str, generation: u64) {
+        children.insert(node(name), change(name, generation), &mut Churn::default());
     }
 
-    fn take(dir: &mut Dir<Node>, name: &str, generation: u64) -> Option<Node> {
-        dir.remove(name.as_bytes(), change(name, generation), &mut Churn::default())
+    fn take(children: &mut ChildList<Node>, name: &str, generation: u64) -> Option<Node> {
+        children.remove(name.as_bytes(), change(name, generation), &mut Churn::default())
     }
 
-    fn names(dir: &Dir<Node>) -> Vec<String> {
-        dir.iter().map(|node| String::from_utf8(node.name().to_vec()).unwrap()).collect()
+    fn names(children: &ChildList<Node>) -> Vec<String> {
+        children.iter().map(|node| String::from_utf8(node.name().to_vec()).unwrap()).collect()
     }
 
     /// Returns pseudo-random numbers, the same every time.
@@ -579,7 +580,7 @@ mod tests {
     fn behaves_as_a_sorted_set() {
         for seed in 0..20 {
             let mut random = numbers(seed);
-            let (mut dir, mut model) = (Dir::new(), BTreeSet::new());
+            let (mut children, mut model) = (ChildList::new(), BTreeSet::new());
             let mut snapshots = Vec::new();
             for step in 0..3000 {
                 // Some names share their first eight bytes, and some do not.
@@ -589,40 +590,43 @@ mod tests {
                 };
                 let grow = (step / 1000) % 2 == 0;
                 if !model.contains(&name) && (grow || random(3) == 0) {
-                    put(&mut dir, &name, step);
+                    put(&mut children, &name, step);
                     model.insert(name);
                 } else if model.contains(&name) && (!grow || random(3) == 0) {
-                    assert_eq!(take(&mut dir, &name, step).unwrap().name(), name.as_bytes());
+                    assert_eq!(take(&mut children, &name, step).unwrap().name(), name.as_bytes());
                     model.remove(&name);
                 } else {
-                    assert_eq!(dir.get(name.as_bytes()).is_some(), model.contains(&name));
+                    assert_eq!(children.get(name.as_bytes()).is_some(), model.contains(&name));
                 }
                 if step % 250 == 0 {
-                    snapshots.push((dir.clone(), model.clone()));
+                    snapshots.push((children.clone(), model.clone()));
                 }
             }
-            snapshots.push((dir, model));
-            for (dir, model) in snapshots {
-                assert_eq!(names(&dir), model.iter().cloned().collect::<Vec<_>>());
-                assert_eq!(dir.len() as usize, model.len());
-                assert_eq!(dir.names_len() as usize, model.iter().map(|name| name.len() + 1).sum());
-                let mut again = Dir::new();
+            snapshots.push((children, model));
+            for (children, model) in snapshots {
+                assert_eq!(names(&children), model.iter().cloned().collect::<Vec<_>>());
+                assert_eq!(children.len() as usize, model.len());
+                assert_eq!(
+                    children.names_len() as usize,
+                    model.iter().map(|name| name.len() + 1).sum()
+                );
+                let mut again = ChildList::new();
                 model.iter().for_each(|name| put(&mut again, name, 0));
-                assert!(dir.same_names(&again));
+                assert!(children.same_names(&again));
                 put(&mut again, "another", 0);
-                assert!(!dir.same_names(&again));
+                assert!(!children.same_names(&again));
                 for from in ["", "2", "long-prefix-2", "long-prefix-25x", "zz"] {
                     let after = model.iter().filter(|name| name.as_str() > from).count();
-                    assert_eq!(dir.iter_after(from.as_bytes()).count(), after);
+                    assert_eq!(children.iter_after(from.as_bytes()).count(), after);
                 }
-                for offset in (0..=dir.names_len() as usize + 1).step_by(13) {
+                for offset in (0..=children.names_len() as usize + 1).step_by(13) {
                     let mut start = 0;
                     let from = model.iter().skip_while(|name| {
                         let before = start < offset;
                         start += name.len() + 1;
                         before
                     });
-                    let found = dir.iter_from(offset).map(Node::name);
+                    let found = children.iter_from(offset).map(Node::name);
                     assert!(found.eq(from.map(String::as_bytes)), "from {offset}");
                 }
             }
@@ -632,26 +636,26 @@ mod tests {
     /// A part of a long list costs no more if it is further down the list.
     #[test]
     fn a_part_of_the_list_is_found_without_passing_what_is_before_it() {
-        let mut dir = Dir::new();
+        let mut children = ChildList::new();
         for at in 0..100_000u64 {
-            put(&mut dir, &format!("{:05}", at * 7919 % 100_000), at);
+            put(&mut children, &format!("{:05}", at * 7919 % 100_000), at);
         }
         for at in (0..100_000).step_by(997) {
-            let (mut iter, looked) = dir.seek(at * 6);
+            let (mut iter, looked) = children.seek(at * 6);
             assert_eq!(iter.next().unwrap().name(), format!("{at:05}").as_bytes());
             // The tree is four blocks deep.
             assert!(looked <= 4 * BLOCK_MAX, "{looked} entries looked at for the one at {at}");
         }
-        assert!(dir.seek(600_000).0.next().is_none());
+        assert!(children.seek(600_000).0.next().is_none());
     }
 
     #[test]
     fn names_in_order_fill_their_blocks() {
-        let mut dir = Dir::new();
+        let mut children = ChildList::new();
         for at in 0..3200u64 {
-            put(&mut dir, &format!("{at:05}"), at);
+            put(&mut children, &format!("{at:05}"), at);
         }
-        let Block::Inner(branches) = &dir.top else { panic!("one block for 3200 children") };
+        let Block::Inner(branches) = &children.top else { panic!("one block for 3200 children") };
         fn leaves(branches: &[Branch<Node>]) -> usize {
             let below = |branch: &Branch<Node>| match &*branch.block {
                 Block::Leaf(_) => 1,
@@ -664,13 +668,13 @@ mod tests {
 
     #[test]
     fn emptied_directories_give_their_memory_back() {
-        let mut dir = Dir::new();
+        let mut children = ChildList::new();
         for at in 0..10_000u64 {
-            put(&mut dir, &format!("{at:05}"), at);
+            put(&mut children, &format!("{at:05}"), at);
         }
         for at in 0..10_000u64 {
             if at % 100 != 0 {
-                take(&mut dir, &format!("{at:05}"), at);
+                take(&mut children, &format!("{at:05}"), at);
             }
         }
         fn blocks(block: &Block<Node>) -> usize {
@@ -679,7 +683,7 @@ mod tests {
                 Block::Inner(branches) => branches.iter().map(|branch| blocks(&branch.block)).sum(),
             }
         }
-        assert_eq!(dir.len(), 100);
-        assert!(blocks(&dir.top) <= 20, "{} blocks for 100 children", blocks(&dir.top));
+        assert_eq!(children.len(), 100);
+        assert!(blocks(&children.top) <= 20, "{} blocks for 100 children", blocks(&children.top));
     }
 }
