@@ -6,7 +6,7 @@
 #[path = "../../crates/xenstore-core/tests/suite/common/mod.rs"]
 mod common;
 
-use common::Store;
+use common::TestStore;
 use libfuzzer_sys::fuzz_target;
 use std::convert::Infallible;
 use xenstore_core::server::{Config, DomId, RestoredConnection, Server};
@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
         }
     };
     let connections = restored.connections;
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     store.server = restored.server;
     store.check();
     let written = dump(&store.server, &connections);
@@ -73,8 +73,8 @@ fn without_list_number(mut stream: Vec<u8>) -> Vec<u8> {
 
 /// Sends a request for each connection and reads all of its output; then all connections and
 /// domains leave.
-fn use_and_close(mut store: Store, connections: &[RestoredConnection]) {
-    let Store { server, machine, .. } = &mut store;
+fn use_and_close(mut store: TestStore, connections: &[RestoredConnection]) {
+    let TestStore { server, machine, .. } = &mut store;
     for known in connections {
         let header = xenstore_core::wire::Header {
             kind: MsgType::Directory.code(),

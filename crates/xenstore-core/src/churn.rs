@@ -24,7 +24,7 @@ pub(crate) struct Churn {
 }
 
 /// Something that snapshots share.
-pub(crate) trait Shared: Clone {
+pub(crate) trait CopyOnWrite: Clone {
     /// Returns the bytes of its entries.
     fn entries_size(&self) -> usize;
 }
@@ -35,7 +35,7 @@ impl Churn {
     }
 
     /// Returns the block for a change: a copy if a snapshot shares it.
-    pub(crate) fn own<'b, B: Shared>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
+    pub(crate) fn own<'b, B: CopyOnWrite>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
         if Rc::strong_count(block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
         }
@@ -43,7 +43,7 @@ impl Churn {
     }
 
     /// Does the same as [`Churn::own`], for a block that is not used any more.
-    pub(crate) fn take<B: Shared>(&mut self, block: Rc<B>) -> B {
+    pub(crate) fn take<B: CopyOnWrite>(&mut self, block: Rc<B>) -> B {
         if Rc::strong_count(&block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
         }

@@ -156,7 +156,7 @@ impl core::error::Error for ProtocolError {}
 
 /// A request in flight.
 #[derive(Debug)]
-struct Pending {
+struct InFlightRequest {
     kind: MsgType,
     /// True if no caller will take the reply.
     forgotten: bool,
@@ -166,7 +166,7 @@ struct Pending {
 #[derive(Debug, Default)]
 pub struct Client {
     last_id: u32,
-    pending: BTreeMap<u32, Pending>,
+    pending: BTreeMap<u32, InFlightRequest>,
     replies: BTreeMap<u32, Reply>,
     events: VecDeque<Event>,
     output: Vec<u8>,
@@ -210,7 +210,7 @@ impl Client {
         for part in parts {
             self.output.extend_from_slice(part);
         }
-        self.pending.insert(req_id, Pending { kind, forgotten: false });
+        self.pending.insert(req_id, InFlightRequest { kind, forgotten: false });
         Ok(RequestId(req_id))
     }
 

@@ -6,7 +6,7 @@ mod common;
 #[path = "suite/time.rs"]
 mod time;
 
-use common::Store;
+use common::TestStore;
 use std::time::Duration;
 use time::Moment;
 use xenstore_core::server::ConnId;
@@ -14,7 +14,7 @@ use xenstore_core::wire::{Header, MsgType};
 
 /// Measures the time of one simple request on this machine now, the unit of all times here.
 fn simple() -> Duration {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let conn = store.socket();
     let began = Moment::now();
     for at in 0..1000 {
@@ -25,7 +25,7 @@ fn simple() -> Duration {
 }
 
 /// Adds a guest that owns its home. Returns its connection and its home.
-fn guest(store: &mut Store, domid: u16) -> (ConnId, String) {
+fn guest(store: &mut TestStore, domid: u16) -> (ConnId, String) {
     let dom0 = store.socket();
     let conn = store.guest(domid);
     let home = format!("/local/domain/{domid}");
@@ -36,7 +36,7 @@ fn guest(store: &mut Store, domid: u16) -> (ConnId, String) {
 
 /// Makes a request and drops the reply. Returns the cost that the core reports, and the time taken.
 fn timed(
-    store: &mut Store,
+    store: &mut TestStore,
     conn: ConnId,
     kind: MsgType,
     tx: u32,
@@ -56,7 +56,7 @@ fn chain(home: &str, depth: usize) -> String {
 /// XSA-326: repeated writes of one node in a transaction count each time.
 #[test]
 fn the_log_of_a_transaction_is_bounded_by_the_quota_of_memory() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     let path = format!("{home}/x");
     let value = "v".repeat(1500);
@@ -72,7 +72,7 @@ fn the_log_of_a_transaction_is_bounded_by_the_quota_of_memory() {
 
 #[test]
 fn the_log_of_requests_that_change_nothing_is_bounded() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     let tx = store.start(conn);
     for _ in 0..100_000 {
@@ -85,7 +85,7 @@ fn the_log_of_requests_that_change_nothing_is_bounded() {
 
 #[test]
 fn permissions_inherited_in_a_transaction_are_a_read() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     store.write(dom0, 0, "/a", "").unwrap();
     let tx = store.start(dom0);
@@ -104,7 +104,7 @@ fn permissions_inherited_in_a_transaction_are_a_read() {
 /// The cost that the core reports for a request must include all its work: fairness depends on it.
 #[test]
 fn a_commit_costs_what_it_takes() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     store.write(conn, 0, &chain(&home, 900), "").unwrap();
     let tx = store.start(conn);
@@ -123,13 +123,13 @@ fn a_commit_costs_what_it_takes() {
 /// again is limited, and so is the time.
 #[test]
 fn the_longest_commits_are_short() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     let node = |at: usize| format!("{home}/{}/{}", at / 50, at % 50);
     for at in 0..900 {
         store.write(conn, 0, &node(at), "0").unwrap();
     }
-    type RequestFn<'s> = &'s dyn Fn(&mut Store, u32, usize) -> Result<(), String>;
+    type RequestFn<'s> = &'s dyn Fn(&mut TestStore, u32, usize) -> Result<(), String>;
     let value = "v".repeat(1000);
     let deep = chain(&home, 60);
     let asks: [(&str, RequestFn<'_>); 7] = [
@@ -169,7 +169,7 @@ fn the_longest_commits_are_short() {
 /// The longest single requests of a guest, in a store whose part visible to the guest is large.
 #[test]
 fn the_longest_requests_are_short() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let (conn, home) = guest(&mut store, 5);
     for (top, nodes, a_list) in
@@ -243,7 +243,7 @@ fn the_longest_requests_are_short() {
 /// largest (docs/performance.md).
 #[test]
 fn the_longest_requests_of_domain_0_are_told() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     for at in 0..100_000 {
         let payload = format!("/big/{}/{at}\0v", at / 100);
@@ -276,7 +276,7 @@ fn the_longest_requests_of_domain_0_are_told() {
 
 #[test]
 fn a_deep_path_costs_more_than_a_short_one() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     store.write(conn, 0, &chain(&home, 900), "").unwrap();
     let deep = format!("{}\0", chain(&home, 900));
@@ -298,7 +298,7 @@ fn a_deep_path_costs_more_than_a_short_one() {
 /// Waiting events are dropped once, not once for each watch.
 #[test]
 fn the_end_of_a_guest_with_many_events_is_quick() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (reader, _) = guest(&mut store, 5);
     let (writer, home) = guest(&mut store, 6);
     let dom0 = store.socket();
@@ -320,10 +320,10 @@ fn the_end_of_a_guest_with_many_events_is_quick() {
 /// Watches of guests that may not read anything must not slow others down.
 #[test]
 fn watches_of_the_root_by_guests_cost_nothing() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     // The shortest time of many is taken, as other tests run at the same time.
-    let run = |store: &mut Store| {
+    let run = |store: &mut TestStore| {
         let one = |_| {
             let began = Moment::now();
             store.write(dom0, 0, "/tool/x", "1").unwrap();
@@ -348,7 +348,7 @@ fn watches_of_the_root_by_guests_cost_nothing() {
 /// A delay holds one request, never the others of its connection.
 #[test]
 fn many_delayed_requests_do_not_close_the_connection_to_others() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (ring, other) = (store.socket(), store.socket());
     store.write(other, 0, "/hot", "0").unwrap();
     // `other` is refused once, and takes its turn.
@@ -368,7 +368,7 @@ fn many_delayed_requests_do_not_close_the_connection_to_others() {
 /// A guest's turns one after the other delay another guest for 10 ms at most.
 #[test]
 fn one_guest_does_not_keep_the_turn() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (bad, bad_home) = guest(&mut store, 5);
     let (good, good_home) = guest(&mut store, 6);
     for (conn, home) in [(bad, &bad_home), (good, &good_home)] {
@@ -398,7 +398,7 @@ fn one_guest_does_not_keep_the_turn() {
 /// The end of a turn costs little, however many requests wait and however long the holder's log is.
 #[test]
 fn what_waits_for_a_turn_is_tried_in_little_time() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let (holder, home) = guest(&mut store, 5);
     let hot = format!("{home}/hot");
@@ -440,7 +440,7 @@ fn what_waits_for_a_turn_is_tried_in_little_time() {
 /// time.
 #[test]
 fn a_guests_share_of_a_round_is_short() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     store.write(conn, 0, &chain(&home, 900), "").unwrap();
     let hot = format!("{home}/hot");
@@ -473,7 +473,7 @@ fn a_guests_share_of_a_round_is_short() {
 /// query to the hypervisor.
 #[test]
 fn too_many_permissions_are_refused_before_they_are_read() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (conn, home) = guest(&mut store, 5);
     let refused = store.set_perms(conn, 0, &home, &["n5", "r6", "r7", "r8", "r9", "what"]);
     assert_eq!(refused, Err("ENOSPC".into()));
@@ -483,7 +483,7 @@ fn too_many_permissions_are_refused_before_they_are_read() {
 /// runs.
 #[test]
 fn an_ended_guests_waiting_requests_are_not_run() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let (bad, home) = guest(&mut store, 5);
     for name in ["one", "two", "x", "y"] {
@@ -518,7 +518,7 @@ fn an_ended_guests_waiting_requests_are_not_run() {
 /// Linux sends the requests of all users of domain 0 over one ring: a refused user is one of many.
 #[test]
 fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let ring = store.socket();
     store.write(ring, 0, "/tool/unrelated", "0").unwrap();
     store.refuse(ring, "/tool/hot");
@@ -532,7 +532,7 @@ fn a_refusal_of_one_user_of_a_ring_does_not_serialise_the_others() {
 /// A client that vanishes with many watches of one path delays no other.
 #[test]
 fn the_end_of_a_client_with_many_watches_is_quick() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let conn = store.socket();
     for at in 0..50_000 {
         store.send(conn, MsgType::Watch, 0, format!("/tool\0{at}\0").as_bytes());
@@ -550,11 +550,11 @@ fn the_end_of_a_client_with_many_watches_is_quick() {
 /// the index.
 #[test]
 fn names_made_to_collide_in_the_index_cost_the_others_nothing() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let alike = |at: usize| format!("multi-qu{at:06}m-queues");
     // The shortest time of some is taken, as other tests run at the same time.
-    let time_of_writes = |store: &mut Store| {
+    let time_of_writes = |store: &mut TestStore| {
         let one = |_| {
             let began = Moment::now();
             for at in 0..1000 {
@@ -580,7 +580,7 @@ fn names_made_to_collide_in_the_index_cost_the_others_nothing() {
 
 #[test]
 fn a_reset_of_watches_with_many_events_is_quick_and_paid_for() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let (reader, home) = guest(&mut store, 7);
     for at in 0..128 {

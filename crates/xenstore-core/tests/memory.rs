@@ -4,7 +4,7 @@
 #[path = "suite/common/mod.rs"]
 mod common;
 
-use common::Store;
+use common::TestStore;
 
 /// Returns the bytes of this process in memory.
 fn resident() -> isize {
@@ -16,7 +16,7 @@ fn resident() -> isize {
 /// An idle transaction of a guest must not keep old states of the whole store alive.
 #[test]
 fn an_idle_transaction_does_not_keep_the_past_of_the_store() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let value = "v".repeat(1000);
     let mut keepers = Vec::new();

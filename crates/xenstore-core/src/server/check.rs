@@ -18,9 +18,9 @@ const ACCOUNTS: [Quota; 4] = [Quota::Nodes, Quota::Memory, Quota::Watches, Quota
 
 /// The usage of each quota by each domain.
 #[derive(Default)]
-struct Accounts(BTreeMap<DomId, Values<i64>>);
+struct QuotaUsage(BTreeMap<DomId, Values<i64>>);
 
-impl Accounts {
+impl QuotaUsage {
     fn add(&mut self, domid: DomId, quota: Quota, more: i64) {
         let values = self.0.entry(domid).or_default();
         values.set(quota, values.get(quota).saturating_add(more));
@@ -37,9 +37,9 @@ impl Accounts {
 pub(super) struct Check {
     tree: Tree,
     /// The amounts charged to the domains when the check began.
-    charged: Accounts,
+    charged: QuotaUsage,
     /// The amounts counted so far.
-    found: Accounts,
+    found: QuotaUsage,
     faults: Vec<String>,
     /// The path of the node that was counted last; `None` before the first.
     last: Option<Vec<u8>>,
@@ -66,7 +66,7 @@ impl Check {
         let Sessions { content, conns, free_queue, .. } = sessions;
         let watches = &announcer.watches;
         let (mut charged, mut found, mut faults) =
-            (Accounts::default(), Accounts::default(), Vec::new());
+            (QuotaUsage::default(), QuotaUsage::default(), Vec::new());
         for (domid, domain) in content.domains.iter() {
             for quota in ACCOUNTS {
                 charged.add(domid, quota, domain.usage.now(quota));

@@ -4,12 +4,12 @@ use crate::perms::Caller;
 
 /// A class of callers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Class {
+pub(super) enum CallerClass {
     Privileged,
     Guest,
 }
 
-impl Class {
+impl CallerClass {
     pub(super) fn of(caller: &Caller) -> Self {
         if caller.privileged { Self::Privileged } else { Self::Guest }
     }

@@ -1,6 +1,6 @@
 //! One connection: its output, its watches and its transactions.
 
-use super::events::{Events, Pending};
+use super::events::{EventQueue, PendingEvent};
 use super::retained_state::RetainedState;
 use super::transactions::Transactions;
 use crate::domain::Domains;
@@ -35,7 +35,7 @@ pub(super) struct Connection {
     out: Vec<u8>,
     sent: usize,
     /// The events after the encoded output.
-    events: Events,
+    events: EventQueue,
     /// For rings: the end of each unread reply in `out`, in bytes from its start.
     replies: VecDeque<usize>,
     pub(super) watches: BTreeMap<Rc<[u8]>, WatchId>,
@@ -63,7 +63,7 @@ impl Connection {
             transport,
             out: Vec::new(),
             sent: 0,
-            events: Events::default(),
+            events: EventQueue::default(),
             replies: VecDeque::new(),
             watches: BTreeMap::new(),
             transactions: Transactions::default(),
@@ -171,7 +171,7 @@ impl Connection {
     }
 
     /// Takes all events out.
-    pub(super) fn take_events(&mut self) -> Events {
+    pub(super) fn take_events(&mut self) -> EventQueue {
         core::mem::take(&mut self.events)
     }
 
@@ -307,7 +307,7 @@ impl Connection {
 }
 
 /// Appends the message of an event, if its watch still exists.
-fn encode((id, path): &Pending, watches: &Watches, to: &mut Vec<u8>) {
+fn encode((id, path): &PendingEvent, watches: &Watches, to: &mut Vec<u8>) {
     let Some(watch) = watches.get(*id) else { return };
     let path = path.get(watch.hidden..).unwrap_or_default();
     let len = path.len().saturating_add(watch.token().len()).saturating_add(2);

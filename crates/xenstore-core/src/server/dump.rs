@@ -2,7 +2,7 @@
 
 use super::announcer::{INTRODUCE, RELEASE};
 use super::connection::{Connection, Transport};
-use super::store::Store;
+use super::store::StoreState;
 use crate::domain::{Domain, Domains};
 use crate::id::{ConnId, DomId};
 use crate::limits::DOMID_ANY;
@@ -10,7 +10,10 @@ use crate::notice::EndReason;
 use crate::path::Path;
 use crate::perms::{Incarnation, Perms};
 use crate::quota::{ALL, LimitKind, Quota, QuotaLimits};
-use crate::stream::{self, DaemonHandles, DomainMore, Peer, Quotas, Record, TransportState, Watch};
+use crate::stream::{
+    self, ConnectionPeer, DaemonHandles, DomainMore, Quotas, StreamRecord, TransportState,
+    WatchDataRecord,
+};
 use crate::tree::{Node, VisitStep};
 use crate::wire::split_message;
 use alloc::vec::Vec;
@@ -34,7 +37,7 @@ struct RecordWriter<S> {
 }
 
 impl<E, S: FnMut(&[u8]) -> Result<(), E>> RecordWriter<S> {
-    fn put(&mut self, record: &Record<'_>) -> Result<(), E> {
+    fn put(&mut self, record: &StreamRecord<'_>) -> Result<(), E> {
         record.write(&mut self.buffer);
         if self.buffer.len() < CHUNK { Ok(()) } else { self.pass_on() }
     }
@@ -48,17 +51,17 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> RecordWriter<S> {
 
 /// Writes the state to `sink`, piece by piece.
 pub(super) fn dump<'a, E>(
-    store: &Store,
+    store: &StoreState,
     global: DaemonHandles,
     transport: impl Fn(ConnId) -> TransportState<'a>,
     sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut out = RecordWriter { buffer: Vec::with_capacity(CHUNK), sink };
     stream::header(&mut out.buffer);
-    out.put(&Record::Global(global))?;
-    out.put(&Record::Generation(store.sessions.content.domains.generation))?;
+    out.put(&StreamRecord::Global(global))?;
+    out.put(&StreamRecord::Generation(store.sessions.content.domains.generation))?;
     let (values, names) = limits(&store.sessions.content.domains.limits);
-    out.put(&Record::GlobalQuota(Quotas::new(&values, &names)))?;
+    out.put(&StreamRecord::GlobalQuota(Quotas::new(&values, &names)))?;
     // Rings come first: C's daemon must know domain 0 before the sockets that belong to it.
     let conns = |wanted: Transport| {
         store.sessions.conns.iter().filter(move |(_, conn)| conn.transport == wanted)
@@ -86,12 +89,12 @@ pub(super) fn dump<'a, E>(
     for (domid, domain) in store.sessions.content.domains.iter() {
         dump_domain(domid, domain, &mut out)?;
     }
-    out.put(&Record::End)?;
+    out.put(&StreamRecord::End)?;
     out.pass_on()
 }
 
 fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
-    store: &Store,
+    store: &StoreState,
     number: u32,
     conn: ConnId,
     connection: &Connection,
@@ -100,8 +103,8 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
 ) -> Result<(), E> {
     let domain = store.sessions.content.domains.get(connection.domid);
     let peer = match connection.transport {
-        Transport::Socket => Peer::Socket { fd: transport.handle },
-        Transport::Ring => Peer::Ring {
+        Transport::Socket => ConnectionPeer::Socket { fd: transport.handle },
+        Transport::Ring => ConnectionPeer::Ring {
             domid: connection.domid.0,
             // The target counts only as long as it lives.
             target: domain
@@ -119,7 +122,7 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
     input.extend_from_slice(transport.input);
     let (input, more) = input.split_at(first_part(&input));
     let (partial, output) = connection.unsent(&store.announcer.watches);
-    out.put(&Record::Connection(stream::Connection {
+    out.put(&StreamRecord::Connection(stream::ConnectionRecord {
         id: number,
         peer,
         input,
@@ -127,19 +130,19 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
         output: &output,
     }))?;
     let ended = connection.ended.and_then(|why| ENDED.iter().position(|known| *known == why));
-    out.put(&Record::ConnectionMore {
+    out.put(&StreamRecord::ConnectionMore {
         conn: number,
         next_transaction: connection.next_transaction,
         ended: ended.map_or(0, |at| u32::try_from(at).unwrap_or(0).saturating_add(1)),
     })?;
     if !more.is_empty() {
-        out.put(&Record::Input { conn: number, bytes: more })?;
+        out.put(&StreamRecord::Input { conn: number, bytes: more })?;
     }
     // They are written in the order in which those of one path fire.
     let mut ids: Vec<_> = connection.watches.values().copied().collect();
     ids.sort_unstable();
     for watch in ids.into_iter().filter_map(|id| store.announcer.watches.get(id)) {
-        out.put(&Record::Watch(Watch {
+        out.put(&StreamRecord::Watch(WatchDataRecord {
             conn: number,
             path: watch.path().get(watch.hidden..).unwrap_or_default(),
             token: watch.token(),
@@ -147,7 +150,7 @@ fn dump_connection<E, S: FnMut(&[u8]) -> Result<(), E>>(
         }))?;
     }
     for id in connection.transactions.ids() {
-        out.put(&Record::Transaction { conn: number, id })?;
+        out.put(&StreamRecord::Transaction { conn: number, id })?;
     }
     Ok(())
 }
@@ -172,9 +175,9 @@ fn node_record<'a>(
     path: &'a [u8],
     node: &'a Node,
     entries: &'a mut Vec<[u8; 4]>,
-) -> Record<'a> {
+) -> StreamRecord<'a> {
     put_entries(domains, node.perms(), entries);
-    Record::Node(stream::Node { path, value: node.value(), entries })
+    StreamRecord::Node(stream::NodeRecord { path, value: node.value(), entries })
 }
 
 /// Appends the entries of living domains, of all domains, and of domains that never existed: those
@@ -202,13 +205,13 @@ fn dump_domain<E, S: FnMut(&[u8]) -> Result<(), E>>(
 ) -> Result<(), E> {
     let (values, names) = limits(&domain.limits);
     let quotas = Quotas::new(&values, &names);
-    let record = stream::Domain { domid: domid.0, features: Some(domain.features), quotas };
+    let record = stream::DomainRecord { domid: domid.0, features: Some(domain.features), quotas };
     // C's daemon ends if it finds DOMAIN_DATA of a domain that it does not know yet.
     out.put(&match domain.conn {
-        Some(_) => Record::Domain(record),
-        None => Record::Unconnected(record),
+        Some(_) => StreamRecord::Domain(record),
+        None => StreamRecord::Unconnected(record),
     })?;
-    out.put(&Record::DomainMore(DomainMore {
+    out.put(&StreamRecord::DomainMore(DomainMore {
         domid: domid.0,
         shutdown: domain.shutdown,
         weight: domain.weight,

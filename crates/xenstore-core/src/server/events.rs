@@ -12,21 +12,21 @@ const SCAN_MAX: usize = 16;
 const EVENTS_KEPT: usize = 64;
 
 /// A watch event that has not been encoded yet.
-pub(super) type Pending = (WatchId, Rc<[u8]>);
+pub(super) type PendingEvent = (WatchId, Rc<[u8]>);
 
 /// The events of a connection that have not been encoded yet, in order. An event that waits already
 /// is not added again.
 #[derive(Default)]
-pub(super) struct Events {
+pub(super) struct EventQueue {
     /// Each event with its bytes.
-    queue: VecDeque<(Pending, usize)>,
+    queue: VecDeque<(PendingEvent, usize)>,
     /// All events sorted, if more than [`SCAN_MAX`] wait.
-    known: BTreeSet<Pending>,
+    known: BTreeSet<PendingEvent>,
     /// The bytes of all events.
     size: usize,
 }
 
-impl Events {
+impl EventQueue {
     pub(super) fn len(&self) -> usize {
         self.queue.len()
     }
@@ -37,7 +37,7 @@ impl Events {
     }
 
     /// Queues an event of so many bytes. Returns true if no equal one waited.
-    pub(super) fn push(&mut self, event: Pending, size: usize) -> bool {
+    pub(super) fn push(&mut self, event: PendingEvent, size: usize) -> bool {
         let waits = match self.known.is_empty() {
             true => self.queue.iter().any(|(known, _)| *known == event),
             false => self.known.contains(&event),
@@ -58,7 +58,7 @@ impl Events {
     }
 
     /// Takes the first event.
-    pub(super) fn pop(&mut self) -> Option<Pending> {
+    pub(super) fn pop(&mut self) -> Option<PendingEvent> {
         let (event, size) = self.queue.pop_front()?;
         if !self.known.is_empty() {
             self.known.remove(&event);
@@ -84,7 +84,7 @@ impl Events {
     }
 
     /// Returns the waiting events in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Pending> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &PendingEvent> {
         self.queue.iter().map(|(event, _)| event)
     }
 

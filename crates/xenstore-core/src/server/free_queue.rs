@@ -3,7 +3,7 @@
 //!
 //! Their last holder is charged for them until they are freed.
 
-use super::events::Events;
+use super::events::EventQueue;
 use crate::domain::Domains;
 use crate::id::DomId;
 use crate::perms::Incarnation;
@@ -19,7 +19,7 @@ const SMALL_MAX: u32 = 512;
 pub(super) enum Garbage {
     /// The parts of a transaction.
     Leftovers(Leftovers),
-    Events(Events),
+    Events(EventQueue),
 }
 
 /// The domain that is charged for an object, and the bytes of `memory`.

@@ -44,12 +44,12 @@ use crate::wire::{Error, Header, MsgType};
 use alloc::format;
 use alloc::vec::Vec;
 use announcer::RELEASE;
-use class::Class;
+use class::CallerClass;
 use connection::{Connection, Transport};
 use request::{Request, RequestError};
 use restore::Restorer;
 use sessions::Sessions;
-use store::Store;
+use store::StoreState;
 use waiting::{Attempt, WaitCause, WaitingRequest};
 
 /// A store restored from a stream, and the data that its daemon needs to continue.
@@ -64,7 +64,7 @@ pub struct RestoredStore {
 
 /// The store, and the requests that wait for their turn there.
 pub struct Server {
-    store: Store,
+    store: StoreState,
     /// A buffer that is kept between requests, so that it need not be allocated for each.
     path_scratch: Vec<u8>,
 }
@@ -74,7 +74,7 @@ impl Server {
     /// special nodes.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { store: Store::new(config), path_scratch: Vec::new() }
+        Self { store: StoreState::new(config), path_scratch: Vec::new() }
     }
 
     /// Makes a store from the stream that [`Server::dump`], or the C daemon, has written. The
@@ -188,7 +188,7 @@ impl Server {
         now: u64,
         host: &mut dyn StoreHost,
     ) -> u32 {
-        let Store { sessions, counters, .. } = &mut self.store;
+        let StoreState { sessions, counters, .. } = &mut self.store;
         sessions.content.domains.now = now;
         sessions.content.cost = 1;
         counters.requests = counters.requests.wrapping_add(1);
@@ -245,7 +245,7 @@ impl Server {
 
     /// Makes a request wait.
     fn delay(&mut self, conn: ConnId, header: &Header, payload: &[u8], why: WaitCause) {
-        let Store { sessions, counters, .. } = &mut self.store;
+        let StoreState { sessions, counters, .. } = &mut self.store;
         counters.delayed = counters.delayed.saturating_add(1);
         sessions.delay(conn, header, payload, why);
     }
@@ -254,15 +254,17 @@ impl Server {
     /// guests, as much as a slice may cost. The rest are run in the next round. Requests that
     /// waited for the end of a turn come first, then those that want a turn themselves. A request
     /// never comes before another that it depends on.
-    fn run_waiting(&mut self, time_of: Class, host: &mut dyn StoreHost) {
+    fn run_waiting(&mut self, time_of: CallerClass, host: &mut dyn StoreHost) {
         let mut left = self.store.config.slice_cost;
         loop {
             let turns = &self.store.sessions.turns;
-            if turns.lane(Class::Privileged).queue.is_due() {
-                self.try_next(Class::Privileged, host);
-            } else if time_of == Class::Guest && left > 0 && turns.lane(Class::Guest).queue.is_due()
+            if turns.lane(CallerClass::Privileged).queue.is_due() {
+                self.try_next(CallerClass::Privileged, host);
+            } else if time_of == CallerClass::Guest
+                && left > 0
+                && turns.lane(CallerClass::Guest).queue.is_due()
             {
-                let cost = self.try_next(Class::Guest, host);
+                let cost = self.try_next(CallerClass::Guest, host);
                 left = left.saturating_sub(cost);
             } else {
                 return;
@@ -271,7 +273,7 @@ impl Server {
     }
 
     /// Tries the next request that is to be tried, and returns the cost.
-    fn try_next(&mut self, class: Class, host: &mut dyn StoreHost) -> u32 {
+    fn try_next(&mut self, class: CallerClass, host: &mut dyn StoreHost) -> u32 {
         let sessions = &mut self.store.sessions;
         if sessions.turns.lane_mut(class).queue.take_end() {
             return sessions.plan_tries(class);
@@ -293,13 +295,13 @@ impl Server {
         &mut self,
         number: u64,
         mut waiting: WaitingRequest,
-        class: Class,
+        class: CallerClass,
         host: &mut dyn StoreHost,
     ) -> u32 {
         let spent = core::mem::take(&mut self.store.sessions.content.cost);
         let conn = waiting.conn;
         let attempt = self.attempt(conn, &waiting.header, &waiting.payload, host);
-        let Store { sessions, counters, .. } = &mut self.store;
+        let StoreState { sessions, counters, .. } = &mut self.store;
         let Sessions { content, conns, turns, .. } = sessions;
         let cost = core::mem::replace(&mut content.cost, spent).saturating_add(1);
         let Some(connection) = conns.get_mut(conn) else { return cost };
@@ -338,7 +340,7 @@ impl Server {
 
     /// Returns the bytes waiting to be sent to this connection.
     pub fn output(&mut self, conn: ConnId) -> &[u8] {
-        let Store { sessions, announcer, .. } = &mut self.store;
+        let StoreState { sessions, announcer, .. } = &mut self.store;
         let connection = sessions.conns.get_mut(conn);
         connection.map_or(&[], |connection| connection.output(&announcer.watches))
     }
@@ -381,7 +383,7 @@ impl Server {
     pub fn tick(&mut self, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         self.store.work();
-        self.run_waiting(Class::Guest, host);
+        self.run_waiting(CallerClass::Guest, host);
     }
 
     fn set_time(&mut self, now: u64) {
@@ -418,7 +420,7 @@ impl Server {
         {
             domain.conn = None;
         }
-        self.run_waiting(Class::Privileged, host);
+        self.run_waiting(CallerClass::Privileged, host);
     }
 
     /// Ends a connection whose peer broke the protocol, as the transport found. The state is then
@@ -439,7 +441,7 @@ impl Server {
         );
         self.store.sessions.content.domains.notice(Notice::Warn { domid: Some(domid), text });
         self.store.end_connection(conn, why);
-        self.run_waiting(Class::Privileged, host);
+        self.run_waiting(CallerClass::Privileged, host);
     }
 
     /// Resets a connection at the guest's request (ring reconnection): watches, transactions,
@@ -447,7 +449,7 @@ impl Server {
     pub fn reset(&mut self, conn: ConnId, now: u64, host: &mut dyn StoreHost) {
         self.set_time(now);
         self.store.clear_connection(conn);
-        self.run_waiting(Class::Privileged, host);
+        self.run_waiting(CallerClass::Privileged, host);
     }
 
     /// Handles the hypervisor's report of a shut-down or crashed domain: fires `@releaseDomain`
@@ -458,7 +460,7 @@ impl Server {
         if domain.conn.is_some() && !core::mem::replace(&mut domain.shutdown, true) {
             self.store.fire_special(RELEASE, domid);
         }
-        self.run_waiting(Class::Privileged, host);
+        self.run_waiting(CallerClass::Privileged, host);
     }
 
     /// Handles the hypervisor's report that the domain no longer exists: removes its connection,
@@ -470,7 +472,7 @@ impl Server {
         let known = known.and_then(|domain| domain.identity);
         if known.is_none() || host.domain_identity(domid) != known {
             self.store.release(domid, host);
-            self.run_waiting(Class::Privileged, host);
+            self.run_waiting(CallerClass::Privileged, host);
         }
     }
 }

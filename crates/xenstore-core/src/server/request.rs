@@ -31,7 +31,7 @@ impl From<Error> for RequestError {
     }
 }
 
-pub(super) type Outcome = Result<(), RequestError>;
+pub(super) type RequestResult = Result<(), RequestError>;
 
 impl<'a> Request<'a> {
     /// Returns the only string of the payload, which must end with it.
@@ -51,7 +51,7 @@ impl<'a> Request<'a> {
     }
 
     /// Sends the reply.
-    pub(super) fn answer(&self, payload: &[&[u8]], conns: &mut Connections) -> Outcome {
+    pub(super) fn answer(&self, payload: &[&[u8]], conns: &mut Connections) -> RequestResult {
         let len = payload.iter().map(|part| part.len()).fold(0, usize::saturating_add);
         if len > PAYLOAD_MAX {
             return Err(Error::TooBig.into());
@@ -63,14 +63,14 @@ impl<'a> Request<'a> {
     }
 
     /// Replies with a number.
-    pub(super) fn answer_number(&self, number: u32, conns: &mut Connections) -> Outcome {
+    pub(super) fn answer_number(&self, number: u32, conns: &mut Connections) -> RequestResult {
         let mut body = Vec::new();
         push_decimal(u64::from(number), &mut body);
         self.answer(&[&body, b"\0"], conns)
     }
 
     /// Replies `OK`.
-    pub(super) fn ok(&self, conns: &mut Connections) -> Outcome {
+    pub(super) fn ok(&self, conns: &mut Connections) -> RequestResult {
         self.answer(&[b"OK\0"], conns)
     }
 }

@@ -4,7 +4,7 @@ use super::config::Config;
 use super::connection::Transport;
 use super::dump::{ENDED, STALE};
 use super::sessions::Sessions;
-use super::store::Store;
+use super::store::StoreState;
 use crate::id::{ConnId, DomId};
 use crate::limits::{DOMID_ANY, DOMID_FIRST_RESERVED, PAYLOAD_MAX, WEIGHT_MAX};
 use crate::notice::EndReason;
@@ -12,7 +12,8 @@ use crate::path::{Path, SpecialPaths, is_relative, resolve};
 use crate::perms::{AccessRights, Incarnation, Perm, Perms};
 use crate::quota::{Quota, QuotaLimits};
 use crate::stream::{
-    self, Connection, DaemonHandles, Error, Node, Peer, Quotas, Reader, Record, Watch,
+    self, ConnectionPeer, ConnectionRecord, DaemonHandles, Error, NodeRecord, Quotas, RecordReader,
+    StreamRecord, WatchDataRecord,
 };
 use crate::transaction::Change;
 use crate::watch;
@@ -36,11 +37,11 @@ pub struct RestoredConnection {
     pub input: Vec<u8>,
 }
 
-type Outcome = Result<(), &'static str>;
+type RestoreResult = Result<(), &'static str>;
 
 /// A store that is being restored from a stream.
 pub(super) struct Restorer {
-    store: Store,
+    store: StoreState,
     global: Option<DaemonHandles>,
     connections: Vec<RestoredConnection>,
     /// The index in `connections` of each connection number of the stream.
@@ -48,16 +49,16 @@ pub(super) struct Restorer {
 }
 
 /// A store from a stream, the stream's data on the daemon, and the connections.
-type RestoredParts = (Store, Option<DaemonHandles>, Vec<RestoredConnection>);
+type RestoredParts = (StoreState, Option<DaemonHandles>, Vec<RestoredConnection>);
 
 impl Restorer {
     /// Restores a store from another one's stream.
     pub(super) fn run(config: Config, stream: &[u8], now: u64) -> Result<RestoredParts, Error> {
-        let mut reader = Reader::new(stream)?;
+        let mut reader = RecordReader::new(stream)?;
         let mut restoring = Self::new(config, now);
         loop {
             match reader.next()? {
-                Record::End => break,
+                StreamRecord::End => break,
                 record => restoring.take(record).map_err(|what| reader.error(what))?,
             }
         }
@@ -69,7 +70,7 @@ impl Restorer {
 
     /// Returns the initial state: a store without any node but `/` and the special ones.
     fn new(config: Config, now: u64) -> Self {
-        let mut store = Store::new(config);
+        let mut store = StoreState::new(config);
         let content = &mut store.sessions.content;
         content.domains.now = now;
         let own = content.own_caller();
@@ -79,26 +80,28 @@ impl Restorer {
         Self { store, global: None, connections: Vec::new(), numbers: BTreeMap::new() }
     }
 
-    fn take(&mut self, record: Record<'_>) -> Outcome {
+    fn take(&mut self, record: StreamRecord<'_>) -> RestoreResult {
         let domains = &mut self.store.sessions.content.domains;
         match record {
-            Record::Global(global) => self.global = Some(global),
-            Record::Generation(generation) => {
+            StreamRecord::Global(global) => self.global = Some(global),
+            StreamRecord::Generation(generation) => {
                 domains.generation = domains.generation.max(generation);
             }
-            Record::GlobalQuota(quotas) => set_limits(&mut domains.limits, quotas),
-            Record::Connection(connection) => self.connection(&connection)?,
-            Record::ConnectionMore { conn, next_transaction, ended } => {
+            StreamRecord::GlobalQuota(quotas) => set_limits(&mut domains.limits, quotas),
+            StreamRecord::Connection(connection) => self.connection(&connection)?,
+            StreamRecord::ConnectionMore { conn, next_transaction, ended } => {
                 self.connection_more(conn, next_transaction, ended)?;
             }
-            Record::Input { conn, bytes } => {
+            StreamRecord::Input { conn, bytes } => {
                 self.numbered(conn)?.input.extend_from_slice(bytes);
             }
-            Record::Watch(watch) => self.watch(&watch)?,
-            Record::Transaction { conn, id } => self.transaction(conn, id)?,
-            Record::Node(node) => self.node(&node)?,
-            Record::Domain(record) | Record::Unconnected(record) => self.domain(&record),
-            Record::DomainMore(more) => {
+            StreamRecord::Watch(watch) => self.watch(&watch)?,
+            StreamRecord::Transaction { conn, id } => self.transaction(conn, id)?,
+            StreamRecord::Node(node) => self.node(&node)?,
+            StreamRecord::Domain(record) | StreamRecord::Unconnected(record) => {
+                self.domain(&record);
+            }
+            StreamRecord::DomainMore(more) => {
                 let domain = domains.get_or_insert(DomId(more.domid));
                 if !(1..=WEIGHT_MAX).contains(&more.weight) {
                     return Err("its weight is none");
@@ -106,12 +109,12 @@ impl Restorer {
                 (domain.weight, domain.shutdown) = (more.weight, more.shutdown);
                 domain.identity = more.identity;
             }
-            Record::Other | Record::End => {}
+            StreamRecord::Other | StreamRecord::End => {}
         }
         Ok(())
     }
 
-    fn domain(&mut self, record: &stream::Domain<'_>) {
+    fn domain(&mut self, record: &stream::DomainRecord<'_>) {
         let domain = self.store.sessions.content.domains.get_or_insert(DomId(record.domid));
         if let Some(features) = record.features {
             domain.features = features & feature::ALL;
@@ -124,18 +127,20 @@ impl Restorer {
         at.and_then(|at| self.connections.get_mut(at)).ok_or("its connection is not there")
     }
 
-    fn connection(&mut self, record: &Connection<'_>) -> Outcome {
+    fn connection(&mut self, record: &ConnectionRecord<'_>) -> RestoreResult {
         if record.id == 0 || self.numbers.contains_key(&record.id) {
             return Err("its number is 0, or another's");
         }
         let Sessions { content, conns, .. } = &mut self.store.sessions;
         let (ring, handle) = match record.peer {
-            Peer::Socket { fd } => (None, fd),
-            Peer::Ring { domid, port, .. } => (Some(DomId(domid)), port),
+            ConnectionPeer::Socket { fd } => (None, fd),
+            ConnectionPeer::Ring { domid, port, .. } => (Some(DomId(domid)), port),
         };
         let conn = match record.peer {
-            Peer::Socket { .. } => conns.add(content.domains.store_domain, Transport::Socket),
-            Peer::Ring { domid, target, identity, .. } => {
+            ConnectionPeer::Socket { .. } => {
+                conns.add(content.domains.store_domain, Transport::Socket)
+            }
+            ConnectionPeer::Ring { domid, target, identity, .. } => {
                 let domid = DomId(domid);
                 let numbers = [Some(domid.0), target];
                 if numbers.iter().flatten().any(|domid| *domid >= DOMID_FIRST_RESERVED) {
@@ -170,7 +175,7 @@ impl Restorer {
         Ok(())
     }
 
-    fn connection_more(&mut self, number: u32, next_transaction: u32, ended: u32) -> Outcome {
+    fn connection_more(&mut self, number: u32, next_transaction: u32, ended: u32) -> RestoreResult {
         let ended = match ended.checked_sub(1) {
             None => None,
             Some(at) => Some(*ENDED.get(at as usize).ok_or("why it ended is not known")?),
@@ -185,7 +190,7 @@ impl Restorer {
         Ok(())
     }
 
-    fn watch(&mut self, record: &Watch<'_>) -> Outcome {
+    fn watch(&mut self, record: &WatchDataRecord<'_>) -> RestoreResult {
         let conn = self.numbered(record.conn)?.conn;
         let conns = &self.store.sessions.conns;
         let domid = conns.get(conn).map(|conn| conn.domid).unwrap_or_default();
@@ -206,14 +211,14 @@ impl Restorer {
         if known {
             return Err("the connection has it already");
         }
-        let Store { sessions, announcer, .. } = &mut self.store;
+        let StoreState { sessions, announcer, .. } = &mut self.store;
         announcer.set((conn, domid), path, Rc::from(key), hidden, depth, sessions);
         Ok(())
     }
 
     /// Restores the number of a transaction. The transaction itself ended with the store that it
     /// was in. Its number stays until its client has got EAGAIN.
-    fn transaction(&mut self, number: u32, id: u32) -> Outcome {
+    fn transaction(&mut self, number: u32, id: u32) -> RestoreResult {
         let conn = self.numbered(number)?.conn;
         match self.store.sessions.open_torn(conn, id) {
             true => Ok(()),
@@ -221,7 +226,7 @@ impl Restorer {
         }
     }
 
-    fn node(&mut self, record: &Node<'_>) -> Outcome {
+    fn node(&mut self, record: &NodeRecord<'_>) -> RestoreResult {
         if record.value.len() > PAYLOAD_MAX {
             return Err("its value is longer than a message");
         }

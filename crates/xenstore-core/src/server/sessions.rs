@@ -1,12 +1,12 @@
 //! The connections with their transactions: the turns of these, the snapshots that they keep alive,
 //! and the parts that they leave behind.
 
-use super::class::Class;
+use super::class::CallerClass;
 use super::config::Config;
 use super::connections::Connections;
 use super::content::Content;
 use super::free_queue::{FreeQueue, Garbage};
-use super::request::{Outcome, Request, RequestError};
+use super::request::{Request, RequestError, RequestResult};
 use super::snapshots::Snapshots;
 use super::turn::Turns;
 use super::waiting::{Attempt, WaitCause, WaitingRequest};
@@ -46,11 +46,11 @@ impl Sessions {
     }
 
     /// Returns the class of a connection, whose turns its requests must respect.
-    pub(super) fn class(&self, conn: ConnId) -> Class {
+    pub(super) fn class(&self, conn: ConnId) -> CallerClass {
         let domains = &self.content.domains;
         match self.conns.get(conn).is_none_or(|conn| domains.is_privileged(conn.domid)) {
-            true => Class::Privileged,
-            false => Class::Guest,
+            true => CallerClass::Privileged,
+            false => CallerClass::Guest,
         }
     }
 
@@ -93,7 +93,7 @@ impl Sessions {
     }
 
     /// Plans which requests of a class are tried after the end of a turn. Returns the cost.
-    pub(super) fn plan_tries(&mut self, class: Class) -> u32 {
+    pub(super) fn plan_tries(&mut self, class: CallerClass) -> u32 {
         let Self { turns, conns, content, .. } = self;
         let last_turn = |conn| {
             let domain = conns.get(conn).and_then(|conn| content.domains.get(conn.domid));
@@ -105,7 +105,7 @@ impl Sessions {
 
     /// True if a request can be tried. False if it wants a turn that is taken, or depends on an
     /// earlier request that waits.
-    pub(super) fn may_try(&self, class: Class, number: u64) -> bool {
+    pub(super) fn may_try(&self, class: CallerClass, number: u64) -> bool {
         let lane = self.turns.lane(class);
         let Some(waiting) = lane.queue.get(number) else { return false };
         (waiting.why == WaitCause::AnEnd || !lane.is_taken())
@@ -120,8 +120,8 @@ impl Sessions {
         request: Request<'_>,
         path: Path<'_>,
         change: &Change<'_>,
-    ) -> Outcome {
-        let class = Class::of(&request.caller);
+    ) -> RequestResult {
+        let class = CallerClass::of(&request.caller);
         if !self.turns.has_any(class) {
             return Ok(());
         }
@@ -285,7 +285,7 @@ impl Sessions {
         request: Request<'_>,
         path: Path<'_>,
         change: &Change<'_>,
-    ) -> Outcome {
+    ) -> RequestResult {
         let caller = request.caller;
         self.in_transaction(request, |sessions, transaction| {
             if transaction.lost {
@@ -315,7 +315,7 @@ impl Sessions {
         {
             return Attempt::Done;
         }
-        let class = Class::of(caller);
+        let class = CallerClass::of(caller);
         if !holds && self.turns.lane(class).is_busy() {
             return Attempt::Wait(WaitCause::ATurn);
         }
@@ -358,7 +358,7 @@ impl Sessions {
         }
         let Self { content, conns, turns, .. } = self;
         let (caller, own) = (request.caller, (request.conn, request.header.tx_id));
-        let class = Class::of(&caller);
+        let class = CallerClass::of(&caller);
         if turns.has_any(class) {
             let waits = |(path, done): &(Rc<[u8]>, Effect)| {
                 let path = Path::checked(path);

@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::free_queue::Garbage;
 use super::orphan_search::{OrphanSearch, SearchOutcome};
 use super::removal::Removal;
-use super::request::{Outcome, Request, RequestError};
+use super::request::{Request, RequestError, RequestResult};
 use super::sessions::Sessions;
 use crate::churn::Churn;
 use crate::host::{AttachRequest, StoreHost};
@@ -30,7 +30,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 /// The state that requests, time and the hypervisor's reports can change.
-pub(super) struct Store {
+pub(super) struct StoreState {
     pub(super) config: Config,
     pub(super) sessions: Sessions,
     pub(super) announcer: Announcer,
@@ -43,7 +43,7 @@ pub(super) struct Store {
     check: Option<Box<Check>>,
 }
 
-impl Store {
+impl StoreState {
     pub(super) fn new(config: Config) -> Self {
         Self {
             sessions: Sessions::new(&config),
@@ -62,7 +62,7 @@ impl Store {
         request: Request<'_>,
         path: Path<'_>,
         change: &Change<'_>,
-    ) -> Outcome {
+    ) -> RequestResult {
         if request.header.tx_id != 0 {
             return self.sessions.change(request, path, change);
         }
@@ -75,7 +75,7 @@ impl Store {
     }
 
     /// Ends the request's transaction, with a commit or without.
-    pub(super) fn end_transaction(&mut self, request: Request<'_>, commit: bool) -> Outcome {
+    pub(super) fn end_transaction(&mut self, request: Request<'_>, commit: bool) -> RequestResult {
         let (conn, id) = (request.conn, request.header.tx_id);
         let mut transaction = self.sessions.lend(conn, id)?;
         let outcome = match commit {

@@ -9,9 +9,9 @@
 //! are searched in the guests' time, at most once a round. Guests take turns in the order in which
 //! their last ones ended, and a guest that lets a turn last its full time pauses.
 
-use super::class::Class;
+use super::class::CallerClass;
 use super::connections::Connections;
-use super::waiting::Queue;
+use super::waiting::ClassQueue;
 use crate::digest::Secret;
 use crate::domain::Domains;
 use crate::id::{ConnId, DomId};
@@ -26,13 +26,13 @@ use alloc::collections::BTreeMap;
 
 /// A transaction that has the turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Turn {
+struct HeldTurn {
     conn: ConnId,
     transaction: u32,
     since: u64,
 }
 
-impl Turn {
+impl HeldTurn {
     /// True if the turn has lasted its full time.
     fn is_over(&self, now: u64) -> bool {
         now >= self.since.saturating_add(HOLD_MAX_US)
@@ -51,10 +51,10 @@ struct Contested {
 /// refusals do not concern domain 0.
 #[derive(Default)]
 pub(super) struct Lane {
-    turn: Option<Turn>,
+    turn: Option<HeldTurn>,
     /// The contested paths by their digests, as a guest may make paths long.
     contested: BTreeMap<u64, Contested>,
-    pub(super) queue: Queue,
+    pub(super) queue: ClassQueue,
 }
 
 impl Lane {
@@ -112,29 +112,29 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    pub(super) fn lane(&self, class: Class) -> &Lane {
+    pub(super) fn lane(&self, class: CallerClass) -> &Lane {
         match class {
-            Class::Privileged => &self.privileged,
-            Class::Guest => &self.guest,
+            CallerClass::Privileged => &self.privileged,
+            CallerClass::Guest => &self.guest,
         }
     }
 
-    pub(super) fn lane_mut(&mut self, class: Class) -> &mut Lane {
+    pub(super) fn lane_mut(&mut self, class: CallerClass) -> &mut Lane {
         match class {
-            Class::Privileged => &mut self.privileged,
-            Class::Guest => &mut self.guest,
+            CallerClass::Privileged => &mut self.privileged,
+            CallerClass::Guest => &mut self.guest,
         }
     }
 
     /// Returns all turns.
-    fn all(&self) -> impl Iterator<Item = Turn> {
-        self.respected(Class::Guest)
+    fn all(&self) -> impl Iterator<Item = HeldTurn> {
+        self.respected(CallerClass::Guest)
     }
 
     /// Returns the turns that a change by such a caller must respect: a guest's turn binds guests
     /// only.
-    fn respected(&self, class: Class) -> impl Iterator<Item = Turn> {
-        let guests = self.guest.turn.filter(|_| class == Class::Guest);
+    fn respected(&self, class: CallerClass) -> impl Iterator<Item = HeldTurn> {
+        let guests = self.guest.turn.filter(|_| class == CallerClass::Guest);
         self.privileged.turn.into_iter().chain(guests)
     }
 
@@ -149,14 +149,14 @@ impl Turns {
     }
 
     /// True if there is a turn that a caller must respect.
-    pub(super) fn has_any(&self, class: Class) -> bool {
+    pub(super) fn has_any(&self, class: CallerClass) -> bool {
         self.respected(class).next().is_some()
     }
 
     /// True if the operation on `path` must wait for the end of a turn that is not `own`.
     pub(super) fn must_wait(
         &self,
-        class: Class,
+        class: CallerClass,
         own: (ConnId, u32),
         path: Path<'_>,
         touch: Touch,
@@ -194,7 +194,7 @@ impl Turns {
         domains: &Domains,
     ) {
         let (now, secret) = (domains.now, domains.secret);
-        let lane = self.lane_mut(Class::of(caller));
+        let lane = self.lane_mut(CallerClass::of(caller));
         for path in [Some(&conflict.path), transaction.first_read()].into_iter().flatten() {
             lane.contest(secret.bytes(path), caller.domid, now);
         }
@@ -209,7 +209,7 @@ impl Turns {
         domains: &Domains,
     ) -> bool {
         let (now, secret) = (domains.now, domains.secret);
-        if !self.lane(Class::of(caller)).is_contested(path, secret, now) {
+        if !self.lane(CallerClass::of(caller)).is_contested(path, secret, now) {
             return false;
         }
         let domain = domains.get(caller.domid);
@@ -219,8 +219,8 @@ impl Turns {
     }
 
     /// Gives a transaction the turn.
-    pub(super) fn begin(&mut self, class: Class, conn: ConnId, transaction: u32, now: u64) {
-        self.lane_mut(class).turn = Some(Turn { conn, transaction, since: now });
+    pub(super) fn begin(&mut self, class: CallerClass, conn: ConnId, transaction: u32, now: u64) {
+        self.lane_mut(class).turn = Some(HeldTurn { conn, transaction, since: now });
     }
 
     /// Ends the turn of this transaction, if it has one.
@@ -231,28 +231,28 @@ impl Turns {
         conns: &mut Connections,
         domains: &mut Domains,
     ) {
-        let is_it = |turn: &Turn, _| (turn.conn, turn.transaction) == (conn, transaction);
+        let is_it = |turn: &HeldTurn, _| (turn.conn, turn.transaction) == (conn, transaction);
         self.end_where(is_it, conns, domains);
     }
 
     /// Ends the turns that have lasted too long.
     pub(super) fn expire(&mut self, conns: &mut Connections, domains: &mut Domains) {
-        self.end_where(Turn::is_over, conns, domains);
+        self.end_where(HeldTurn::is_over, conns, domains);
     }
 
     /// Ends the turns for which `over` returns true, and charges them to their holders.
     fn end_where(
         &mut self,
-        over: impl Fn(&Turn, u64) -> bool,
+        over: impl Fn(&HeldTurn, u64) -> bool,
         conns: &mut Connections,
         domains: &mut Domains,
     ) {
         let now = domains.now;
-        for class in [Class::Privileged, Class::Guest] {
+        for class in [CallerClass::Privileged, CallerClass::Guest] {
             let lane = self.lane_mut(class);
             let Some(turn) = lane.turn.take_if(|turn| over(turn, now)) else { continue };
             self.guest.queue.record_turn_end();
-            if class == Class::Privileged {
+            if class == CallerClass::Privileged {
                 self.privileged.queue.record_turn_end();
             }
             let cost = now.saturating_sub(turn.since) / HOLD_COST_US;

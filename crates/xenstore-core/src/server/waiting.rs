@@ -4,7 +4,7 @@
 //! and the guests' only in the guests' time, some requests in each round. A waiting request holds
 //! up only those other requests of its connection whose answers would show the difference.
 
-use super::class::Class;
+use super::class::CallerClass;
 use super::connection::Connection;
 use crate::id::{ConnId, DomId};
 use crate::limits::DELAYED_WEIGHT;
@@ -129,7 +129,7 @@ impl WaitingRequest {
 
 /// The waiting requests of one class of callers.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(super) struct ClassQueue {
     /// The requests by number, in the order of arrival.
     waiting: BTreeMap<u64, WaitingRequest>,
     /// The number of the next request.
@@ -143,7 +143,7 @@ pub(super) struct Queue {
     trying: bool,
 }
 
-impl Queue {
+impl ClassQueue {
     /// Records that a turn has ended.
     pub(super) fn record_turn_end(&mut self) {
         self.turn_ended = true;
@@ -222,7 +222,7 @@ impl Queue {
     /// Plans the tries after the end of a turn: first all requests that wait for an end, then those
     /// that want a turn. A guest whose last turn ended long ago comes before one that has just had
     /// a turn. Returns the number of requests.
-    pub(super) fn plan(&mut self, class: Class, last_turn: impl Fn(ConnId) -> u64) -> usize {
+    pub(super) fn plan(&mut self, class: CallerClass, last_turn: impl Fn(ConnId) -> u64) -> usize {
         let of_kind = |why: WaitCause| {
             self.waiting
                 .iter()
@@ -230,7 +230,7 @@ impl Queue {
                 .map(|(number, _)| *number)
         };
         let mut seekers: Vec<u64> = of_kind(WaitCause::ATurn).collect();
-        if class == Class::Guest {
+        if class == CallerClass::Guest {
             seekers.sort_by_cached_key(|number| {
                 let waiting = self.waiting.get(number);
                 (waiting.map_or(0, |waiting| last_turn(waiting.conn)), *number)
@@ -262,7 +262,7 @@ impl Queue {
         before.any(|(_, first)| first.holds_up(&waiting.header, path, tree))
     }
 
-    /// Takes a request out to try it, until [`Queue::end_try`].
+    /// Takes a request out to try it, until [`ClassQueue::end_try`].
     pub(super) fn begin_try(&mut self, number: u64) -> Option<WaitingRequest> {
         let waiting = self.waiting.remove(&number)?;
         self.trying = true;

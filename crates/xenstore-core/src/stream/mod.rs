@@ -16,7 +16,10 @@ mod record;
 mod write;
 
 pub use read::Error;
-pub(crate) use read::Reader;
-pub(crate) use record::{Connection, Domain, DomainMore, Node, Peer, Quotas, Record, Watch};
+pub(crate) use read::RecordReader;
+pub(crate) use record::{
+    ConnectionPeer, ConnectionRecord, DomainMore, DomainRecord, NodeRecord, Quotas, StreamRecord,
+    WatchDataRecord,
+};
 pub use record::{DaemonHandles, TransportState};
 pub(crate) use write::header;

@@ -2,8 +2,9 @@
 
 use super::kind;
 use super::record::{
-    Connection, DEPTH_ALL, DaemonHandles, Domain, DomainMore, FLAGS, HAS_IDENTITY, HAS_UNIQUE_ID,
-    IDENT, IS_SHUT_DOWN, NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch,
+    ConnectionPeer, ConnectionRecord, DEPTH_ALL, DaemonHandles, DomainMore, DomainRecord, FLAGS,
+    HAS_IDENTITY, HAS_UNIQUE_ID, IDENT, IS_SHUT_DOWN, NO_TARGET, NodeRecord, Quotas, StreamRecord,
+    VERSION, WatchDataRecord,
 };
 use core::fmt;
 
@@ -37,7 +38,7 @@ impl core::error::Error for Error {}
 type Fault = &'static str;
 
 /// A reader of the records of a stream, one after the other.
-pub(crate) struct Reader<'a> {
+pub(crate) struct RecordReader<'a> {
     stream: &'a [u8],
     /// The offset of the next record.
     next: usize,
@@ -47,12 +48,12 @@ pub(crate) struct Reader<'a> {
 }
 
 /// A reader of the fields of a record's body, one after the other.
-struct Fields<'a> {
+struct FieldReader<'a> {
     body: &'a [u8],
     rest: &'a [u8],
 }
 
-impl<'a> Fields<'a> {
+impl<'a> FieldReader<'a> {
     fn new(body: &'a [u8]) -> Self {
         Self { body, rest: body }
     }
@@ -103,7 +104,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl<'a> Reader<'a> {
+impl<'a> RecordReader<'a> {
     /// Checks the stream's header, and returns a reader of its records.
     ///
     /// # Errors
@@ -111,7 +112,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn new(stream: &'a [u8]) -> Result<Self, Error> {
         let at = Error { record: 0, kind: None, offset: 0, what: "" };
         let header = |what| Error { what, ..at };
-        let mut fields = Fields::new(stream);
+        let mut fields = FieldReader::new(stream);
         let mut word = || fields.array().map_err(|_| header("there is no whole header"));
         if [word()?, word()?].as_flattened() != IDENT {
             return Err(header("this is no stream of a XenStore"));
@@ -131,15 +132,15 @@ impl<'a> Reader<'a> {
         Error { what, ..self.at }
     }
 
-    /// Reads the next record; [`Record::End`] is the last.
+    /// Reads the next record; [`StreamRecord::End`] is the last.
     ///
     /// # Errors
     /// The fault, if the stream ends too early or too late, or the record is malformed.
-    pub(crate) fn next(&mut self) -> Result<Record<'a>, Error> {
+    pub(crate) fn next(&mut self) -> Result<StreamRecord<'a>, Error> {
         let record = if self.next == 16 { 0 } else { self.at.record.saturating_add(1) };
         self.at = Error { record, kind: None, offset: self.next, what: "" };
         let rest = self.stream.get(self.next..).unwrap_or_default();
-        let mut fields = Fields::new(rest);
+        let mut fields = FieldReader::new(rest);
         let early = |_| self.error("the stream ends here, and not with END");
         let (kind, len) = (fields.u32().map_err(early)?, fields.u32().map_err(early)?);
         self.at.kind = Some(kind);
@@ -149,111 +150,117 @@ impl<'a> Reader<'a> {
         let padded = len.checked_next_multiple_of(8).unwrap_or(len);
         let next = self.next.saturating_add(8).saturating_add(padded);
         self.next = next.min(self.stream.len());
-        let record = self.parse(kind, Fields::new(body)).map_err(|what| self.error(what))?;
-        if matches!(record, Record::End) && self.next < self.stream.len() {
+        let record = self.parse(kind, FieldReader::new(body)).map_err(|what| self.error(what))?;
+        if matches!(record, StreamRecord::End) && self.next < self.stream.len() {
             return Err(self.error("something follows it"));
         }
         Ok(record)
     }
 
-    fn parse(&self, kind: u32, mut fields: Fields<'a>) -> Result<Record<'a>, Fault> {
+    fn parse(&self, kind: u32, mut fields: FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
         let fields = &mut fields;
         Ok(match kind {
-            kind::END => Record::End,
-            kind::GLOBAL => Record::Global(DaemonHandles {
+            kind::END => StreamRecord::End,
+            kind::GLOBAL => StreamRecord::Global(DaemonHandles {
                 socket_fd: fields.u32()?.cast_signed(),
                 evtchn_fd: fields.u32()?.cast_signed(),
             }),
-            kind::CONNECTION => Record::Connection(connection(fields)?),
-            kind::WATCH => Record::Watch(watch(fields, false)?),
-            kind::WATCH_EXTENDED if self.version > 1 => Record::Watch(watch(fields, true)?),
-            kind::TRANSACTION => Record::Transaction { conn: fields.u32()?, id: fields.u32()? },
+            kind::CONNECTION => StreamRecord::Connection(connection(fields)?),
+            kind::WATCH => StreamRecord::Watch(watch(fields, false)?),
+            kind::WATCH_EXTENDED if self.version > 1 => StreamRecord::Watch(watch(fields, true)?),
+            kind::TRANSACTION => {
+                StreamRecord::Transaction { conn: fields.u32()?, id: fields.u32()? }
+            }
             kind::NODE => node(fields)?,
             kind::GLOBAL_QUOTA => {
                 let counts = [fields.u16()?, fields.u16()?];
                 let count = counts[0].checked_add(counts[1]).ok_or("it has too many quotas")?;
-                Record::GlobalQuota(quotas(fields, count)?)
+                StreamRecord::GlobalQuota(quotas(fields, count)?)
             }
-            kind::DOMAIN => Record::Domain(self.domain(fields)?),
-            kind::UNCONNECTED => Record::Unconnected(self.domain(fields)?),
-            kind::GENERATION => Record::Generation(fields.u64()?),
+            kind::DOMAIN => StreamRecord::Domain(self.domain(fields)?),
+            kind::UNCONNECTED => StreamRecord::Unconnected(self.domain(fields)?),
+            kind::GENERATION => StreamRecord::Generation(fields.u64()?),
             kind::DOMAIN_MORE => {
                 let (domid, flags) = (fields.u16()?, fields.u16()?);
                 let (weight, identity) = (fields.u32()?, fields.u64()?);
-                Record::DomainMore(DomainMore {
+                StreamRecord::DomainMore(DomainMore {
                     domid,
                     shutdown: flags & IS_SHUT_DOWN != 0,
                     weight,
                     identity: (flags & HAS_IDENTITY != 0).then_some(identity),
                 })
             }
-            kind::CONNECTION_MORE => Record::ConnectionMore {
+            kind::CONNECTION_MORE => StreamRecord::ConnectionMore {
                 conn: fields.u32()?,
                 next_transaction: fields.u32()?,
                 ended: fields.u32()?,
             },
             kind::INPUT => {
                 let (conn, len) = (fields.u32()?, fields.u32()?);
-                Record::Input { conn, bytes: fields.bytes(len as usize)? }
+                StreamRecord::Input { conn, bytes: fields.bytes(len as usize)? }
             }
-            _ => Record::Other,
+            _ => StreamRecord::Other,
         })
     }
 
-    fn domain(&self, fields: &mut Fields<'a>) -> Result<Domain<'a>, Fault> {
+    fn domain(&self, fields: &mut FieldReader<'a>) -> Result<DomainRecord<'a>, Fault> {
         let (domid, count, features) = (fields.u16()?, fields.u16()?, fields.u32()?);
         let features = (self.version > 1).then_some(features);
-        Ok(Domain { domid, features, quotas: quotas(fields, count)? })
+        Ok(DomainRecord { domid, features, quotas: quotas(fields, count)? })
     }
 }
 
-fn connection<'a>(fields: &mut Fields<'a>) -> Result<Connection<'a>, Fault> {
+fn connection<'a>(fields: &mut FieldReader<'a>) -> Result<ConnectionRecord<'a>, Fault> {
     let (id, kind, present) = (fields.u32()?, fields.u16()?, fields.u16()?);
     let mut peer = match kind {
         0 => {
             let (domid, target, port) = (fields.u16()?, fields.u16()?, fields.u32()?);
             let target = (target != NO_TARGET).then_some(target);
-            Peer::Ring { domid, target, port, identity: None }
+            ConnectionPeer::Ring { domid, target, port, identity: None }
         }
         1 => {
             let (fd, _) = (fields.u32()?, fields.u32()?);
-            Peer::Socket { fd }
+            ConnectionPeer::Socket { fd }
         }
         _ => return Err("it is neither a ring nor a socket"),
     };
     let (input, partial, output) = (fields.u16()?, fields.u16()?, fields.u32()?);
     let input = fields.bytes(usize::from(input))?;
     let output = fields.bytes(output as usize)?;
-    if let Peer::Ring { identity, .. } = &mut peer
+    if let ConnectionPeer::Ring { identity, .. } = &mut peer
         && present & HAS_UNIQUE_ID != 0
     {
         fields.skip_padding()?;
         *identity = Some(fields.u64()?);
     }
-    Ok(Connection { id, peer, input, partial, output })
+    Ok(ConnectionRecord { id, peer, input, partial, output })
 }
 
-fn watch<'a>(fields: &mut Fields<'a>, extended: bool) -> Result<Watch<'a>, Fault> {
+fn watch<'a>(fields: &mut FieldReader<'a>, extended: bool) -> Result<WatchDataRecord<'a>, Fault> {
     let (conn, path, token) = (fields.u32()?, fields.u16()?, fields.u16()?);
     let mut depth = None;
     if extended {
         depth = Some(fields.u16()?).filter(|depth| *depth != DEPTH_ALL);
         fields.u16()?;
     }
-    Ok(Watch { conn, path: fields.text(path)?, token: fields.text(token)?, depth })
+    Ok(WatchDataRecord { conn, path: fields.text(path)?, token: fields.text(token)?, depth })
 }
 
-fn node<'a>(fields: &mut Fields<'a>) -> Result<Record<'a>, Fault> {
+fn node<'a>(fields: &mut FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
     let (conn, _tx_id) = (fields.u32()?, fields.u32()?);
     let (path, value) = (fields.u16()?, fields.u16()?);
     let (_access, count) = (fields.u16()?, fields.u16()?);
     let entries = fields.fours(count)?;
     let (path, value) = (fields.text(path)?, fields.bytes(usize::from(value))?);
     // Nodes that a transaction has made are dropped with it.
-    Ok(if conn == 0 { Record::Node(Node { path, value, entries }) } else { Record::Other })
+    Ok(if conn == 0 {
+        StreamRecord::Node(NodeRecord { path, value, entries })
+    } else {
+        StreamRecord::Other
+    })
 }
 
-fn quotas<'a>(fields: &mut Fields<'a>, count: u16) -> Result<Quotas<'a>, Fault> {
+fn quotas<'a>(fields: &mut FieldReader<'a>, count: u16) -> Result<Quotas<'a>, Fault> {
     let quotas = Quotas { values: fields.fours(count)?, names: fields.rest };
     if quotas.iter().count() != usize::from(count) {
         return Err("it has fewer names of quotas than values");

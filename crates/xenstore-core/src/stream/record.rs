@@ -38,10 +38,10 @@ pub struct TransportState<'a> {
 
 /// CONNECTION_DATA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Connection<'a> {
+pub(crate) struct ConnectionRecord<'a> {
     /// The connection's number, never 0.
     pub(crate) id: u32,
-    pub(crate) peer: Peer,
+    pub(crate) peer: ConnectionPeer,
     /// The requests that have not been answered: whole ones, then a part of one.
     pub(crate) input: &'a [u8],
     /// The number of bytes to be sent that belong to a partly sent message. Whole messages follow
@@ -52,14 +52,14 @@ pub(crate) struct Connection<'a> {
 
 /// The other end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Peer {
+pub(crate) enum ConnectionPeer {
     Ring { domid: u16, target: Option<u16>, port: u32, identity: Option<u64> },
     Socket { fd: u32 },
 }
 
 /// WATCH_DATA, or WATCH_DATA_EXTENDED if the watch has a depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Watch<'a> {
+pub(crate) struct WatchDataRecord<'a> {
     pub(crate) conn: u32,
     /// The path as the client gave it, without its NUL.
     pub(crate) path: &'a [u8],
@@ -69,7 +69,7 @@ pub(crate) struct Watch<'a> {
 
 /// NODE_DATA of a node outside transactions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Node<'a> {
+pub(crate) struct NodeRecord<'a> {
     pub(crate) path: &'a [u8],
     pub(crate) value: &'a [u8],
     /// The entries: letter, flags and domid, the owner's first.
@@ -98,7 +98,7 @@ impl<'a> Quotas<'a> {
 /// DOMAIN_DATA, or this project's record for a domain without a connection, which C's daemon would
 /// not accept as DOMAIN_DATA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Domain<'a> {
+pub(crate) struct DomainRecord<'a> {
     pub(crate) domid: u16,
     /// The features; `None` in streams of version 1.
     pub(crate) features: Option<u32>,
@@ -116,20 +116,20 @@ pub(crate) struct DomainMore {
 
 /// One record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Record<'a> {
+pub(crate) enum StreamRecord<'a> {
     Global(DaemonHandles),
-    Connection(Connection<'a>),
-    Watch(Watch<'a>),
+    Connection(ConnectionRecord<'a>),
+    Watch(WatchDataRecord<'a>),
     Transaction {
         conn: u32,
         id: u32,
     },
-    Node(Node<'a>),
+    Node(NodeRecord<'a>),
     GlobalQuota(Quotas<'a>),
-    Domain(Domain<'a>),
+    Domain(DomainRecord<'a>),
     /// A number above all generations of lists of children.
     Generation(u64),
-    Unconnected(Domain<'a>),
+    Unconnected(DomainRecord<'a>),
     DomainMore(DomainMore),
     /// A connection's fields beyond CONNECTION_DATA: the number of its next transaction, and the
     /// reason why it is no longer served, if it is not.

@@ -2,8 +2,8 @@
 
 use super::kind;
 use super::record::{
-    Connection, DEPTH_ALL, Domain, FLAGS, HAS_IDENTITY, HAS_UNIQUE_ID, IDENT, IS_SHUT_DOWN,
-    NO_TARGET, Node, Peer, Quotas, Record, VERSION, Watch,
+    ConnectionPeer, ConnectionRecord, DEPTH_ALL, DomainRecord, FLAGS, HAS_IDENTITY, HAS_UNIQUE_ID,
+    IDENT, IS_SHUT_DOWN, NO_TARGET, NodeRecord, Quotas, StreamRecord, VERSION, WatchDataRecord,
 };
 use alloc::vec::Vec;
 
@@ -43,12 +43,12 @@ fn pad(start: usize, to: &mut Vec<u8>) {
     }
 }
 
-impl Record<'_> {
+impl StreamRecord<'_> {
     fn kind(&self) -> u32 {
         match self {
             Self::Global(_) => kind::GLOBAL,
             Self::Connection(_) => kind::CONNECTION,
-            Self::Watch(Watch { depth: None, .. }) => kind::WATCH,
+            Self::Watch(WatchDataRecord { depth: None, .. }) => kind::WATCH,
             Self::Watch(_) => kind::WATCH_EXTENDED,
             Self::Transaction { .. } => kind::TRANSACTION,
             Self::Node(_) => kind::NODE,
@@ -119,26 +119,26 @@ impl Record<'_> {
     }
 }
 
-impl Connection<'_> {
+impl ConnectionRecord<'_> {
     fn write(&self, start: usize, to: &mut Vec<u8>) {
         let ring = match self.peer {
-            Peer::Ring { .. } => 0,
-            Peer::Socket { .. } => 1,
+            ConnectionPeer::Ring { .. } => 0,
+            ConnectionPeer::Socket { .. } => 1,
         };
         let unique_id = match self.peer {
-            Peer::Ring { identity, .. } => identity,
-            Peer::Socket { .. } => None,
+            ConnectionPeer::Ring { identity, .. } => identity,
+            ConnectionPeer::Socket { .. } => None,
         };
         put32(self.id, to);
         put16(ring, to);
         put16(if unique_id.is_some() { HAS_UNIQUE_ID } else { 0 }, to);
         match self.peer {
-            Peer::Ring { domid, target, port, .. } => {
+            ConnectionPeer::Ring { domid, target, port, .. } => {
                 put16(domid, to);
                 put16(target.unwrap_or(NO_TARGET), to);
                 put32(port, to);
             }
-            Peer::Socket { fd } => {
+            ConnectionPeer::Socket { fd } => {
                 put32(fd, to);
                 put32(0, to);
             }
@@ -155,7 +155,7 @@ impl Connection<'_> {
     }
 }
 
-impl Watch<'_> {
+impl WatchDataRecord<'_> {
     fn write(&self, to: &mut Vec<u8>) {
         put32(self.conn, to);
         put16(len16(self.path.len().saturating_add(1)), to);
@@ -173,7 +173,7 @@ impl Watch<'_> {
     }
 }
 
-impl Node<'_> {
+impl NodeRecord<'_> {
     fn write(&self, to: &mut Vec<u8>) {
         // The node is not of a transaction: no connection, no transaction, no kind of access.
         put32(0, to);
@@ -196,7 +196,7 @@ impl Quotas<'_> {
     }
 }
 
-impl Domain<'_> {
+impl DomainRecord<'_> {
     fn write(&self, to: &mut Vec<u8>) {
         put16(self.domid, to);
         put16(len16(self.quotas.values.len()), to);

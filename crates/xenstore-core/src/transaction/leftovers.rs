@@ -1,7 +1,7 @@
 //! The parts of a transaction that are not needed any more.
 
 use super::access::PathAccesses;
-use super::log::{Entry, PathChange};
+use super::log::{LogEntry, PathChange};
 use crate::tree::{Debris, Effect, Tree};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 pub(crate) struct Leftovers {
     pub(super) trees: [Option<Tree>; 2],
     pub(super) changed: Vec<PathChange>,
-    pub(super) log: Vec<Entry>,
+    pub(super) log: Vec<LogEntry>,
     pub(super) accessed: BTreeMap<Rc<[u8]>, PathAccesses>,
 }
 

@@ -20,7 +20,7 @@ pub(super) enum LoggedRequest {
 }
 
 /// An entry of the log.
-pub(super) struct Entry {
+pub(super) struct LogEntry {
     pub(super) path: Rc<[u8]>,
     pub(super) request: LoggedRequest,
 }
@@ -44,7 +44,7 @@ pub(super) fn note(changed: &mut Vec<PathChange>, path: &Rc<[u8]>, done: Result<
     }
 }
 
-impl Entry {
+impl LogEntry {
     /// Repeats the request on a tree that others may have changed meanwhile.
     pub(super) fn repeat(
         &self,

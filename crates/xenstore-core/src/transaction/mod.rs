@@ -32,7 +32,7 @@ use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::ops::Bound;
-use log::{Entry, LoggedRequest, PathChange, note};
+use log::{LogEntry, LoggedRequest, PathChange, note};
 use look::LookResult;
 
 /// The outcome of a log on the store on which it ran.
@@ -85,7 +85,7 @@ pub(crate) struct Transaction {
     /// The number of domains that had died when the snapshot was taken.
     deaths: u64,
     pub(crate) work: Rerun,
-    log: Vec<Entry>,
+    log: Vec<LogEntry>,
     accessed: BTreeMap<Rc<[u8]>, PathAccesses>,
     /// The bytes of the log for the quota `memory`.
     log_weight: i64,
@@ -310,7 +310,7 @@ impl Transaction {
         self.cost = self.cost.saturating_add(cost);
         let weight = weight.saturating_add(path.len() as i64);
         self.log_weight = self.log_weight.saturating_add(weight);
-        self.log.push(Entry { path, request });
+        self.log.push(LogEntry { path, request });
     }
 
     /// Looks at a node, in the transaction's own state.

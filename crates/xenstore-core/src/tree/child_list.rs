@@ -4,7 +4,7 @@
 //! shares them, and changes them in place otherwise. Therefore it costs O(log n) whatever the size,
 //! and nothing is allocated if nothing is shared.
 
-use crate::churn::{Churn, Shared};
+use crate::churn::{Churn, CopyOnWrite};
 use crate::prefix::{is_whole, prefix_of};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -36,11 +36,11 @@ pub struct ChildList<N> {
     digest: u64,
     len: u32,
     names_len: u32,
-    top: Block<N>,
+    top: ChildBlock<N>,
 }
 
 #[derive(Clone)]
-enum Block<N> {
+enum ChildBlock<N> {
     Leaf(Vec<N>),
     Inner(Vec<Branch<N>>),
 }
@@ -54,7 +54,7 @@ pub(crate) struct ListChange {
     pub(crate) digest: u64,
 }
 
-impl<N: ChildEntry> Shared for Block<N> {
+impl<N: ChildEntry> CopyOnWrite for ChildBlock<N> {
     fn entries_size(&self) -> usize {
         match self {
             Self::Leaf(nodes) => size_of_val(nodes.as_slice()),
@@ -63,14 +63,14 @@ impl<N: ChildEntry> Shared for Block<N> {
     }
 }
 
-impl<N: ChildEntry> Shared for ChildList<N> {
+impl<N: ChildEntry> CopyOnWrite for ChildList<N> {
     fn entries_size(&self) -> usize {
         self.top.entries_size()
     }
 }
 
 /// A block of a list of children that is not needed any more.
-pub(super) struct Pieces<N>(Block<N>);
+pub(super) struct Pieces<N>(ChildBlock<N>);
 
 impl<N: ChildEntry> Pieces<N> {
     /// Frees its nodes; `below` returns the children of each. Parts that others share stay. Returns
@@ -81,12 +81,12 @@ impl<N: ChildEntry> Pieces<N> {
         below: impl Fn(N) -> Option<Self>,
     ) -> u32 {
         match self.0 {
-            Block::Leaf(children) => {
+            ChildBlock::Leaf(children) => {
                 let nodes = children.len();
                 pieces.extend(children.into_iter().filter_map(below));
                 u32::try_from(nodes).unwrap_or(u32::MAX)
             }
-            Block::Inner(branches) => {
+            ChildBlock::Inner(branches) => {
                 let own = branches.into_iter().filter_map(|branch| Rc::into_inner(branch.block));
                 pieces.extend(own.map(Self));
                 0
@@ -101,7 +101,7 @@ impl<N: ChildEntry> Pieces<N> {
 struct Branch<N> {
     prefix: u64,
     bound: Rc<[u8]>,
-    block: Rc<Block<N>>,
+    block: Rc<ChildBlock<N>>,
     /// The length of the list of all its names, as DIRECTORY returns it.
     names_len: u32,
 }
@@ -162,7 +162,7 @@ fn make_room<T>(items: &mut Vec<T>) {
     }
 }
 
-impl<N: ChildEntry> Block<N> {
+impl<N: ChildEntry> ChildBlock<N> {
     fn get(&self, key: Key<'_>) -> Option<&N> {
         let mut block = self;
         loop {
@@ -259,7 +259,7 @@ impl<N: ChildEntry> Block<N> {
 }
 
 impl<N: ChildEntry> Branch<N> {
-    fn over(block: Block<N>) -> Self {
+    fn over(block: ChildBlock<N>) -> Self {
         let bound: Rc<[u8]> = Rc::from(block.first_name().unwrap_or_default());
         let names_len = block.names_len();
         Self { prefix: prefix_of(&bound), bound, block: Rc::new(block), names_len }
@@ -311,8 +311,8 @@ fn join_with_neighbour<N: ChildEntry>(branches: &mut Vec<Branch<N>>, at: usize, 
     let Some(lower) = branches.get_mut(left) else { return };
     lower.names_len = lower.names_len.saturating_add(upper.names_len);
     match (churn.own(&mut lower.block), churn.take(upper.block)) {
-        (Block::Leaf(nodes), Block::Leaf(more)) => nodes.extend(more),
-        (Block::Inner(inner), Block::Inner(more)) => inner.extend(more),
+        (ChildBlock::Leaf(nodes), ChildBlock::Leaf(more)) => nodes.extend(more),
+        (ChildBlock::Inner(inner), ChildBlock::Inner(more)) => inner.extend(more),
         // All blocks of one level are of one kind.
         _ => {}
     }
@@ -322,7 +322,7 @@ impl<N: ChildEntry> ChildList<N> {
     /// Returns an empty list of children.
     #[must_use]
     pub fn new() -> Self {
-        Self { generation: 0, digest: 0, len: 0, names_len: 0, top: Block::Leaf(Vec::new()) }
+        Self { generation: 0, digest: 0, len: 0, names_len: 0, top: ChildBlock::Leaf(Vec::new()) }
     }
 
     /// Returns the number of children.
@@ -378,8 +378,8 @@ impl<N: ChildEntry> ChildList<N> {
         self.len = self.len.saturating_add(1);
         self.names_len = self.names_len.saturating_add(listed_len(&node));
         if let Some(upper) = self.top.insert(node, churn) {
-            let lower = core::mem::replace(&mut self.top, Block::Leaf(Vec::new()));
-            self.top = Block::Inner(Vec::from([Branch::over(lower), upper]));
+            let lower = core::mem::replace(&mut self.top, ChildBlock::Leaf(Vec::new()));
+            self.top = ChildBlock::Inner(Vec::from([Branch::over(lower), upper]));
         }
     }
 
@@ -395,7 +395,7 @@ impl<N: ChildEntry> ChildList<N> {
         self.digest = self.digest.wrapping_sub(change.digest);
         self.len = self.len.saturating_sub(1);
         self.names_len = self.names_len.saturating_sub(listed_len(&node));
-        while let Block::Inner(branches) = &mut self.top
+        while let ChildBlock::Inner(branches) = &mut self.top
             && branches.len() == 1
             && let Some(only) = branches.pop()
         {
@@ -424,12 +424,12 @@ impl<N: ChildEntry> ChildList<N> {
         let mut block = &self.top;
         loop {
             match block {
-                Block::Leaf(nodes) => {
+                ChildBlock::Leaf(nodes) => {
                     let from = nodes.partition_point(|node| node.name() <= name);
                     iter.stack.push(BlockIter::Nodes(nodes.get(from..).unwrap_or_default().iter()));
                     return iter;
                 }
-                Block::Inner(branches) => {
+                ChildBlock::Inner(branches) => {
                     let at =
                         branches.partition_point(|branch| *branch.bound <= *name).saturating_sub(1);
                     let Some((branch, rest)) = branches.get(at..).and_then(<[_]>::split_first)
@@ -457,7 +457,7 @@ impl<N: ChildEntry> ChildList<N> {
         let mut block = &self.top;
         loop {
             match block {
-                Block::Leaf(nodes) => {
+                ChildBlock::Leaf(nodes) => {
                     let before = |node: &&N| {
                         let before = left > 0;
                         left = left.saturating_sub(listed_len(*node) as usize);
@@ -468,7 +468,7 @@ impl<N: ChildEntry> ChildList<N> {
                     iter.stack.push(BlockIter::Nodes(rest.iter()));
                     return (iter, looked.saturating_add(passed));
                 }
-                Block::Inner(branches) => {
+                ChildBlock::Inner(branches) => {
                     let before = |branch: &&Branch<N>| {
                         let rest = left.checked_sub(branch.names_len as usize);
                         left = rest.unwrap_or(left);
@@ -508,10 +508,10 @@ pub struct Iter<'a, N> {
 }
 
 impl<'a, N> Iter<'a, N> {
-    fn descend(&mut self, block: &'a Block<N>) {
+    fn descend(&mut self, block: &'a ChildBlock<N>) {
         self.stack.push(match block {
-            Block::Leaf(nodes) => BlockIter::Nodes(nodes.iter()),
-            Block::Inner(branches) => BlockIter::Branches(branches.iter()),
+            ChildBlock::Leaf(nodes) => BlockIter::Nodes(nodes.iter()),
+            ChildBlock::Inner(branches) => BlockIter::Branches(branches.iter()),
         });
     }
 }
@@ -655,11 +655,13 @@ mod tests {
         for at in 0..3200u64 {
             put(&mut children, &format!("{at:05}"), at);
         }
-        let Block::Inner(branches) = &children.top else { panic!("one block for 3200 children") };
+        let ChildBlock::Inner(branches) = &children.top else {
+            panic!("one block for 3200 children")
+        };
         fn leaves(branches: &[Branch<Node>]) -> usize {
             let below = |branch: &Branch<Node>| match &*branch.block {
-                Block::Leaf(_) => 1,
-                Block::Inner(branches) => leaves(branches),
+                ChildBlock::Leaf(_) => 1,
+                ChildBlock::Inner(branches) => leaves(branches),
             };
             branches.iter().map(below).sum()
         }
@@ -677,10 +679,12 @@ mod tests {
                 take(&mut children, &format!("{at:05}"), at);
             }
         }
-        fn blocks(block: &Block<Node>) -> usize {
+        fn blocks(block: &ChildBlock<Node>) -> usize {
             match block {
-                Block::Leaf(_) => 1,
-                Block::Inner(branches) => branches.iter().map(|branch| blocks(&branch.block)).sum(),
+                ChildBlock::Leaf(_) => 1,
+                ChildBlock::Inner(branches) => {
+                    branches.iter().map(|branch| blocks(&branch.block)).sum()
+                }
             }
         }
         assert_eq!(children.len(), 100);

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 /// A place of the index.
 #[derive(Default)]
-pub(super) struct Place {
+pub(super) struct IndexPlace {
     /// The names from the place above to this one, separated by slashes.
     label: Box<[u8]>,
     pub(super) watchers: WatcherSet,
@@ -104,13 +104,13 @@ impl WatcherSet {
     }
 }
 
-impl LabelledPlace for Place {
+impl LabelledPlace for IndexPlace {
     fn label(&self) -> &[u8] {
         &self.label
     }
 }
 
-impl Place {
+impl IndexPlace {
     /// Returns the next place on the path along `names`, and the names after it.
     #[inline]
     pub(super) fn enter<'n>(&self, names: &'n [u8]) -> Option<(&Self, &'n [u8])> {
@@ -201,13 +201,13 @@ impl Place {
 /// A point of the index: a place, or a point within a place's label.
 #[derive(Clone, Copy)]
 pub(crate) struct Spot<'w> {
-    place: &'w Place,
+    place: &'w IndexPlace,
     /// The names of the place's label after this point.
     ahead: &'w [u8],
 }
 
 impl<'w> Spot<'w> {
-    pub(super) fn top(place: &'w Place) -> Self {
+    pub(super) fn top(place: &'w IndexPlace) -> Self {
         Self { place, ahead: &[] }
     }
 
@@ -259,7 +259,7 @@ mod tests {
         Watcher { domid: DomId(0), id: WatchId::for_test(number) }
     }
 
-    fn all(place: &Place) -> impl Iterator<Item = WatchId> {
+    fn all(place: &IndexPlace) -> impl Iterator<Item = WatchId> {
         place.watchers.of(Audience::Everybody)
     }
 
@@ -294,7 +294,7 @@ mod tests {
     }
 
     /// Returns the places below `place` as text: label, number of watches, those below.
-    fn shape(place: &Place) -> String {
+    fn shape(place: &IndexPlace) -> String {
         let below: Vec<String> = place.below.iter().map(shape).collect();
         let label = String::from_utf8_lossy(&place.label).into_owned();
         let below = if below.is_empty() { String::new() } else { format!("({})", below.join(" ")) };
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn places_are_where_something_is_watched_or_ways_part() {
-        let mut top = Place::default();
+        let mut top = IndexPlace::default();
         let mut set = |path: &str, number| {
             top.make(path.as_bytes()).unwrap().watchers.insert(watcher(number));
             shape(&top)
@@ -334,7 +334,7 @@ mod tests {
     fn names_that_begin_alike_are_told_apart() {
         let names: Vec<Vec<u8>> =
             (0..50).map(|at| format!("12345678-{at:02}-12345678").into_bytes()).collect();
-        let mut top = Place::default();
+        let mut top = IndexPlace::default();
         for (at, name) in (0..).zip(&names) {
             top.make(name).unwrap().watchers.insert(watcher(at));
             assert_eq!(all(top.make(name).unwrap()).count(), 1);
@@ -363,7 +363,7 @@ mod tests {
             let names: Vec<&str> = (0..random(5)).map(|_| names[random(names.len())]).collect();
             (names.join("/"), random(3))
         };
-        let mut top = Place::default();
+        let mut top = IndexPlace::default();
         let mut set: Vec<(String, Watcher)> = Vec::new();
         for number in 0..5000 {
             let (path, what) = path();

@@ -13,7 +13,7 @@ use crate::limits::WATCH_WEIGHT;
 use crate::path::Path;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use index::{Place, Watcher};
+use index::{IndexPlace, Watcher};
 use names::count;
 
 /// One watch.
@@ -70,9 +70,9 @@ pub(crate) struct Watches {
     /// The number of watches that were ever set.
     count: u64,
     /// The places of absolute paths.
-    tree: Place,
+    tree: IndexPlace,
     /// The places of special paths.
-    special: Place,
+    special: IndexPlace,
 }
 
 /// Returns the names of a path in the form of the index.
@@ -90,11 +90,11 @@ impl Watches {
         self.all.len().saturating_sub(self.free.len())
     }
 
-    fn top(&self, path: Path<'_>) -> &Place {
+    fn top(&self, path: Path<'_>) -> &IndexPlace {
         if path.is_special() { &self.special } else { &self.tree }
     }
 
-    fn top_mut(&mut self, path: Path<'_>) -> &mut Place {
+    fn top_mut(&mut self, path: Path<'_>) -> &mut IndexPlace {
         if path.is_special() { &mut self.special } else { &mut self.tree }
     }
 

@@ -1,13 +1,13 @@
 //! Tests of the effects of one domain on another: turns, their cost, weights.
 
-use crate::common::Store;
+use crate::common::TestStore;
 use crate::time::Moment;
 use xenstore_core::limits::{HOLD_COST_US, HOLD_MAX_US, SLICE_COST, WEIGHT_DEFAULT};
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::{Header, MsgType};
 
 /// Adds guests that own their homes and may read and write `/shared`.
-fn guests(store: &mut Store, dom0: ConnId, count: u16) -> Vec<ConnId> {
+fn guests(store: &mut TestStore, dom0: ConnId, count: u16) -> Vec<ConnId> {
     store.write(dom0, 0, "/shared/key", "0").unwrap();
     for path in ["/shared", "/shared/key"] {
         store.set_perms(dom0, 0, path, &["b0"]).unwrap();
@@ -24,7 +24,7 @@ fn guests(store: &mut Store, dom0: ConnId, count: u16) -> Vec<ConnId> {
 }
 
 /// Returns the costs of domain 0's requests, each answered at once.
-fn costs(store: &mut Store, dom0: ConnId) -> Vec<u32> {
+fn costs(store: &mut TestStore, dom0: ConnId) -> Vec<u32> {
     let mut costs = Vec::new();
     for at in 0..200 {
         let requests = [
@@ -48,7 +48,7 @@ fn costs(store: &mut Store, dom0: ConnId) -> Vec<u32> {
 /// The conformance suite tests this through the whole daemon, by the clock.
 #[test]
 fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests = guests(&mut store, dom0, 100);
     costs(&mut store, dom0);
@@ -81,11 +81,11 @@ fn a_hundred_guests_with_ten_open_transactions_each_cost_domain_0_nothing() {
 /// when its turn ends, and the guest that ends a turn pays for the search.
 #[test]
 fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests = guests(&mut store, dom0, 100);
     store.refuse(dom0, "/shared/key");
-    let commit = |store: &mut Store, wait: bool| {
+    let commit = |store: &mut TestStore, wait: bool| {
         let tx = store.start(dom0);
         store.read(dom0, tx, "/shared/key").unwrap();
         let mut delayed = Vec::new();
@@ -112,7 +112,7 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
         }
         (cost, took)
     };
-    let fastest = |store: &mut Store, wait| (0..20).map(|_| commit(store, wait)).min().unwrap();
+    let fastest = |store: &mut TestStore, wait| (0..20).map(|_| commit(store, wait)).min().unwrap();
     let (alone, beside) = (fastest(&mut store, false), fastest(&mut store, true));
     eprintln!("alone {alone:?}, beside 1900 requests that wait {beside:?}");
     assert_eq!(alone.0, beside.0);
@@ -124,7 +124,7 @@ fn what_guests_wait_for_is_not_looked_at_in_domain_0s_time() {
 /// [`SLICE_COST`] and the plan of the tries.
 #[test]
 fn requests_that_wait_are_tried_some_in_each_round() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests = guests(&mut store, dom0, 200);
     store.refuse(dom0, "/shared/key");
@@ -163,7 +163,7 @@ fn requests_that_wait_are_tried_some_in_each_round() {
 /// connection are searched.
 #[test]
 fn what_others_wait_for_is_not_looked_at() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests = guests(&mut store, dom0, 200);
     store.refuse(dom0, "/shared/key");
@@ -171,7 +171,7 @@ fn what_others_wait_for_is_not_looked_at() {
     store.read(dom0, tx, "/shared/key").unwrap();
     let (first, others) = guests.split_first().unwrap();
     store.send(*first, MsgType::Write, 0, b"/shared/key\x001");
-    let reads = |store: &mut Store| {
+    let reads = |store: &mut TestStore| {
         let one = |_| {
             let began = Moment::now();
             for _ in 0..200 {
@@ -195,7 +195,7 @@ fn what_others_wait_for_is_not_looked_at() {
 
 #[test]
 fn a_guest_whose_turn_ends_pays_for_the_look_at_those_who_wait() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests = guests(&mut store, dom0, 50);
     store.refuse(guests[0], "/shared/key");
@@ -218,7 +218,7 @@ fn a_guest_whose_turn_ends_pays_for_the_look_at_those_who_wait() {
 
 #[test]
 fn a_guest_waits_ten_milliseconds_at_most_for_another_guests_turn() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests = guests(&mut store, dom0, 2);
     let (holder, other) = (guests[0], guests[1]);
@@ -244,7 +244,7 @@ fn a_guest_waits_ten_milliseconds_at_most_for_another_guests_turn() {
 
 #[test]
 fn weights_are_set_by_domain_0_alone() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = guests(&mut store, dom0, 1)[0];
     assert_eq!(store.server.weight(guest), WEIGHT_DEFAULT);
@@ -268,7 +268,7 @@ fn weights_are_set_by_domain_0_alone() {
 /// Work that costs the store more costs the domain more.
 #[test]
 fn cost_follows_work() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let mut cost = |kind: MsgType, payload: &[u8]| {
         let header = Header { kind: kind.code(), req_id: 5, tx_id: 0, len: payload.len() as u32 };

@@ -1,6 +1,6 @@
 //! Tests of watches, permissions, quotas and the life of domains.
 
-use crate::common::Store;
+use crate::common::TestStore;
 use xenstore_core::server::{Config, ConnId, DomId, EndReason, Notice, Orphans};
 use xenstore_core::wire::{Header, MsgType};
 
@@ -9,14 +9,14 @@ fn refused<T>(name: &str) -> Result<T, String> {
 }
 
 /// Returns a store with a guest, 7, that owns its home.
-fn with_guest() -> (Store, ConnId, ConnId) {
-    let mut store = Store::new();
+fn with_guest() -> (TestStore, ConnId, ConnId) {
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = home(&mut store, dom0, 7);
     (store, dom0, guest)
 }
 
-fn home(store: &mut Store, dom0: ConnId, domid: u16) -> ConnId {
+fn home(store: &mut TestStore, dom0: ConnId, domid: u16) -> ConnId {
     let conn = store.guest(domid);
     let path = format!("/local/domain/{domid}");
     store.mkdir(dom0, 0, &path).unwrap();
@@ -106,7 +106,7 @@ fn after_unwatch_no_event_comes() {
 #[test]
 fn special_watches_tell_the_domid_to_those_who_ask_for_it() {
     let (mut store, dom0, _) = with_guest();
-    let watch = |store: &mut Store, payload: &str| {
+    let watch = |store: &mut TestStore, payload: &str| {
         store.call(dom0, MsgType::Watch, 0, payload.as_bytes()).unwrap()
     };
     watch(&mut store, "@introduceDomain\0plain\0");
@@ -196,7 +196,7 @@ fn one_domain_can_be_given_more_than_the_others() {
     store.call(dom0, MsgType::SetQuota, 0, b"7\0watches\x00200\0").unwrap();
     assert_eq!(store.call(dom0, MsgType::GetQuota, 0, b"7\0watches\0"), Ok(b"200\0".to_vec()));
     assert_eq!(store.call(dom0, MsgType::GetQuota, 0, b"watches\0"), Ok(b"128\0".to_vec()));
-    let watches = |store: &mut Store, conn| {
+    let watches = |store: &mut TestStore, conn| {
         (0..300).take_while(|at| store.watch(conn, "x", &at.to_string()).is_ok()).count()
     };
     assert_eq!(watches(&mut store, guest), 200);
@@ -241,7 +241,7 @@ fn a_guest_that_does_not_read_is_no_longer_served_after_the_timeout() {
 
 #[test]
 fn unread_events_of_a_socket_are_bounded() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (writer, sleeper) = (store.socket(), store.socket());
     store.watch(sleeper, "/", &"t".repeat(500)).unwrap();
     let mut at = 0;
@@ -271,7 +271,7 @@ fn a_guest_with_many_unread_replies_is_not_asked_for_more() {
 #[test]
 fn outstanding_requests_are_shown() {
     let (mut store, dom0, guest) = with_guest();
-    let shown = |store: &mut Store| {
+    let shown = |store: &mut TestStore| {
         let reply = store.call(dom0, MsgType::Control, 0, b"quota\x007\0").unwrap();
         let text = String::from_utf8(reply).unwrap();
         let line = text.lines().find(|line| line.starts_with("outstanding")).unwrap();
@@ -291,7 +291,7 @@ fn outstanding_requests_are_shown() {
 
 #[test]
 fn orphans_can_be_kept() {
-    let mut store = Store::with(Config { orphans: Orphans::Keep, ..Config::default() });
+    let mut store = TestStore::with(Config { orphans: Orphans::Keep, ..Config::default() });
     let dom0 = store.socket();
     let guest = home(&mut store, dom0, 7);
     store.write(guest, 0, "a/b", "v").unwrap();
@@ -318,7 +318,7 @@ fn set_target_lends_rights_while_the_target_lives() {
 
 #[test]
 fn features_can_be_withheld_before_introduction_only() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     store.machine.existing.insert(7);
     store.call(dom0, MsgType::SetFeature, 0, b"7\x002\0").unwrap();
@@ -369,7 +369,7 @@ fn long_lists_come_in_parts_to_everybody() {
 
 #[test]
 fn a_subtree_can_be_read_in_few_requests() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let mut expected = vec![String::new()];
     for dir in 0..30 {
@@ -407,7 +407,7 @@ fn a_subtree_can_be_read_in_few_requests() {
 
 #[test]
 fn unknown_types_are_no_system_calls() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     for kind in [15, 16, 20, 27, 0xffff, u32::MAX] {
         let header = Header { kind, req_id: 900, tx_id: 0, len: 0 };
@@ -418,7 +418,7 @@ fn unknown_types_are_no_system_calls() {
 
 #[test]
 fn a_failed_introduction_leaves_nothing() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     store.machine.existing.insert(7);
     store.machine.refuse_attach = Some(xenstore_core::wire::Error::Inval);
@@ -433,7 +433,7 @@ fn a_failed_introduction_leaves_nothing() {
 /// takes minutes.
 #[test]
 fn many_domains_come_and_go() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     for domid in 1..=3000 {
         let guest = home(&mut store, dom0, domid);
@@ -466,7 +466,7 @@ fn no_end_is_told_of_a_connection_that_has_begun_anew() {
 /// access, as its owner, or with such a domain as target. Other domains get no event.
 #[test]
 fn a_change_is_told_to_those_who_may_see_it() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guests: Vec<ConnId> = (5..9).map(|domid| store.guest(domid)).collect();
     for conn in [dom0].into_iter().chain(guests.iter().copied()) {
@@ -526,7 +526,7 @@ fn a_guest_that_unwatches_what_it_has_not_read_is_served_on() {
 /// The client leaves so many events unread that its own write ends it.
 #[test]
 fn who_is_ended_by_its_own_request_gets_no_reply() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let conn = store.socket();
     let token = "t".repeat(3000);
     for at in 0..3000 {

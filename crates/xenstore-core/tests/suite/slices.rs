@@ -1,14 +1,14 @@
 //! Tests that work that is too long for one round is done in slices, and that the visible state is
 //! right meanwhile.
 
-use crate::common::Store;
+use crate::common::TestStore;
 use xenstore_core::limits::SLICE_COST;
 use xenstore_core::quota::Quota;
 use xenstore_core::server::{ConnId, DomId, Notice};
 use xenstore_core::wire::MsgType;
 
 /// Makes nodes below `top`, 1000 in a directory, all of domain 0.
-fn fill(store: &mut Store, dom0: ConnId, top: &str, nodes: usize) {
+fn fill(store: &mut TestStore, dom0: ConnId, top: &str, nodes: usize) {
     for at in 0..nodes {
         let path = format!("{top}/{}/{at}\0v", at / 1000);
         store.send(dom0, MsgType::Write, 0, path.as_bytes());
@@ -18,7 +18,7 @@ fn fill(store: &mut Store, dom0: ConnId, top: &str, nodes: usize) {
 }
 
 /// Adds a guest that owns its home and the nodes named here.
-fn owner(store: &mut Store, dom0: ConnId, domid: u16, nodes: &[&str]) -> ConnId {
+fn owner(store: &mut TestStore, dom0: ConnId, domid: u16, nodes: &[&str]) -> ConnId {
     let guest = store.guest(domid);
     let home = format!("/local/domain/{domid}");
     for path in [home.as_str()].iter().chain(nodes) {
@@ -37,7 +37,7 @@ fn assert_slices(rounds: usize, nodes: usize) {
 
 #[test]
 fn what_is_removed_is_freed_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 20_000);
     store.send(dom0, MsgType::Rm, 0, b"/big\0");
@@ -51,7 +51,7 @@ fn what_is_removed_is_freed_in_slices() {
 /// and who owns them.
 #[test]
 fn what_is_removed_is_taken_off_the_accounts_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = owner(&mut store, dom0, 7, &[]);
     let other = owner(&mut store, dom0, 8, &["/local/domain/7/of-8"]);
@@ -63,7 +63,8 @@ fn what_is_removed_is_taken_off_the_accounts_in_slices() {
     let before = store.usage(dom0, 0, "nodes");
     store.send(guest, MsgType::Rm, 0, b"/local/domain/7\0");
     assert_eq!(store.read(dom0, 0, "/local/domain/7"), Err("ENOENT".to_owned()));
-    let now = |store: &Store, domid| store.server.usage(DomId(domid)).unwrap().now(Quota::Nodes);
+    let now =
+        |store: &TestStore, domid| store.server.usage(DomId(domid)).unwrap().now(Quota::Nodes);
     assert!(now(&store, 0) > before - 10_000, "most are charged yet");
     // One of the owners dies meanwhile. The next domain of its number owns none of the nodes.
     store.dies(8);
@@ -78,7 +79,7 @@ fn what_is_removed_is_taken_off_the_accounts_in_slices() {
 /// The watches fire for the nodes that their domains may read, each once, and for the top at once.
 #[test]
 fn who_watches_what_is_in_a_large_subtree_is_told_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 20_000);
     let guest = store.guest(7);
@@ -107,7 +108,7 @@ fn who_watches_what_is_in_a_large_subtree_is_told_in_slices() {
 /// The subtree is removed in a transaction that has made some of it.
 #[test]
 fn what_a_transaction_removes_is_taken_off_the_accounts_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 5_000);
     let before = store.usage(dom0, 0, "nodes");
@@ -134,7 +135,7 @@ fn what_a_transaction_removes_is_taken_off_the_accounts_in_slices() {
 /// A transaction with the last copy frees it in slices, too.
 #[test]
 fn what_a_transaction_has_kept_is_freed_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 20_000);
     let tx = store.start(dom0);
@@ -148,7 +149,7 @@ fn what_a_transaction_has_kept_is_freed_in_slices() {
 
 #[test]
 fn a_guest_is_charged_until_what_it_let_go_is_freed() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = owner(&mut store, dom0, 7, &[]);
     let before = store.usage(dom0, 7, "memory");
@@ -169,7 +170,7 @@ fn a_guest_is_charged_until_what_it_let_go_is_freed() {
 /// A dead domain's nodes far from its home are found, while other requests are served.
 #[test]
 fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 100_000);
     let strays = ["/big/0/1", "/big/15/15001/below", "/zzz"];
@@ -198,7 +199,7 @@ fn the_nodes_of_a_dead_domain_are_looked_for_in_slices() {
 /// Two domains die at once, and one of a number whose earlier domain has died.
 #[test]
 fn domains_that_die_one_after_the_other_are_all_buried() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 20_000);
     for round in 0..3 {
@@ -217,11 +218,11 @@ fn domains_that_die_one_after_the_other_are_all_buried() {
 
 #[test]
 fn a_check_looks_at_a_large_store_in_slices() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     fill(&mut store, dom0, "/big", 20_000);
     store.warnings();
-    let told = |store: &mut Store| {
+    let told = |store: &mut TestStore| {
         store.receive(dom0);
         store.notices.iter().filter(|notice| matches!(notice, Notice::Info(_))).count()
     };
@@ -238,7 +239,7 @@ fn a_check_looks_at_a_large_store_in_slices() {
 /// `DOMID_ANY` is no domain, but it may own nodes, and therefore has a record in the store.
 #[test]
 fn the_nodes_of_any_domain_go_with_its_record() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     for path in ["/any", "/any/below", "/z"] {
         store.write(dom0, 0, path, "").unwrap();

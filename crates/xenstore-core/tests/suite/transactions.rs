@@ -1,6 +1,6 @@
 //! Tests of the state that a transaction sees, of its refusal, and that no transaction starves.
 
-use crate::common::Store;
+use crate::common::TestStore;
 use xenstore_core::limits::{HOLD_MAX_US, SNAPSHOT_BYTES, SNAPSHOT_BYTES_MAX};
 use xenstore_core::server::{ConnId, DomId, EndReason};
 use xenstore_core::wire::MsgType;
@@ -9,8 +9,8 @@ fn again() -> Result<(), String> {
     Err("EAGAIN".to_owned())
 }
 
-fn two() -> (Store, ConnId, ConnId) {
-    let mut store = Store::new();
+fn two() -> (TestStore, ConnId, ConnId) {
+    let mut store = TestStore::new();
     let (one, two) = (store.socket(), store.socket());
     for path in ["/a", "/b", "/dir/x"] {
         store.write(one, 0, path, "old").unwrap();
@@ -36,7 +36,7 @@ fn a_transaction_sees_its_snapshot_and_its_own_writes() {
 /// A change of a node that was read is a conflict; other changes are not.
 #[test]
 fn refused_only_for_a_true_conflict() {
-    type Step = fn(&mut Store, ConnId, u32) -> Result<(), String>;
+    type Step = fn(&mut TestStore, ConnId, u32) -> Result<(), String>;
     let read: Step = |store, conn, tx| store.read(conn, tx, "/a").map(drop);
     let absent: Step = |store, conn, tx| store.read(conn, tx, "/none").map(drop).or(Ok(()));
     let list: Step = |store, conn, tx| store.list(conn, tx, "/dir").map(drop);
@@ -125,7 +125,7 @@ fn events_come_with_the_commit_and_not_before() {
 
 /// Runs "read /a, write /a" on `one` until it commits, while `two` writes /a before every request.
 /// Returns the number of tries. The writer's requests may be delayed.
-fn tries_against_a_writer(store: &mut Store, one: ConnId, two: ConnId) -> u32 {
+fn tries_against_a_writer(store: &mut TestStore, one: ConnId, two: ConnId) -> u32 {
     for attempt in 1..=10 {
         let tx = store.start(one);
         for step in 0..4 {
@@ -189,7 +189,7 @@ fn a_delay_ends_with_the_holder_its_death_or_ten_milliseconds() {
 #[test]
 fn relative_and_absolute_names_of_one_node_keep_their_order() {
     for [first, second] in [["x", "/local/domain/7/x"], ["/local/domain/7/x", "x"]] {
-        let mut store = Store::new();
+        let mut store = TestStore::new();
         let dom0 = store.socket();
         let guest = store.guest(7);
         store.write(dom0, 0, "/local/domain/7/x", "old").unwrap();
@@ -245,19 +245,19 @@ fn pipelined_requests_of_a_waiting_transaction_go_on_with_it() {
 
 #[test]
 fn sixteen_clients_on_the_same_keys_commit_within_three_tries() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let conns: Vec<ConnId> = (0..16).map(|_| store.socket()).collect();
     all_commit_within_three_tries(&mut store, &conns);
 }
 
 #[test]
 fn sixteen_guests_on_the_same_keys_commit_within_three_tries() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let conns: Vec<ConnId> = (1..=16).map(|domid| store.guest(domid)).collect();
     all_commit_within_three_tries(&mut store, &conns);
 }
 
-fn all_commit_within_three_tries(store: &mut Store, conns: &[ConnId]) {
+fn all_commit_within_three_tries(store: &mut TestStore, conns: &[ConnId]) {
     let keys = ["/k0", "/k1", "/k2", "/k3", "/k4"];
     let dom0 = store.socket();
     for key in keys {
@@ -343,7 +343,7 @@ fn a_guests_turn_never_delays_dom0() {
 
 #[test]
 fn the_quota_of_open_transactions_and_their_memory_come_back() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = store.guest(7);
     store.mkdir(dom0, 0, "/local/domain/7").unwrap();
@@ -369,7 +369,7 @@ fn the_quota_of_open_transactions_and_their_memory_come_back() {
 
 #[test]
 fn what_an_own_node_inherited_is_seen_even_if_its_absence_was_seen_before() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (one, other) = (store.socket(), store.socket());
     let tx = store.start(one);
     assert_eq!(store.perms(one, tx, "/a"), Err("ENOENT".to_owned()));
@@ -382,7 +382,7 @@ fn what_an_own_node_inherited_is_seen_even_if_its_absence_was_seen_before() {
 
 #[test]
 fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let (holder, other) = (store.socket(), store.socket());
     let guest = store.guest(1);
     store.write(holder, 0, "/local/domain/1/x", "0").unwrap();
@@ -415,7 +415,7 @@ fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it(
 /// nothing alive.
 #[test]
 fn a_transaction_left_open_for_too_long_is_refused() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = store.guest(7);
     store.mkdir(dom0, 0, "/local/domain/7").unwrap();
@@ -443,7 +443,7 @@ fn a_transaction_left_open_for_too_long_is_refused() {
 
 /// Adds a guest that owns its home and has a node `x` there. Returns it with a transaction that has
 /// read `x`.
-fn reader(store: &mut Store, dom0: ConnId, domid: u16) -> (ConnId, u32) {
+fn reader(store: &mut TestStore, dom0: ConnId, domid: u16) -> (ConnId, u32) {
     let guest = store.guest(domid);
     let home = format!("/local/domain/{domid}");
     store.write(dom0, 0, &format!("{home}/x"), "old").unwrap();
@@ -455,7 +455,7 @@ fn reader(store: &mut Store, dom0: ConnId, domid: u16) -> (ConnId, u32) {
 }
 
 /// Makes nodes of domain 0's that take as much memory as snapshots may keep alive.
-fn fill(store: &mut Store, dom0: ConnId) {
+fn fill(store: &mut TestStore, dom0: ConnId) {
     for at in 0..SNAPSHOT_BYTES / 4000 {
         store.write(dom0, 0, &format!("/busy/{at}"), &"v".repeat(4000)).unwrap();
     }
@@ -463,7 +463,7 @@ fn fill(store: &mut Store, dom0: ConnId) {
 
 /// Advances the clock, and replaces all nodes of [`fill`], after which a guest's snapshot is too
 /// old.
-fn grow_old(store: &mut Store, dom0: ConnId) {
+fn grow_old(store: &mut TestStore, dom0: ConnId) {
     store.now += HOLD_MAX_US + 1;
     for at in 0..SNAPSHOT_BYTES / 4000 {
         // The reply is not read, which would end the round.
@@ -557,7 +557,7 @@ fn what_all_snapshots_keep_alive_is_bounded() {
 fn what_a_guests_own_snapshots_keep_is_charged_to_it() {
     let (mut store, dom0, _) = two();
     let (guest, first) = reader(&mut store, dom0, 7);
-    let used = |store: &mut Store| store.usage(dom0, 7, "memory");
+    let used = |store: &mut TestStore| store.usage(dom0, 7, "memory");
     let home = |at: usize| format!("/local/domain/7/{}/{at}", at / 100);
     let before = used(&mut store);
     store.abort(guest, first).unwrap();

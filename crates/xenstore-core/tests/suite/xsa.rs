@@ -1,7 +1,7 @@
 //! Tests named for Xen's security advisories on XenStore daemons, as far as they concern the store
 //! itself. The others are in the conformance suite, through the whole daemon.
 
-use crate::common::Store;
+use crate::common::TestStore;
 use xenstore_core::server::{ConnId, DomId};
 use xenstore_core::wire::MsgType;
 
@@ -9,8 +9,8 @@ fn refused<T>(name: &str) -> Result<T, String> {
     Err(name.to_owned())
 }
 
-fn with_guest() -> (Store, ConnId, ConnId) {
-    let mut store = Store::new();
+fn with_guest() -> (TestStore, ConnId, ConnId) {
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = store.guest(7);
     store.mkdir(dom0, 0, "/local/domain/7").unwrap();

@@ -18,8 +18,8 @@ use crate::limits::{PAYLOAD_MAX, WEIGHT_MAX};
 use crate::path::{SpecialPaths, push_decimal};
 use crate::quota::{ALL, LimitKind, Quota};
 use crate::server::connections::Connections;
-use crate::server::request::{Outcome, Request, parse, parse_domid};
-use crate::server::store::Store;
+use crate::server::request::{Request, RequestResult, parse, parse_domid};
+use crate::server::store::StoreState;
 use crate::transaction::Look;
 use crate::tree::{Node, Traversal};
 use crate::wire::{Error, Strings};
@@ -37,11 +37,11 @@ weight          <domid> [<weight>]
 ";
 
 pub(super) fn control(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     let command = strings.next().ok_or(Error::Inval)?;
     let args: Vec<&[u8]> = strings.collect();
@@ -164,12 +164,12 @@ fn show_domain(domains: &Domains, conns: &Connections, domid: DomId) -> Result<S
 /// decimal, NUL, value. A record that is too long for a message gives E2BIG: the caller has to read
 /// node by node.
 fn subtree(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     path: &[u8],
     cursor: &[u8],
     scratch: &mut Vec<u8>,
-) -> Outcome {
+) -> RequestResult {
     let path =
         store.sessions.content.path(&request.caller, path, SpecialPaths::Refused, scratch)?;
     let root = store.sessions.see(request, path, Look::Subtree)?;

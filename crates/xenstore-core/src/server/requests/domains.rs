@@ -6,16 +6,16 @@ use crate::id::DomId;
 use crate::limits::{DOMID_FIRST_RESERVED, DOMID_SELF};
 use crate::path::home_of;
 use crate::server::connections::Connections;
-use crate::server::request::{Outcome, Request, parse, parse_domid};
-use crate::server::store::Store;
+use crate::server::request::{Request, RequestResult, parse, parse_domid};
+use crate::server::store::StoreState;
 use crate::wire::{Error, Strings};
 use alloc::vec::Vec;
 
 pub(super) fn introduce(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     let mut next = || strings.next().ok_or(Error::Inval);
     let (domid, gfn, port) = (next()?, next()?, next()?);
@@ -31,10 +31,10 @@ pub(super) fn introduce(
 }
 
 pub(super) fn release(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let domid = other_domain(&store.sessions.content.domains, request)?;
     store.release(domid, host);
     request.ok(&mut store.sessions.conns)
@@ -54,7 +54,7 @@ pub(super) fn resume(
     domains: &mut Domains,
     request: Request<'_>,
     conns: &mut Connections,
-) -> Outcome {
+) -> RequestResult {
     let domid = other_domain(domains, request)?;
     if let Some(domain) = domains.get_mut(domid) {
         domain.shutdown = false;
@@ -62,7 +62,7 @@ pub(super) fn resume(
     request.ok(conns)
 }
 
-pub(super) fn get_domain_path(request: Request<'_>, conns: &mut Connections) -> Outcome {
+pub(super) fn get_domain_path(request: Request<'_>, conns: &mut Connections) -> RequestResult {
     let domid = parse_domid(request.only_string()?)?;
     let mut body = Vec::new();
     home_of(domid.0, &mut body);
@@ -73,7 +73,7 @@ pub(super) fn is_domain_introduced(
     domains: &Domains,
     request: Request<'_>,
     conns: &mut Connections,
-) -> Outcome {
+) -> RequestResult {
     let domid = parse_domid(request.only_string()?)?;
     // The sockets of the store's domain are served in any case.
     let introduced =
@@ -85,7 +85,7 @@ pub(super) fn set_target(
     domains: &mut Domains,
     request: Request<'_>,
     conns: &mut Connections,
-) -> Outcome {
+) -> RequestResult {
     let [domid, target] = request.strings()?;
     let (domid, target) = (parse_domid(domid)?, parse_domid(target)?);
     if !domains.is_introduced(domid) || !domains.is_introduced(target) {

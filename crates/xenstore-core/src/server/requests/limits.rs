@@ -4,7 +4,7 @@ use crate::domain::Domains;
 use crate::host::StoreHost;
 use crate::quota::{ALL, Quota};
 use crate::server::connections::Connections;
-use crate::server::request::{Outcome, Request, parse, parse_domid};
+use crate::server::request::{Request, RequestResult, parse, parse_domid};
 use crate::wire::{Error, Strings, feature};
 use alloc::vec::Vec;
 
@@ -13,7 +13,7 @@ pub(super) fn get_feature(
     request: Request<'_>,
     conns: &mut Connections,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     let features = match (strings.next(), strings.next()) {
         (None, _) => {
@@ -34,7 +34,7 @@ pub(super) fn set_feature(
     request: Request<'_>,
     conns: &mut Connections,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let [domid, features] = request.strings()?;
     let (domid, features) = (parse_domid(domid)?, parse::<u32>(features)?);
     let domain = domains.get_or_insert_existing(domid, host).ok_or(Error::NoEnt)?;
@@ -53,7 +53,7 @@ pub(super) fn get_quota(
     request: Request<'_>,
     conns: &mut Connections,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     match (strings.next(), strings.next(), strings.next()) {
         (None, ..) => {
@@ -81,7 +81,7 @@ pub(super) fn set_quota(
     request: Request<'_>,
     conns: &mut Connections,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     match (strings.next(), strings.next(), strings.next(), strings.next()) {
         (Some(name), Some(value), None, _) => {

@@ -7,9 +7,9 @@ mod nodes;
 mod transactions;
 mod watches;
 
-use super::request::{Outcome, Request};
+use super::request::{Request, RequestResult};
 use super::sessions::Sessions;
-use super::store::Store;
+use super::store::StoreState;
 use crate::host::StoreHost;
 use crate::wire::{Error, MsgType};
 use alloc::vec::Vec;
@@ -33,11 +33,11 @@ fn is_privileged(kind: MsgType) -> bool {
 
 /// Runs a request, and replies unless it fails. `scratch` is a buffer for the path that it names.
 pub(super) fn run(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     use MsgType as M;
     if is_privileged(request.kind) && !request.caller.privileged {
         return Err(Error::Access.into());

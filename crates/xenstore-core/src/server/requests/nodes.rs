@@ -5,8 +5,8 @@ use crate::limits::{self, PAYLOAD_MAX};
 use crate::path::{Path, SpecialPaths, push_decimal};
 use crate::perms::{Incarnation, Perms};
 use crate::quota::Quota;
-use crate::server::request::{Outcome, Request, parse};
-use crate::server::store::Store;
+use crate::server::request::{Request, RequestResult, parse};
+use crate::server::store::StoreState;
 use crate::transaction::{Change, Look};
 use crate::tree::{Node, NodeWrite};
 use crate::wire::{Error, Strings, feature};
@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 
 /// Returns the path that is the only string of the payload.
 fn only_path<'p>(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'p>,
     special: SpecialPaths,
     scratch: &'p mut Vec<u8>,
@@ -23,14 +23,22 @@ fn only_path<'p>(
     store.sessions.content.path(&request.caller, request.only_string()?, special, scratch)
 }
 
-pub(super) fn read(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn read(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     let node = store.sessions.see(request, path, Look::Value)?;
     store.sessions.content.charge_bytes(node.value().len());
     request.answer(&[node.value()], &mut store.sessions.conns)
 }
 
-pub(super) fn write(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn write(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     let given = strings.next().ok_or(Error::Inval)?;
     let value = strings.rest();
@@ -41,19 +49,31 @@ pub(super) fn write(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u
     request.ok(&mut store.sessions.conns)
 }
 
-pub(super) fn mkdir(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn mkdir(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     store.change(request, path, &Change::Put(NodeWrite::Mkdir))?;
     request.ok(&mut store.sessions.conns)
 }
 
-pub(super) fn rm(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn rm(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     store.change(request, path, &Change::Remove)?;
     request.ok(&mut store.sessions.conns)
 }
 
-pub(super) fn directory(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn directory(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let path = only_path(store, request, SpecialPaths::Refused, scratch)?;
     let node = store.sessions.see(request, path, Look::Children)?;
     let len = node.child_list().map_or(0, |children| children.names_len() as usize);
@@ -72,10 +92,10 @@ pub(super) fn directory(store: &mut Store, request: Request<'_>, scratch: &mut V
 }
 
 pub(super) fn directory_part(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
-) -> Outcome {
+) -> RequestResult {
     let [given, offset] = request.strings()?;
     let path =
         store.sessions.content.path(&request.caller, given, SpecialPaths::Refused, scratch)?;
@@ -106,7 +126,11 @@ pub(super) fn directory_part(
     request.answer(&[&body], &mut store.sessions.conns)
 }
 
-pub(super) fn get_perms(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn get_perms(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let path = only_path(store, request, SpecialPaths::Allowed, scratch)?;
     let node = store.sessions.see(request, path, Look::Perms)?;
     let mut body = Vec::new();
@@ -115,11 +139,11 @@ pub(super) fn get_perms(store: &mut Store, request: Request<'_>, scratch: &mut V
 }
 
 pub(super) fn set_perms(
-    store: &mut Store,
+    store: &mut StoreState,
     request: Request<'_>,
     scratch: &mut Vec<u8>,
     host: &mut dyn StoreHost,
-) -> Outcome {
+) -> RequestResult {
     let mut strings = Strings::new(request.payload);
     let given = strings.next().ok_or(Error::Inval)?;
     let caller = request.caller;

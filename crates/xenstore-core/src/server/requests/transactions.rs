@@ -2,11 +2,11 @@
 
 use crate::limits::TRANSACTION_WEIGHT;
 use crate::quota::Quota;
-use crate::server::request::{Outcome, Request};
-use crate::server::store::Store;
+use crate::server::request::{Request, RequestResult};
+use crate::server::store::StoreState;
 use crate::wire::Error;
 
-pub(super) fn transaction_start(store: &mut Store, request: Request<'_>) -> Outcome {
+pub(super) fn transaction_start(store: &mut StoreState, request: Request<'_>) -> RequestResult {
     let caller = request.caller;
     if request.header.tx_id != 0 {
         return Err(Error::Busy.into());
@@ -20,7 +20,7 @@ pub(super) fn transaction_start(store: &mut Store, request: Request<'_>) -> Outc
     request.answer_number(id, &mut store.sessions.conns)
 }
 
-pub(super) fn transaction_end(store: &mut Store, request: Request<'_>) -> Outcome {
+pub(super) fn transaction_end(store: &mut StoreState, request: Request<'_>) -> RequestResult {
     let commit = match request.only_string()? {
         b"T" => true,
         b"F" => false,

@@ -2,19 +2,23 @@
 
 use crate::path::{SpecialPaths, is_relative};
 use crate::quota::Quota;
-use crate::server::request::{Outcome, Request, parse};
+use crate::server::request::{Request, RequestResult, parse};
 use crate::server::sessions::Sessions;
-use crate::server::store::Store;
+use crate::server::store::StoreState;
 use crate::watch;
 use crate::wire::{Error, Strings, feature};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-pub(super) fn watch(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn watch(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let caller = request.caller;
     let mut strings = Strings::new(request.payload);
     let (given, token) = strings.next().zip(strings.next()).ok_or(Error::Inval)?;
-    let Store { sessions, announcer, .. } = store;
+    let StoreState { sessions, announcer, .. } = store;
     let domain = sessions.content.domains.get(caller.domid);
     let may_depth = domain.is_none_or(|domain| domain.features & feature::WATCH_DEPTH != 0);
     let depth = match (strings.next(), strings.next()) {
@@ -44,7 +48,11 @@ pub(super) fn watch(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u
     Ok(())
 }
 
-pub(super) fn unwatch(store: &mut Store, request: Request<'_>, scratch: &mut Vec<u8>) -> Outcome {
+pub(super) fn unwatch(
+    store: &mut StoreState,
+    request: Request<'_>,
+    scratch: &mut Vec<u8>,
+) -> RequestResult {
     let [given, token] = request.strings()?;
     let path =
         store.sessions.content.path(&request.caller, given, SpecialPaths::Allowed, scratch)?;
@@ -59,7 +67,7 @@ pub(super) fn unwatch(store: &mut Store, request: Request<'_>, scratch: &mut Vec
     request.ok(conns)
 }
 
-pub(super) fn reset_watches(store: &mut Store, request: Request<'_>) -> Outcome {
+pub(super) fn reset_watches(store: &mut StoreState, request: Request<'_>) -> RequestResult {
     store.drop_watches(request.conn);
     store.sessions.close_all(request.conn);
     request.ok(&mut store.sessions.conns)

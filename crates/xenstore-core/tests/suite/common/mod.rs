@@ -11,7 +11,7 @@ use xenstore_core::wire::{Error, Header, MsgType, split_message};
 
 /// The machine around the store: the existing domains, and the store's calls.
 #[derive(Clone, Default)]
-pub struct Machine {
+pub struct TestMachine {
     pub existing: BTreeSet<u16>,
     /// The number of domains of each domid that have died.
     pub lives: BTreeMap<u16, u64>,
@@ -19,7 +19,7 @@ pub struct Machine {
     pub refuse_attach: Option<Error>,
 }
 
-impl StoreHost for Machine {
+impl StoreHost for TestMachine {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         let lives = self.lives.get(&domid.0).copied().unwrap_or_default();
         self.existing.contains(&domid.0).then_some(lives)
@@ -39,11 +39,11 @@ impl StoreHost for Machine {
 }
 
 /// A reply: its payload, or the error's name.
-pub type Reply = Result<Vec<u8>, String>;
+pub type StoreReply = Result<Vec<u8>, String>;
 
-pub struct Store {
+pub struct TestStore {
     pub server: Server,
-    pub machine: Machine,
+    pub machine: TestMachine,
     pub now: u64,
     next_id: u32,
     /// The received messages that were not examined yet: connection, header, payload.
@@ -51,7 +51,7 @@ pub struct Store {
     pub notices: Vec<Notice>,
 }
 
-impl Store {
+impl TestStore {
     pub fn new() -> Self {
         Self::with(Config::default())
     }
@@ -59,7 +59,7 @@ impl Store {
     pub fn with(config: Config) -> Self {
         Self {
             server: Server::new(config),
-            machine: Machine::default(),
+            machine: TestMachine::default(),
             now: 0,
             next_id: 1,
             inbox: VecDeque::new(),
@@ -129,7 +129,7 @@ impl Store {
     }
 
     /// Returns the reply to a request, if it has come.
-    pub fn reply(&mut self, conn: ConnId, req_id: u32) -> Option<Reply> {
+    pub fn reply(&mut self, conn: ConnId, req_id: u32) -> Option<StoreReply> {
         self.receive(conn);
         let at =
             self.inbox.iter().position(|(to, header, _)| *to == conn && header.req_id == req_id)?;
@@ -145,7 +145,7 @@ impl Store {
     }
 
     /// Sends a request, whose reply must come at once.
-    pub fn call(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &[u8]) -> Reply {
+    pub fn call(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &[u8]) -> StoreReply {
         let id = self.send(conn, kind, tx, payload);
         self.reply(conn, id).unwrap_or_else(|| panic!("{kind:?} was delayed"))
     }

@@ -1,7 +1,7 @@
 //! A model of the store as a plain map of paths, and a run of random operations that compares the
 //! two.
 
-use super::{Reply, Store};
+use super::{StoreReply, TestStore};
 use std::collections::BTreeMap;
 use xenstore_core::server::ConnId;
 use xenstore_core::wire::MsgType;
@@ -43,7 +43,7 @@ impl Choices for std::slice::Iter<'_, u8> {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Entry {
+struct ModelPerm {
     domid: u16,
     access: char,
     /// The incarnation of the domain; `None` if there was none.
@@ -51,28 +51,28 @@ struct Entry {
 }
 
 #[derive(Clone, Debug)]
-struct Node {
+struct ModelNode {
     value: String,
-    perms: Vec<Entry>,
+    perms: Vec<ModelPerm>,
 }
 
-type Answer = Result<String, String>;
+type TextReply = Result<String, String>;
 
 #[derive(Clone, Debug)]
-enum Op {
+enum ModelOp {
     Read(String),
     List(String),
     Perms(String),
     Write(String, String),
     Mkdir(String),
     Rm(String),
-    SetPerms(String, Vec<Entry>),
+    SetPerms(String, Vec<ModelPerm>),
 }
 
 /// The model of the store.
 #[derive(Clone, Debug)]
-struct Model {
-    nodes: BTreeMap<String, Node>,
+struct StoreModel {
+    nodes: BTreeMap<String, ModelNode>,
     alive: BTreeMap<u16, u32>,
     next_incarnation: u32,
 }
@@ -85,16 +85,16 @@ fn parent(path: &str) -> Option<&str> {
     }
 }
 
-impl Model {
+impl StoreModel {
     fn new() -> Self {
-        let root = Entry { domid: 0, access: 'n', incarnation: Some(0) };
-        let node = Node { value: String::new(), perms: vec![root] };
+        let root = ModelPerm { domid: 0, access: 'n', incarnation: Some(0) };
+        let node = ModelNode { value: String::new(), perms: vec![root] };
         let nodes =
             ["/", "/tool", "/tool/xenstored"].map(|path| (path.to_owned(), node.clone())).into();
         Self { nodes, alive: BTreeMap::from([(0, 0)]), next_incarnation: 1 }
     }
 
-    fn nearest(&self, path: &str) -> &Node {
+    fn nearest(&self, path: &str) -> &ModelNode {
         let mut path = path;
         while !self.nodes.contains_key(path) {
             path = parent(path).expect("the root is always there");
@@ -102,7 +102,7 @@ impl Model {
         &self.nodes[path]
     }
 
-    fn may(&self, who: u16, node: &Node, wanted: char) -> bool {
+    fn may(&self, who: u16, node: &ModelNode, wanted: char) -> bool {
         let owner = &node.perms[0];
         if who == 0 || owner.domid == who {
             return true;
@@ -115,17 +115,17 @@ impl Model {
         access == wanted || access == 'b'
     }
 
-    fn find(&self, who: u16, path: &str, wanted: char) -> Result<&Node, String> {
+    fn find(&self, who: u16, path: &str, wanted: char) -> Result<&ModelNode, String> {
         if !self.may(who, self.nearest(path), wanted) {
             return Err("EACCES".to_owned());
         }
         self.nodes.get(path).ok_or_else(|| "ENOENT".to_owned())
     }
 
-    fn apply(&mut self, who: u16, op: &Op) -> Answer {
+    fn apply(&mut self, who: u16, op: &ModelOp) -> TextReply {
         match op {
-            Op::Read(path) => self.find(who, path, 'r').map(|node| node.value.clone()),
-            Op::List(path) => {
+            ModelOp::Read(path) => self.find(who, path, 'r').map(|node| node.value.clone()),
+            ModelOp::List(path) => {
                 self.find(who, path, 'r')?;
                 let children = self.nodes.keys().filter(|child| parent(child) == Some(path));
                 let mut names: Vec<&str> =
@@ -133,9 +133,9 @@ impl Model {
                 names.sort_unstable();
                 Ok(names.iter().map(|name| format!("{name}\0")).collect())
             }
-            Op::Perms(path) => {
+            ModelOp::Perms(path) => {
                 let node = self.find(who, path, 'r')?;
-                let shown = |entry: &&Entry| {
+                let shown = |entry: &&ModelPerm| {
                     entry
                         .incarnation
                         .is_none_or(|known| self.alive.get(&entry.domid) == Some(&known))
@@ -143,14 +143,14 @@ impl Model {
                 let entries = node.perms[..1].iter().chain(node.perms[1..].iter().filter(shown));
                 Ok(entries.map(|entry| format!("{}{}\0", entry.access, entry.domid)).collect())
             }
-            Op::Write(path, value) => self.put(who, path, Some(value)),
-            Op::Mkdir(path) => self.put(who, path, None),
-            Op::Rm(path) => self.rm(who, path),
-            Op::SetPerms(path, perms) => self.set_perms(who, path, perms),
+            ModelOp::Write(path, value) => self.put(who, path, Some(value)),
+            ModelOp::Mkdir(path) => self.put(who, path, None),
+            ModelOp::Rm(path) => self.rm(who, path),
+            ModelOp::SetPerms(path, perms) => self.set_perms(who, path, perms),
         }
     }
 
-    fn put(&mut self, who: u16, path: &str, value: Option<&String>) -> Answer {
+    fn put(&mut self, who: u16, path: &str, value: Option<&String>) -> TextReply {
         match self.find(who, path, 'w') {
             Err(error) if error != "ENOENT" => return Err(error),
             Err(_) => {
@@ -163,7 +163,7 @@ impl Model {
                 while !self.nodes.contains_key(missing) {
                     self.nodes.insert(
                         missing.to_owned(),
-                        Node { value: String::new(), perms: perms.clone() },
+                        ModelNode { value: String::new(), perms: perms.clone() },
                     );
                     missing = parent(missing).expect("the root is always there");
                 }
@@ -176,7 +176,7 @@ impl Model {
         Ok("OK\0".to_owned())
     }
 
-    fn rm(&mut self, who: u16, path: &str) -> Answer {
+    fn rm(&mut self, who: u16, path: &str) -> TextReply {
         match self.find(who, path, 'w') {
             Err(error) if error == "ENOENT" => {
                 let above = parent(path).is_some_and(|parent| self.nodes.contains_key(parent));
@@ -196,11 +196,11 @@ impl Model {
     }
 
     /// Returns an entry for the domain of this number that lives now.
-    fn entry(&self, access: char, domid: u16) -> Entry {
-        Entry { domid, access, incarnation: self.alive.get(&domid).copied() }
+    fn entry(&self, access: char, domid: u16) -> ModelPerm {
+        ModelPerm { domid, access, incarnation: self.alive.get(&domid).copied() }
     }
 
-    fn set_perms(&mut self, who: u16, path: &str, perms: &[Entry]) -> Answer {
+    fn set_perms(&mut self, who: u16, path: &str, perms: &[ModelPerm]) -> TextReply {
         let owner = &perms[0];
         if owner.incarnation.is_none() || self.alive.get(&owner.domid).copied() != owner.incarnation
         {
@@ -224,7 +224,7 @@ impl Model {
             let path = path.clone();
             if path == "/" {
                 // The root stays, and then belongs to the privileged domain.
-                let owner = Entry {
+                let owner = ModelPerm {
                     domid: 0,
                     access: self.nodes["/"].perms[0].access,
                     incarnation: Some(0),
@@ -237,11 +237,11 @@ impl Model {
     }
 }
 
-fn text(reply: Reply) -> Answer {
+fn text(reply: StoreReply) -> TextReply {
     reply.map(|payload| String::from_utf8(payload).expect("the run writes text"))
 }
 
-impl Op {
+impl ModelOp {
     fn message(&self) -> (MsgType, String) {
         match self {
             Self::Read(path) => (MsgType::Read, format!("{path}\0")),
@@ -262,7 +262,7 @@ impl Op {
 
     /// Returns the event that a watch of everything gets if this operation is done in the store's
     /// present state.
-    fn tells(&self, model: &Model) -> Option<String> {
+    fn tells(&self, model: &StoreModel) -> Option<String> {
         let (told, path) = match self {
             Self::Read(path) | Self::List(path) | Self::Perms(path) => (false, path),
             Self::Mkdir(path) => (!model.nodes.contains_key(path), path),
@@ -277,7 +277,7 @@ impl Op {
     }
 }
 
-fn choose_op(choices: &mut dyn Choices, model: &Model) -> Option<Op> {
+fn choose_op(choices: &mut dyn Choices, model: &StoreModel) -> Option<ModelOp> {
     const PATHS: [&str; 12] = [
         "/a",
         "/a/b",
@@ -294,12 +294,12 @@ fn choose_op(choices: &mut dyn Choices, model: &Model) -> Option<Op> {
     ];
     let path = PATHS[choices.below(PATHS.len())?].to_owned();
     Some(match choices.below(12)? {
-        0..=2 => Op::Read(path),
-        3 => Op::List(path),
-        4 => Op::Perms(path),
-        5..=7 => Op::Write(path, format!("v{}", choices.below(4)?)),
-        8 => Op::Mkdir(path),
-        9 => Op::Rm(path),
+        0..=2 => ModelOp::Read(path),
+        3 => ModelOp::List(path),
+        4 => ModelOp::Perms(path),
+        5..=7 => ModelOp::Write(path, format!("v{}", choices.below(4)?)),
+        8 => ModelOp::Mkdir(path),
+        9 => ModelOp::Rm(path),
         _ => {
             let mut perms = Vec::new();
             for _ in 0..=choices.below(3)? {
@@ -307,37 +307,37 @@ fn choose_op(choices: &mut dyn Choices, model: &Model) -> Option<Op> {
                     model.entry(['n', 'r', 'w', 'b'][choices.below(4)?], choices.below(4)? as u16),
                 );
             }
-            Op::SetPerms(path, perms)
+            ModelOp::SetPerms(path, perms)
         }
     })
 }
 
 /// A transaction of the run: its client, its requests and the answers.
-struct Open {
+struct OpenTransaction {
     conn: ConnId,
     who: u16,
     tx: u32,
     /// The states that the transaction may see: the state after its log, on each state since its
     /// start on which the log gets the answers that it got.
-    states: Vec<Model>,
+    states: Vec<StoreModel>,
     /// The number of domains that had died before.
     deaths: usize,
-    log: Vec<(Op, Answer)>,
+    log: Vec<(ModelOp, TextReply)>,
 }
 
 /// The clients of a run: two sockets of domain 0, and the guests 1 and 2, which come and go.
-struct Run {
-    store: Store,
-    model: Model,
+struct ModelRun {
+    store: TestStore,
+    model: StoreModel,
     watcher: ConnId,
     conns: BTreeMap<(u16, usize), ConnId>,
-    open: Vec<Open>,
+    open: Vec<OpenTransaction>,
     deaths: usize,
 }
 
 /// The state at the end of a run.
 pub struct FinalState {
-    pub store: Store,
+    pub store: TestStore,
     pub conns: Vec<ConnId>,
     /// The open transactions.
     pub open: Vec<(ConnId, u32)>,
@@ -350,12 +350,13 @@ pub fn run(choices: impl Choices) {
 
 /// Does the same as [`run`], and returns the state at the end.
 pub fn reach(mut choices: impl Choices) -> FinalState {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let watcher = store.socket();
     store.watch(watcher, "/", "t").unwrap();
     store.events(watcher);
     let conns = BTreeMap::from([((0, 0), store.socket()), ((0, 1), store.socket())]);
-    let mut run = Run { store, model: Model::new(), watcher, conns, open: Vec::new(), deaths: 0 };
+    let mut run =
+        ModelRun { store, model: StoreModel::new(), watcher, conns, open: Vec::new(), deaths: 0 };
     while run.step(&mut choices).is_some() {}
     let open = run.open.iter().map(|open| (open.conn, open.tx)).collect();
     let conns = run.conns.values().copied().chain([watcher]).collect();
@@ -364,10 +365,10 @@ pub fn reach(mut choices: impl Choices) -> FinalState {
 
 /// Returns any request about a node.
 pub fn request(choices: &mut dyn Choices) -> Option<(MsgType, String)> {
-    Some(choose_op(choices, &Model::new())?.message())
+    Some(choose_op(choices, &StoreModel::new())?.message())
 }
 
-impl Run {
+impl ModelRun {
     fn step(&mut self, choices: &mut dyn Choices) -> Option<()> {
         self.store.now += 50;
         match choices.below(20)? {
@@ -410,16 +411,16 @@ impl Run {
             self.alive_changed();
             let home = format!("/local/domain/{domid}");
             let (_, dom0) = self.conns.first_key_value().map(|(key, conn)| (*key, *conn)).unwrap();
-            self.directly(0, dom0, &Op::Mkdir(home.clone()));
+            self.directly(0, dom0, &ModelOp::Mkdir(home.clone()));
             let owner = self.model.entry('n', domid);
-            self.directly(0, dom0, &Op::SetPerms(home, vec![owner]));
+            self.directly(0, dom0, &ModelOp::SetPerms(home, vec![owner]));
         }
         self.store.events(self.watcher);
         self.changed();
     }
 
     /// Sends a request. Advances the clock if it has to wait for the end of another's turn.
-    fn ask(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &str) -> Answer {
+    fn ask(&mut self, conn: ConnId, kind: MsgType, tx: u32, payload: &str) -> TextReply {
         let id = self.store.send(conn, kind, tx, payload.as_bytes());
         for _ in 0..=8 {
             if let Some(reply) = self.store.reply(conn, id) {
@@ -430,7 +431,7 @@ impl Run {
         panic!("{kind:?} was never answered");
     }
 
-    fn directly(&mut self, who: u16, conn: ConnId, op: &Op) {
+    fn directly(&mut self, who: u16, conn: ConnId, op: &ModelOp) {
         self.store.events(self.watcher);
         let (kind, payload) = op.message();
         let got = self.ask(conn, kind, 0, &payload);
@@ -449,7 +450,7 @@ impl Run {
         let (who, conn) = self.client(choices)?;
         if self.open.iter().filter(|open| open.who == who).count() < 8 {
             let tx = self.store.start(conn);
-            self.open.push(Open {
+            self.open.push(OpenTransaction {
                 conn,
                 who,
                 tx,
@@ -463,7 +464,7 @@ impl Run {
 
     /// Makes a request in a transaction. Its answer may come from a later state than that of the
     /// start, if the whole log has the same answers there.
-    fn within(&mut self, at: usize, op: Op) {
+    fn within(&mut self, at: usize, op: ModelOp) {
         let (kind, payload) = op.message();
         let (conn, tx) = (self.open[at].conn, self.open[at].tx);
         let got = self.ask(conn, kind, tx, &payload);

@@ -1,10 +1,10 @@
 //! A stream as the C daemon writes it: its order of records, no records of this project's own,
 //! waiting requests as input.
 
-use super::hostile::Field::{Bytes, Four, Two};
+use super::hostile::RecordField::{Bytes, Four, Two};
 use super::hostile::{body, stream_of};
 use super::{dump, restore};
-use crate::common::Store;
+use crate::common::TestStore;
 use xenstore_core::server::DomId;
 use xenstore_core::stream::DaemonHandles;
 use xenstore_core::wire::{Header, MsgType};
@@ -79,7 +79,7 @@ fn the_c_daemons_state_is_taken_over() {
         assert_eq!((dom0.ring, dom0.handle, &dom0.input[..]), (None, 9, &b""[..]));
         assert_eq!((guest.ring, guest.handle, &guest.input[..]), (Some(DomId(7)), 23, &b"inp"[..]));
         let (dom0, guest) = (dom0.conn, guest.conn);
-        let mut store = Store::new();
+        let mut store = TestStore::new();
         store.server = restored.server;
         assert_eq!(&store.server.output(guest)[..5], b"tail\n");
         store.server.consume_output(guest, 5, 0);
@@ -92,7 +92,7 @@ fn the_c_daemons_state_is_taken_over() {
         let stranger = store.guest(8);
         assert_eq!(store.read(stranger, 0, "/local/domain/7"), Err("EACCES".to_owned()));
         assert_eq!(store.commit(guest, 1), Err("EAGAIN".to_owned()));
-        let get = |store: &mut Store, kind, payload: &[u8]| {
+        let get = |store: &mut TestStore, kind, payload: &[u8]| {
             String::from_utf8(store.call(dom0, kind, 0, payload).unwrap()).unwrap()
         };
         store.machine.existing.insert(7);
@@ -125,7 +125,7 @@ fn debians_daemons_state_is_taken_over() {
     let input: Vec<_> = restored.connections.iter().map(|known| known.input.len()).collect();
     assert_eq!(input, [0, 0, 20, 9]);
     let [command, watcher, guest] = [1, 2, 3].map(|at| restored.connections[at].conn);
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     store.server = restored.server;
     store.machine.existing.insert(7);
     // This is the answer to the command, left for the next daemon.
@@ -145,7 +145,7 @@ fn debians_daemons_state_is_taken_over() {
 /// C's daemon assigns the sockets in a stream to domain 0, which must be known by then.
 #[test]
 fn rings_stand_before_sockets() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     store.socket();
     store.guest(0);
     let rings: Vec<_> =

@@ -1,7 +1,7 @@
 //! Malformed streams, which no store has written.
 
 use super::{dump, dump_again, full, lasting, restore};
-use crate::common::Store;
+use crate::common::TestStore;
 use xenstore_core::server::{Config, Server};
 
 /// Returns a stream with these records after the header.
@@ -18,17 +18,17 @@ pub(crate) fn stream_of(version: u32, records: &[(u32, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// A field of two or four bytes, or bytes.
-pub(crate) enum Field {
+pub(crate) enum RecordField {
     Two(u16),
     Four(u32),
     Bytes(&'static [u8]),
 }
 
-pub(crate) fn body(fields: &[Field]) -> Vec<u8> {
-    let bytes = |field: &Field| match field {
-        Field::Two(value) => value.to_ne_bytes().to_vec(),
-        Field::Four(value) => value.to_ne_bytes().to_vec(),
-        Field::Bytes(bytes) => bytes.to_vec(),
+pub(crate) fn body(fields: &[RecordField]) -> Vec<u8> {
+    let bytes = |field: &RecordField| match field {
+        RecordField::Two(value) => value.to_ne_bytes().to_vec(),
+        RecordField::Four(value) => value.to_ne_bytes().to_vec(),
+        RecordField::Bytes(bytes) => bytes.to_vec(),
     };
     fields.iter().flat_map(bytes).collect()
 }
@@ -36,7 +36,7 @@ pub(crate) fn body(fields: &[Field]) -> Vec<u8> {
 /// Asserts that a store restored from a stream is consistent, and can be written again.
 fn in_order(stream: &[u8]) {
     let Ok(restored) = restore(stream) else { return };
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     store.server = restored.server;
     store.check();
     let again = dump(&store.server);
@@ -70,7 +70,7 @@ fn a_flipped_bit_is_refused_or_makes_a_store_in_order() {
 
 #[test]
 fn an_error_says_which_record_and_where() {
-    use Field::{Bytes, Four, Two};
+    use RecordField::{Bytes, Four, Two};
     let ring = |id, domid| {
         body(&[Four(id), Two(0), Two(0), Two(domid), Two(0x7ff4), Four(3), Two(0), Two(0), Four(0)])
     };

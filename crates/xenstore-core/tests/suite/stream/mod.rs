@@ -5,7 +5,7 @@ mod foreign;
 mod hostile;
 mod same;
 
-use crate::common::Store;
+use crate::common::TestStore;
 use std::collections::BTreeMap;
 use xenstore_core::server::{Config, ConnId, RestoredStore, Server};
 use xenstore_core::stream::{DaemonHandles, Error, TransportState};
@@ -60,10 +60,10 @@ fn restore(stream: &[u8]) -> Result<RestoredStore, Error> {
 
 /// Restores a store from a stream, on a machine like that of the writer. Returns it with the new
 /// connections by their former ids.
-fn taken_over(store: &Store, stream: &[u8]) -> (Store, BTreeMap<ConnId, ConnId>) {
+fn taken_over(store: &TestStore, stream: &[u8]) -> (TestStore, BTreeMap<ConnId, ConnId>) {
     let restored =
         Server::restore(Config::default(), stream, store.now).expect("it was just written");
-    let mut other = Store::new();
+    let mut other = TestStore::new();
     other.machine = store.machine.clone();
     other.now = store.now;
     let conns = restored.connections.iter().map(|known| (ConnId(known.handle), known.conn));
@@ -73,8 +73,8 @@ fn taken_over(store: &Store, stream: &[u8]) -> (Store, BTreeMap<ConnId, ConnId>)
 }
 
 /// Returns a store with some of every kind of state, and the connection of its guest 7.
-fn full() -> (Store, ConnId) {
-    let mut store = Store::new();
+fn full() -> (TestStore, ConnId) {
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     let guest = store.guest(7);
     store.guest(8);
@@ -96,7 +96,7 @@ fn full() -> (Store, ConnId) {
     (store, guest)
 }
 
-fn control(store: &mut Store, conn: ConnId, command: &str) -> String {
+fn control(store: &mut TestStore, conn: ConnId, command: &str) -> String {
     let payload = format!("{command}\0");
     let reply = store.call(conn, xenstore_core::wire::MsgType::Control, 0, payload.as_bytes());
     String::from_utf8(reply.unwrap_or_else(|error| panic!("{command:?}: {error}"))).expect("text")

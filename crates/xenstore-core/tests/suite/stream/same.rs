@@ -2,7 +2,7 @@
 
 use super::{GLOBAL, control, dump, dump_again, dump_with, full, lasting, restore, taken_over};
 use crate::common::model::{Choices, FinalState, SeededChoices, reach, request};
-use crate::common::{Reply, Store};
+use crate::common::{StoreReply, TestStore};
 use std::collections::BTreeMap;
 use xenstore_core::limits::HOLD_MAX_US;
 use xenstore_core::server::{ConnId, DomId, EndReason};
@@ -26,7 +26,7 @@ fn a_state_comes_back_as_it_was() {
 
 /// Two stores that get the same requests.
 struct Twins {
-    stores: [Store; 2],
+    stores: [TestStore; 2],
     conns: Vec<[ConnId; 2]>,
     open: Vec<(usize, u32)>,
 }
@@ -46,13 +46,13 @@ impl Twins {
         twins
     }
 
-    fn each<T>(&mut self, mut ask: impl FnMut(&mut Store, usize) -> T) -> [T; 2] {
+    fn each<T>(&mut self, mut ask: impl FnMut(&mut TestStore, usize) -> T) -> [T; 2] {
         let [one, two] = &mut self.stores;
         [ask(one, 0), ask(two, 1)]
     }
 
     /// Sends a request to both stores, and expects the same answer and the same events.
-    fn ask(&mut self, at: usize, kind: MsgType, tx: u32, payload: &str) -> Reply {
+    fn ask(&mut self, at: usize, kind: MsgType, tx: u32, payload: &str) -> StoreReply {
         let conns = self.conns.clone();
         let [one, two] = self.each(|store, twin| {
             let conn = conns[at][twin];
@@ -156,7 +156,8 @@ fn everything_that_a_domain_has_comes_back() {
     assert_eq!(other.perms(dom0, 0, "/local/domain/7").unwrap(), perms);
     assert_eq!(other.perms(guest, 0, "@introduceDomain").unwrap(), "n0 r7");
     assert_eq!(other.read(dom0, 0, "/bytes").unwrap(), "\u{1}\0\u{2}");
-    let get = |store: &mut Store, kind, payload: &[u8]| store.call(dom0, kind, 0, payload).unwrap();
+    let get =
+        |store: &mut TestStore, kind, payload: &[u8]| store.call(dom0, kind, 0, payload).unwrap();
     assert_eq!(get(&mut other, MsgType::GetFeature, b"11\0"), b"3\0");
     assert_eq!(get(&mut other, MsgType::GetQuota, b"11\0nodes\0"), b"5\0");
     // The watches have their original form: relative, with a depth, on a special path.
@@ -193,7 +194,7 @@ fn lists_of_children_get_new_generations() {
         store.rm(dom0, 0, "/busy").unwrap();
         store.write(dom0, 0, &format!("/list/{at}"), "").unwrap();
     }
-    let generation = |store: &mut Store, conn| -> u64 {
+    let generation = |store: &mut TestStore, conn| -> u64 {
         let part = store.call(conn, MsgType::DirectoryPart, 0, b"/list\x000\0").unwrap();
         let digits = part.split(|byte| *byte == 0).next().unwrap();
         std::str::from_utf8(digits).unwrap().parse().unwrap()
@@ -328,7 +329,7 @@ fn who_is_no_longer_served_is_not_served_by_the_next() {
 /// The stream of a large store is not collected in memory.
 #[test]
 fn a_large_state_comes_in_small_pieces() {
-    let mut store = Store::new();
+    let mut store = TestStore::new();
     let dom0 = store.socket();
     for at in 0..20_000 {
         store.write(dom0, 0, &format!("/large/{at}"), &"v".repeat(32)).unwrap();
