@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::path::{self, Id};
 use xen::DomId;
 use xen_io::xenbus::State;
-use xenstore::{Access, Client, Perm, Store};
+use xenstore::{Client, NodeAccess, Perm, Store};
 
 /// A device to be added.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ impl NewDevice {
 /// Returns `n<owner>,r<reader>`: the owner may do everything, the other end may read.
 fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
     let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
-    [perm(Access::None, owner), perm(Access::Read, reader)]
+    [perm(NodeAccess::None, owner), perm(NodeAccess::Read, reader)]
 }
 
 /// The outcome of adding a device.

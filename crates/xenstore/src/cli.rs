@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
-use table::{Command, Kind};
+use table::{Command, CommandKind};
 
 mod chmod;
 mod completions;
@@ -22,8 +22,8 @@ mod table;
 mod value;
 mod watch;
 
-use failure::Failure;
-use program::{Program, print, print_to};
+use failure::CommandFailure;
+use program::{ProgramNames, print, print_to};
 
 /// Runs the command that argv names.
 pub(crate) fn main() -> ExitCode {
@@ -45,11 +45,11 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Failure>) {
+fn run(args: &[Vec<u8>]) -> (ProgramNames, Result<u8, CommandFailure>) {
     let path = args.first().cloned().unwrap_or_else(|| b"xenstore".to_vec());
     let short = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
     let mut program =
-        Program { usage: path.clone(), getopt: path.clone(), path, short: short.clone() };
+        ProgramNames { usage: path.clone(), getopt: path.clone(), path, short: short.clone() };
     let (name, rest) = match short.strip_prefix(b"xenstore-") {
         Some(name) => (name, args.get(1..).unwrap_or_default()),
         None => match args.get(1) {
@@ -60,7 +60,7 @@ fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Failure>) {
             }
             None => {
                 let line = [b"Usage: ", &program.path[..], b" <mode> [-h] [...]"].concat();
-                return (program, Err(Failure::with_message(line)));
+                return (program, Err(CommandFailure::with_message(line)));
             }
         },
     };
@@ -69,18 +69,22 @@ fn run(args: &[Vec<u8>]) -> (Program, Result<u8, Failure>) {
         b"--version" => print(concat!("xenstore ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
         _ => match table::command(name) {
             Some(command) => dispatch(&program, command, rest),
-            None => Err(Failure::with_message([b"unknown mode ", name, b"\n"].concat())
+            None => Err(CommandFailure::with_message([b"unknown mode ", name, b"\n"].concat())
                 .advised("`xenstore --help` lists the commands")),
         },
     };
     (program, result)
 }
 
-fn dispatch(program: &Program, command: &'static Command, args: &[Vec<u8>]) -> Result<u8, Failure> {
+fn dispatch(
+    program: &ProgramNames,
+    command: &'static Command,
+    args: &[Vec<u8>],
+) -> Result<u8, CommandFailure> {
     match command.kind {
-        Kind::Control => control::run(program, args),
-        Kind::Debian => debian::run(program, command, args),
-        Kind::Own => {
+        CommandKind::Control => control::run(program, args),
+        CommandKind::Debian => debian::run(program, command, args),
+        CommandKind::Own => {
             let parsed = getopt::parse(program, command, args);
             if parsed.flags.help {
                 return print(&table::usage(command)).map(|()| 0);

@@ -2,9 +2,9 @@
 
 use crate::error::{Error, gone};
 use crate::store::{Store, text};
-use crate::transaction::{End, TransactionId};
-use crate::transport::ring::Ring;
-use crate::transport::stream::{CallerStream, Connection};
+use crate::transaction::{TransactionEnd, TransactionId};
+use crate::transport::ring::StoreRing;
+use crate::transport::stream::{CallerStream, StoreStream};
 use crate::transport::{Transport, Wait, connect_first, places};
 use crate::watch::{DepthFilter, Event};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use xen::Port;
 use xen::evtchn::EventChannels;
 use xen::shared::SharedPage;
-use xenstore_core::client::{Client as Machine, Reply, RequestId};
+use xenstore_core::client::{Client as ClientMachine, Reply, RequestId};
 use xenstore_core::wire::{self, MsgType, Strings};
 
 /// The size of a read in bytes: room for many replies of many requests in flight.
@@ -38,7 +38,7 @@ pub struct Ticket {
 /// refusal the connection cannot be used any more. The caller opens another.
 #[derive(Debug)]
 pub struct Client {
-    machine: Machine,
+    machine: ClientMachine,
     transport: Transport,
     endpoint: PathBuf,
     buffer: Box<[u8]>,
@@ -71,12 +71,12 @@ impl Client {
     /// notified through `port`. `evtchn` may be shared with others: see [`crate::transport::ring`].
     #[must_use]
     pub fn over_ring(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
-        Self::new(Transport::Ring(Ring::new(page, port, evtchn)), "the guest's ring".into())
+        Self::new(Transport::Ring(StoreRing::new(page, port, evtchn)), "the guest's ring".into())
     }
 
     /// Connects to the store at the other end of a byte stream.
     #[must_use]
-    pub fn over(connection: Box<dyn Connection>) -> Self {
+    pub fn over(connection: Box<dyn StoreStream>) -> Self {
         Self::new(
             Transport::CallerStream(CallerStream::new(connection)),
             "the caller's connection".into(),
@@ -85,7 +85,7 @@ impl Client {
 
     fn new(transport: Transport, endpoint: PathBuf) -> Self {
         Self {
-            machine: Machine::new(),
+            machine: ClientMachine::new(),
             transport,
             endpoint,
             buffer: vec![0; READ_BYTES].into(),
@@ -202,7 +202,7 @@ impl Client {
     fn pump(
         &mut self,
         deadline: Option<Instant>,
-        mut done: impl FnMut(&Machine) -> bool,
+        mut done: impl FnMut(&ClientMachine) -> bool,
     ) -> Result<bool, Error> {
         loop {
             if done(&self.machine) {
@@ -289,10 +289,10 @@ impl Client {
     ///
     /// # Errors
     /// EAGAIN where a commit met a conflict, ENOENT for one that is not open.
-    pub fn transaction_end(&mut self, tx: TransactionId, end: End) -> Result<(), Error> {
+    pub fn transaction_end(&mut self, tx: TransactionId, end: TransactionEnd) -> Result<(), Error> {
         let letter: &[u8] = match end {
-            End::Commit => b"T\0",
-            End::Abort => b"F\0",
+            TransactionEnd::Commit => b"T\0",
+            TransactionEnd::Abort => b"F\0",
         };
         self.request_in(tx, MsgType::TransactionEnd, &[letter]).map(drop)
     }

@@ -46,7 +46,7 @@ pub mod watch;
 
 pub use client::{Client, Ticket};
 pub use error::Error;
-pub use perms::{Access, Perm};
+pub use perms::{NodeAccess, Perm};
 pub use store::Store;
 pub use transaction::{Transaction, TransactionId};
 pub use watch::{Event, Events};

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The access that a permission entry allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
+pub enum NodeAccess {
     /// `n`: nothing.
     None,
     /// `r`: reading.
@@ -15,7 +15,7 @@ pub enum Access {
     Both,
 }
 
-impl Access {
+impl NodeAccess {
     /// Returns the letter on the wire.
     #[must_use]
     pub fn letter(self) -> char {
@@ -45,7 +45,7 @@ impl Access {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Perm {
     /// The access that is allowed.
-    pub access: Access,
+    pub access: NodeAccess,
     /// The domain of the entry. It is signed, as libxenstore prints it; real domids are 0 to 32751.
     pub domid: i32,
 }
@@ -56,7 +56,7 @@ impl Perm {
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (letter, number) = text.split_first()?;
         let domid = std::str::from_utf8(number).ok()?.parse().ok()?;
-        Some(Self { access: Access::from_letter(*letter)?, domid })
+        Some(Self { access: NodeAccess::from_letter(*letter)?, domid })
     }
 }
 

@@ -10,7 +10,7 @@ use xenstore_core::wire::MsgType;
 
 mod id;
 
-pub use id::{End, TransactionId};
+pub use id::{TransactionEnd, TransactionId};
 
 /// The number of attempts of a transaction, and the pauses between them.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +86,7 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// EAGAIN if a commit met a conflict. Nothing has changed then; the caller tries again from the
     /// start.
-    pub fn end(mut self, end: End) -> Result<(), Error> {
+    pub fn end(mut self, end: TransactionEnd) -> Result<(), Error> {
         self.open = false;
         self.client.transaction_end(self.id, end)
     }
@@ -103,7 +103,7 @@ impl Drop for Transaction<'_> {
         if self.open {
             // Nothing can be done about an error here. A lost connection has ended the transaction
             // anyway.
-            let _ = self.client.transaction_end(self.id, End::Abort);
+            let _ = self.client.transaction_end(self.id, TransactionEnd::Abort);
         }
     }
 }
@@ -146,7 +146,7 @@ fn run<T>(
         std::thread::sleep(retry.pause(attempt));
         let mut tx = Transaction::start(client)?;
         let result = match body(&mut tx) {
-            Ok(value) => tx.end(End::Commit).map(|()| value),
+            Ok(value) => tx.end(TransactionEnd::Commit).map(|()| value),
             Err(error) => {
                 drop(tx);
                 Err(error)

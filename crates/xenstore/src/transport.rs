@@ -5,15 +5,15 @@
 //! `$XENSTORED_PATH` as a device, or `/dev/xen/xenbus`, or `/proc/xen/xenbus`.
 
 use crate::error::Error;
-use device::Device;
-use ring::Ring;
+use device::XenbusDevice;
+use ring::StoreRing;
 use rustix::fs::{FileType, stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use stream::CallerStream;
-use unix::Socket;
-use xenstore_core::client::Client as Machine;
+use unix::StoreSocket;
+use xenstore_core::client::Client as ClientMachine;
 
 pub mod device;
 pub mod ring;
@@ -29,9 +29,9 @@ const RUNDIR: &str = "/var/run/xenstored";
 /// A transport to the store.
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Socket(Socket),
-    Device(Device),
-    Ring(Ring),
+    Socket(StoreSocket),
+    Device(XenbusDevice),
+    Ring(StoreRing),
     CallerStream(CallerStream),
 }
 
@@ -39,14 +39,14 @@ impl Transport {
     /// Connects to whatever is at `path`, a socket or a device.
     pub(crate) fn connect(path: &Path) -> Result<Self, Errno> {
         if FileType::from_raw_mode(stat(path)?.st_mode) == FileType::Socket {
-            Socket::connect(path).map(Self::Socket)
+            StoreSocket::connect(path).map(Self::Socket)
         } else {
-            Device::open(path).map(Self::Device)
+            XenbusDevice::open(path).map(Self::Device)
         }
     }
 
     /// Writes as much of the machine's output as the transport takes without a long wait.
-    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, machine: &mut ClientMachine) -> Result<(), Errno> {
         match self {
             Self::Socket(socket) => socket.write(machine),
             Self::Device(device) => device.write(machine),

@@ -5,7 +5,7 @@ use super::home;
 use crate::Error;
 use crate::config::{self, Description};
 use xen::DomId;
-use xenstore::{Access, Client, Perm, Store};
+use xenstore::{Client, NodeAccess, Perm, Store};
 
 /// Writes the nodes of a new domain, in one transaction.
 pub(crate) fn write(
@@ -15,9 +15,9 @@ pub(crate) fn write(
     handle: &[u8; 16],
 ) -> Result<(), Error> {
     let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
-    let own = [perm(Access::None, domid)];
-    let read = [perm(Access::None, DomId::DOM0), perm(Access::Read, domid)];
-    let hidden = [perm(Access::None, DomId::DOM0)];
+    let own = [perm(NodeAccess::None, domid)];
+    let read = [perm(NodeAccess::None, DomId::DOM0), perm(NodeAccess::Read, domid)];
+    let hidden = [perm(NodeAccess::None, DomId::DOM0)];
     let (home, libxl) = (home(domid), format!("/libxl/{domid}"));
     let uuid = config::description::write_uuid(handle);
     let vm = format!("/vm/{uuid}");

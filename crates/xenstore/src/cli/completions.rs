@@ -1,21 +1,22 @@
 //! `completions`: shell code generated from the table of commands and flags. The code completes a
 //! path by asking the store for the children of the node typed so far.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::ParsedArgs;
 use super::program::print;
-use super::table::{COMMANDS, Command, Kind, OPTIONS, Opt};
+use super::table::{COMMANDS, Command, CommandKind, OPTIONS, Opt};
 
 /// Prints the code for one shell.
-pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
+pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, CommandFailure> {
     let text = match parsed.operands.first().map(Vec::as_slice) {
         Some(b"bash") => bash(),
         Some(b"zsh") => zsh(),
         Some(b"fish") => fish(),
         _ => {
-            return Err(
-                Failure::with_message("completions are there for bash, zsh and fish").code(2)
-            );
+            return Err(CommandFailure::with_message(
+                "completions are there for bash, zsh and fish",
+            )
+            .code(2));
         }
     };
     print(&text)?;
@@ -25,7 +26,7 @@ pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
 /// Returns the flags to offer for a command.
 fn flags(command: &Command) -> impl Iterator<Item = &'static Opt> {
     OPTIONS.iter().filter(move |opt| {
-        command.kind != Kind::Control && opt.known_to(command) && opt.fits(command)
+        command.kind != CommandKind::Control && opt.known_to(command) && opt.fits(command)
     })
 }
 
@@ -92,7 +93,7 @@ complete -F _xenstore xenstore {tools}
 
 /// Returns the names of the tools: `xenstore-read` and so on.
 fn tools() -> String {
-    let debian = COMMANDS.iter().filter(|command| command.kind != Kind::Own);
+    let debian = COMMANDS.iter().filter(|command| command.kind != CommandKind::Own);
     debian.map(|command| format!("xenstore-{}", command.name)).collect::<Vec<String>>().join(" ")
 }
 
@@ -183,7 +184,7 @@ fn fish() -> String {
         ));
         let seen = format!("complete -c xenstore -n '__fish_seen_subcommand_from {name}'");
         let mut targets = vec![seen];
-        if command.kind != Kind::Own {
+        if command.kind != CommandKind::Own {
             targets.push(format!("complete -c xenstore-{name} -f"));
         }
         for target in targets {
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn control_has_no_flags() {
-        let control = COMMANDS.iter().find(|command| command.kind == Kind::Control).unwrap();
+        let control = COMMANDS.iter().find(|command| command.kind == CommandKind::Control).unwrap();
         assert_eq!(flag_words(control), "");
     }
 }

@@ -1,8 +1,8 @@
 //! `control`: commands for the daemon, sent as Debian's xenstore-control sends them.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::atoi;
-use super::program::{Program, print_to};
+use super::program::{ProgramNames, print_to};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 use xenstore::error::describe;
@@ -10,7 +10,7 @@ use xenstore::{Client, Error, MsgType, Store};
 use xenstore_core::wire;
 
 /// Sends a command and prints the answer.
-pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
+pub(super) fn run(program: &ProgramNames, args: &[Vec<u8>]) -> Result<u8, CommandFailure> {
     let Some((command, args)) = args.split_first() else {
         return fail_with(
             &[b"Usage:\n", &program.usage[..], b" <command> [<arg>...]\n"].concat(),
@@ -21,9 +21,9 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
         Ok(client) => client,
         Err(error) => {
             fail_with(b"Failed to contact Xenstored.\n", 1)?;
-            return Err(Failure {
+            return Err(CommandFailure {
                 message: None,
-                ..Failure::from(error.clone()).with_advice_on(&error)
+                ..CommandFailure::from(error.clone()).with_advice_on(&error)
             });
         }
     };
@@ -50,14 +50,17 @@ pub(super) fn run(program: &Program, args: &[Vec<u8>]) -> Result<u8, Failure> {
         Err(error) => {
             let errno = error.errno();
             print_to(io::stderr(), &format!("Error {errno} when trying to execute command.\n"))?;
-            Err(Failure { message: None, ..Failure::with_message("").with_advice_on(&error) }
-                .code(3))
+            Err(CommandFailure {
+                message: None,
+                ..CommandFailure::with_message("").with_advice_on(&error)
+            }
+            .code(3))
         }
     }
 }
 
 /// Writes these bytes to stderr and returns the exit code.
-fn fail_with(text: &[u8], code: u8) -> Result<u8, Failure> {
+fn fail_with(text: &[u8], code: u8) -> Result<u8, CommandFailure> {
     io::stderr().write_all(text)?;
     Ok(code)
 }
@@ -81,7 +84,7 @@ struct LiveUpdate<'a> {
     force: bool,
 }
 
-fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Failure> {
+fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, CommandFailure> {
     let (mut binary, mut cmdline, mut timeout, mut force) = (None, None, 60, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -117,7 +120,7 @@ fn live_update(client: &mut Client, args: &[Vec<u8>]) -> Result<u8, Failure> {
 }
 
 impl LiveUpdate<'_> {
-    fn set(&self, client: &mut Client) -> Result<u8, Failure> {
+    fn set(&self, client: &mut Client) -> Result<u8, CommandFailure> {
         let code = step(client, &[b"-f", self.binary], b"Setting update binary failed:\n")?;
         let Some(cmdline) = self.cmdline.filter(|_| code == 0) else { return Ok(code) };
         let code = step(client, &[b"-c", cmdline], b"Setting update binary failed:\n")?;
@@ -128,7 +131,7 @@ impl LiveUpdate<'_> {
         Ok(code)
     }
 
-    fn start(&self, client: &mut Client) -> Result<u8, Failure> {
+    fn start(&self, client: &mut Client) -> Result<u8, CommandFailure> {
         // Unsigned for the daemon, as Debian's prints it.
         let timeout = self.timeout.cast_unsigned();
         let begin = Instant::now();
@@ -148,12 +151,12 @@ impl LiveUpdate<'_> {
     }
 }
 
-fn step(client: &mut Client, args: &[&[u8]], failure: &[u8]) -> Result<u8, Failure> {
+fn step(client: &mut Client, args: &[&[u8]], failure: &[u8]) -> Result<u8, CommandFailure> {
     let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.to_vec()).collect();
     outcome(send(client, b"live-update", &args), failure)
 }
 
-fn outcome(reply: Result<Vec<u8>, Error>, failure: &[u8]) -> Result<u8, Failure> {
+fn outcome(reply: Result<Vec<u8>, Error>, failure: &[u8]) -> Result<u8, CommandFailure> {
     match reply {
         Ok(text) if text == b"OK" => Ok(0),
         Ok(text) => fail_with(&[failure, &text, b"\n"].concat(), 3),

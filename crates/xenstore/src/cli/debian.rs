@@ -2,14 +2,14 @@
 //! write list ls rm exists chmod watch`. All of them run in a transaction that is restarted on
 //! EAGAIN, except `ls`, `watch`, and `read` and `write` of one node.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::{Flags, ParsedArgs, parse};
-use super::program::Program;
+use super::program::ProgramNames;
 use super::table::Command;
 use super::value::{escape, unescape};
 use super::{chmod, ls, watch};
 use std::io::{self, Write};
-use xenstore::transaction::{End, Retry};
+use xenstore::transaction::{Retry, TransactionEnd};
 use xenstore::{Client, Error, Store, Transaction, TransactionId};
 use xenstore_core::wire;
 
@@ -17,14 +17,14 @@ use xenstore_core::wire;
 const ATTEMPTS_MAX: u32 = 10_000;
 
 /// The output of one attempt, and its exit code.
-type Outcome = (Vec<u8>, u8);
+type AttemptOutput = (Vec<u8>, u8);
 
 /// Runs one of the commands.
 pub(super) fn run(
-    program: &Program,
+    program: &ProgramNames,
     command: &'static Command,
     args: &[Vec<u8>],
-) -> Result<u8, Failure> {
+) -> Result<u8, CommandFailure> {
     let ParsedArgs { flags, misplaced, operands, .. } = parse(program, command, args);
     let count = operands.len();
     let wrong_count = match command.name {
@@ -34,10 +34,11 @@ pub(super) fn run(
     };
     if misplaced || wrong_count {
         let line = [b"Usage: ", &program.usage[..], b" ", command.usage.as_bytes()].concat();
-        return Err(Failure::with_message(line));
+        return Err(CommandFailure::with_message(line));
     }
     let width = ls::width(&flags);
-    let mut client = Client::open().map_err(|error| Failure::with_errno("xs_open", &error))?;
+    let mut client =
+        Client::open().map_err(|error| CommandFailure::with_errno("xs_open", &error))?;
     match command.name {
         "ls" => return ls::run(program, &mut client, &flags, width, &operands),
         "watch" => return watch::run(&mut client, &flags, &operands),
@@ -63,26 +64,25 @@ pub(super) fn run(
 /// Runs a command in a transaction. A failed attempt is aborted, and its exit code is kept.
 fn in_transaction(
     client: &mut Client,
-    mut body: impl FnMut(&mut Transaction<'_>) -> Result<Outcome, Failure>,
-) -> Result<Outcome, Failure> {
+    mut body: impl FnMut(&mut Transaction<'_>) -> Result<AttemptOutput, CommandFailure>,
+) -> Result<AttemptOutput, CommandFailure> {
     let retry = Retry { attempts_max: ATTEMPTS_MAX, ..Retry::default() };
     let mut attempt = 0;
     loop {
         std::thread::sleep(retry.pause(attempt));
         attempt += 1;
         let id = client.transaction_start().map_err(|error| {
-            Failure::with_message("couldn't start transaction").with_advice_on(&error)
+            CommandFailure::with_message("couldn't start transaction").with_advice_on(&error)
         })?;
         let outcome = body(&mut Transaction::within(client, id))?;
-        let end = if outcome.1 == 0 { End::Commit } else { End::Abort };
+        let end = if outcome.1 == 0 { TransactionEnd::Commit } else { TransactionEnd::Abort };
         match client.transaction_end(id, end) {
             Ok(()) => return Ok(outcome),
             Err(error) => {
                 let conflict = error.refusal() == Some(wire::Error::Again);
                 if outcome.1 != 0 || !conflict || attempt == ATTEMPTS_MAX {
-                    return Err(
-                        Failure::with_message("couldn't end transaction").with_advice_on(&error)
-                    );
+                    return Err(CommandFailure::with_message("couldn't end transaction")
+                        .with_advice_on(&error));
                 }
             }
         }
@@ -90,12 +90,12 @@ fn in_transaction(
 }
 
 fn perform(
-    program: &Program,
+    program: &ProgramNames,
     command: &Command,
     flags: &Flags,
     operands: &[Vec<u8>],
     store: &mut Transaction<'_>,
-) -> Result<Outcome, Failure> {
+) -> Result<AttemptOutput, CommandFailure> {
     let mut output = Vec::new();
     let done = match command.name {
         "read" => read(program, flags, operands, store, &mut output),
@@ -111,7 +111,7 @@ fn perform(
 }
 
 /// Prints one line about an error with a path.
-fn complain(program: &Program, what: &str, path: &[u8], error: &Error) {
+fn complain(program: &ProgramNames, what: &str, path: &[u8], error: &Error) {
     program.say(&[what.as_bytes(), b" ", path].concat());
     if rustix::termios::isatty(io::stderr()) {
         program.say(error.to_string().as_bytes());
@@ -119,7 +119,7 @@ fn complain(program: &Program, what: &str, path: &[u8], error: &Error) {
 }
 
 fn read(
-    program: &Program,
+    program: &ProgramNames,
     flags: &Flags,
     operands: &[Vec<u8>],
     store: &mut Transaction<'_>,
@@ -147,7 +147,7 @@ fn read(
 }
 
 fn write(
-    program: &Program,
+    program: &ProgramNames,
     flags: &Flags,
     operands: &[Vec<u8>],
     store: &mut Transaction<'_>,
@@ -164,7 +164,7 @@ fn write(
 }
 
 fn list(
-    program: &Program,
+    program: &ProgramNames,
     flags: &Flags,
     operands: &[Vec<u8>],
     store: &mut Transaction<'_>,
@@ -189,7 +189,7 @@ fn list(
     true
 }
 
-fn rm(program: &Program, path: &[u8], store: &mut Transaction<'_>) -> bool {
+fn rm(program: &ProgramNames, path: &[u8], store: &mut Transaction<'_>) -> bool {
     match store.rm(path) {
         Ok(()) => true,
         Err(error) => {
@@ -200,7 +200,7 @@ fn rm(program: &Program, path: &[u8], store: &mut Transaction<'_>) -> bool {
 }
 
 /// Removes a node, then its parents as long as they have neither value nor children.
-fn rm_tidy(program: &Program, path: &[u8], store: &mut Transaction<'_>) -> bool {
+fn rm_tidy(program: &ProgramNames, path: &[u8], store: &mut Transaction<'_>) -> bool {
     let mut path = path;
     loop {
         if !rm(program, path, store) {

@@ -2,7 +2,7 @@
 //! 0 for no difference, 1 for a difference, 2 for trouble.
 
 use super::export::{ExportedNode, consistency, snapshot, subtree};
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::ParsedArgs;
 use super::import::read_file;
 use super::value::escape;
@@ -14,11 +14,11 @@ use std::path::Path;
 use xenstore::{Client, Error, Transaction};
 
 /// Prints the differences: `-` for the first operand, `+` for the second.
-pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
+pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, CommandFailure> {
     compare(parsed).map_err(|fail| if fail.code == 1 { fail.code(2) } else { fail })
 }
 
-fn compare(parsed: &ParsedArgs) -> Result<u8, Failure> {
+fn compare(parsed: &ParsedArgs) -> Result<u8, CommandFailure> {
     let [left, right] = &parsed.operands[..] else { return Ok(2) };
     let file = if is_file(right) { Some(read_file(Some(right))?) } else { None };
     let mut client = Client::open()?;

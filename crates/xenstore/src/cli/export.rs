@@ -10,7 +10,7 @@
 //!
 //! One node a line, parents first; paths are relative to the root.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::ParsedArgs;
 use super::json::{bytes, node_object, parse, to_bytes, to_perms};
 use std::io::{self, BufWriter, Write};
@@ -39,7 +39,7 @@ pub(super) enum Consistency {
 }
 
 /// Prints a subtree.
-pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, Failure> {
+pub(super) fn run(parsed: &ParsedArgs) -> Result<u8, CommandFailure> {
     let Some(path) = parsed.operands.first() else { return Ok(2) };
     let mut client = Client::open()?;
     let nodes = snapshot(&mut client, consistency(parsed), |tx| subtree(tx, path))?;
@@ -65,7 +65,7 @@ pub(super) fn snapshot<T>(
     client: &mut Client,
     consistency: Consistency,
     mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
-) -> Result<T, Failure> {
+) -> Result<T, CommandFailure> {
     let result = match consistency {
         Consistency::Transaction => {
             let retry = Retry { attempts_max: 10, ..Retry::default() };
@@ -75,7 +75,7 @@ pub(super) fn snapshot<T>(
     };
     result.map_err(|error| {
         let conflict = matches!(error, Error::Conflict { .. });
-        let fail = Failure::from(error);
+        let fail = CommandFailure::from(error);
         if conflict { fail.advised("--loose reads without a transaction") } else { fail }
     })
 }

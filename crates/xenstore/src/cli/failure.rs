@@ -6,7 +6,7 @@ use xenstore::error::describe;
 
 /// A command's failure.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CommandFailure {
     /// The message for stderr, after the program's name.
     pub(super) message: Option<Vec<u8>>,
     /// Advice for people at a terminal on the next step.
@@ -15,7 +15,7 @@ pub(super) struct Failure {
     pub(super) code: u8,
 }
 
-impl Failure {
+impl CommandFailure {
     /// Returns a failure that is reported as by errx(3), with exit code 1.
     pub(super) fn with_message(message: impl Into<Vec<u8>>) -> Self {
         Self { message: Some(message.into()), advice: None, code: 1 }
@@ -45,13 +45,13 @@ impl Failure {
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for CommandFailure {
     fn from(error: Error) -> Self {
         Self::with_message(error.to_string())
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CommandFailure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             // The exit status that a shell shows for a program that SIGPIPE ended. Debian's

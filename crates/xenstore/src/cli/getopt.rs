@@ -1,7 +1,7 @@
 //! Parses flags and operands as getopt_long(3) of glibc does: operands and flags in any order
 //! (unless POSIXLY_CORRECT is set), abbreviated long flags, and the same messages.
 
-use super::program::Program;
+use super::program::ProgramNames;
 use super::table::{Command, Flag, OPTIONS, Opt};
 use std::io::{self, Write};
 
@@ -35,7 +35,7 @@ pub(super) struct ParsedArgs {
 }
 
 /// Parses `args`. Stops at the first misplaced flag, as Debian's commands do.
-pub(super) fn parse(program: &Program, command: &Command, args: &[Vec<u8>]) -> ParsedArgs {
+pub(super) fn parse(program: &ProgramNames, command: &Command, args: &[Vec<u8>]) -> ParsedArgs {
     let mut parsed = ParsedArgs::default();
     let options: Vec<&Opt> = OPTIONS.iter().filter(|opt| opt.known_to(command)).collect();
     let posix = std::env::var_os("POSIXLY_CORRECT").is_some();

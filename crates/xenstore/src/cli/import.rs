@@ -1,9 +1,9 @@
 //! `import`: writes an export below a path, in one transaction if it fits.
 
 use super::export::{ExportedNode, absolute, read_back};
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::ParsedArgs;
-use super::program::Program;
+use super::program::ProgramNames;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -22,7 +22,7 @@ const PART: usize = 500;
 const IN_FLIGHT_MAX: usize = 128;
 
 /// Reads the file, or stdin, and writes its nodes to the store.
-pub(super) fn run(program: &Program, parsed: &ParsedArgs) -> Result<u8, Failure> {
+pub(super) fn run(program: &ProgramNames, parsed: &ParsedArgs) -> Result<u8, CommandFailure> {
     let Some(root) = parsed.operands.first() else { return Ok(2) };
     let nodes = read_file(parsed.operands.get(1).map(Vec::as_slice))?;
     let mut client = Client::open()?;
@@ -45,7 +45,7 @@ pub(super) fn run(program: &Program, parsed: &ParsedArgs) -> Result<u8, Failure>
     for part in nodes.chunks(PART) {
         client.transaction(|tx| write(tx, root, part)).map_err(|error| {
             let text = format!("after {done} of {} nodes: {error}", nodes.len());
-            Failure::with_message(text)
+            CommandFailure::with_message(text)
         })?;
         done += part.len();
         program.say(format!("{done} of {} nodes", nodes.len()).as_bytes());
@@ -54,7 +54,7 @@ pub(super) fn run(program: &Program, parsed: &ParsedArgs) -> Result<u8, Failure>
 }
 
 /// Reads the nodes in a file, or in stdin.
-pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<ExportedNode>, Failure> {
+pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<ExportedNode>, CommandFailure> {
     let mut text = Vec::new();
     let (name, result) = match path {
         Some(path) if path != b"-" => {
@@ -63,8 +63,9 @@ pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<ExportedNode>, Failur
         }
         _ => ("stdin".to_owned(), io::stdin().lock().read_to_end(&mut text).map(drop)),
     };
-    result.map_err(|error| Failure::with_message(format!("{name}: {error}")).code(2))?;
-    read_back(&text).map_err(|wrong| Failure::with_message(format!("{name}: {wrong}")).code(2))
+    result.map_err(|error| CommandFailure::with_message(format!("{name}: {error}")).code(2))?;
+    read_back(&text)
+        .map_err(|wrong| CommandFailure::with_message(format!("{name}: {wrong}")).code(2))
 }
 
 /// True if the error is one that several smaller transactions may avoid.

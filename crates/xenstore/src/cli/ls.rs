@@ -1,9 +1,9 @@
 //! `ls`: Debian's text, or a JSON object a line.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::Flags;
 use super::json;
-use super::program::Program;
+use super::program::ProgramNames;
 use super::value::escape;
 use std::io::{self, BufWriter, Write};
 use xenstore::error::describe;
@@ -38,12 +38,12 @@ pub(super) fn width(flags: &Flags) -> Width {
 
 /// Prints the subtrees of the operands, or the root's if there are none.
 pub(super) fn run(
-    program: &Program,
+    program: &ProgramNames,
     client: &mut Client,
     flags: &Flags,
     width: Width,
     operands: &[Vec<u8>],
-) -> Result<u8, Failure> {
+) -> Result<u8, CommandFailure> {
     let root = [b"/".to_vec()];
     let parts =
         if flags.prefix || flags.json { NodeParts::ValuesAndPerms } else { NodeParts::Values };
@@ -89,19 +89,19 @@ impl From<io::Error> for WalkError {
     }
 }
 
-fn listing_failed(root: &[u8], error: &Error) -> Failure {
+fn listing_failed(root: &[u8], error: &Error) -> CommandFailure {
     let path = match error {
         Error::Refused {
             request: MsgType::Directory | MsgType::DirectoryPart, subject, ..
         } => subject,
         _ => root,
     };
-    Failure::with_errno([b"xs_directory (", path, b")"].concat(), error)
+    CommandFailure::with_errno([b"xs_directory (", path, b")"].concat(), error)
 }
 
 fn text_line(
     out: &mut impl Write,
-    program: &Program,
+    program: &ProgramNames,
     flags: &Flags,
     width: Width,
     node: &Node,

@@ -1,10 +1,10 @@
 //! The names of the program, and its messages on stderr.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use std::io::{self, Write};
 
 /// The names by which the program was called.
-pub(super) struct Program {
+pub(super) struct ProgramNames {
     /// argv\[0\].
     pub(super) path: Vec<u8>,
     /// The name in a usage line: argv\[0\], followed by the command if that is not part of it.
@@ -15,7 +15,7 @@ pub(super) struct Program {
     pub(super) getopt: Vec<u8>,
 }
 
-impl Program {
+impl ProgramNames {
     /// Prints one line on stderr, after the program's name.
     pub(super) fn say(&self, message: &[u8]) {
         let line = [&self.short[..], b": ", message, b"\n"].concat();
@@ -24,11 +24,11 @@ impl Program {
     }
 }
 
-pub(super) fn print(text: &str) -> Result<(), Failure> {
+pub(super) fn print(text: &str) -> Result<(), CommandFailure> {
     print_to(io::stdout(), text)
 }
 
-pub(super) fn print_to(mut to: impl Write, text: &str) -> Result<(), Failure> {
+pub(super) fn print_to(mut to: impl Write, text: &str) -> Result<(), CommandFailure> {
     to.write_all(text.as_bytes())?;
     Ok(to.flush()?)
 }

@@ -2,7 +2,7 @@
 
 /// The handler of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum CommandKind {
     /// A command of Debian's xenstore-utils. It prints Debian's usage text on stderr, with exit
     /// code 1.
     Debian,
@@ -16,7 +16,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: CommandKind,
     /// The text after the name in the usage line. Debian's commands have Debian's words.
     pub(super) usage: &'static str,
     /// The fewest and the most operands of a command of this project.
@@ -73,9 +73,9 @@ impl Opt {
     /// True if the parser of this command knows the flag.
     pub(super) fn known_to(&self, command: &Command) -> bool {
         match command.kind {
-            Kind::Debian => self.debian || self.fits(command),
-            Kind::Own => self.flag != Flag::Socket && self.fits(command),
-            Kind::Control => false,
+            CommandKind::Debian => self.debian || self.fits(command),
+            CommandKind::Own => self.flag != Flag::Socket && self.fits(command),
+            CommandKind::Control => false,
         }
     }
 }
@@ -84,7 +84,7 @@ impl Opt {
 pub(super) static COMMANDS: [Command; 13] = [
     Command {
         name: "read",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-p] [-s] [-R] key [...]",
         operands: (1, usize::MAX),
         summary: "print the values of nodes",
@@ -92,7 +92,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "write",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-s] [-R] key value [...]",
         operands: (2, usize::MAX),
         summary: "set the values of nodes, all or none",
@@ -100,7 +100,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "list",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-p] [-s] key [...]",
         operands: (1, usize::MAX),
         summary: "print the names of nodes' children",
@@ -108,7 +108,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "ls",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-f] [-p] [-s] [path]",
         operands: (0, usize::MAX),
         summary: "print a subtree with its values",
@@ -116,7 +116,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "rm",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-s] [-t] key [...]",
         operands: (1, usize::MAX),
         summary: "remove nodes with all that is below them",
@@ -124,7 +124,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "exists",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-p] [-s] key [...]",
         operands: (1, usize::MAX),
         summary: "exit with 0 where all nodes exist, with 1 otherwise",
@@ -132,7 +132,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "chmod",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-u] [-r] [-s] key <mode [modes...]>",
         operands: (2, usize::MAX),
         summary: "set the permissions of a node, the owner first",
@@ -140,7 +140,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "watch",
-        kind: Kind::Debian,
+        kind: CommandKind::Debian,
         usage: "[-h] [-n NR] key",
         operands: (1, usize::MAX),
         summary: "print the path of every change below nodes",
@@ -148,7 +148,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "control",
-        kind: Kind::Control,
+        kind: CommandKind::Control,
         usage: "<command> [<arg>...]",
         operands: (1, usize::MAX),
         summary: "send a command to the daemon",
@@ -156,7 +156,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "export",
-        kind: Kind::Own,
+        kind: CommandKind::Own,
         usage: "[--loose] PATH",
         operands: (1, 1),
         summary: "print a subtree as JSON, with values and permissions",
@@ -164,7 +164,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "import",
-        kind: Kind::Own,
+        kind: CommandKind::Own,
         usage: "[--replace] PATH [FILE]",
         operands: (1, 2),
         summary: "write what `export` printed below a path",
@@ -172,7 +172,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "diff",
-        kind: Kind::Own,
+        kind: CommandKind::Own,
         usage: "[--loose] PATH PATH|FILE|-",
         operands: (2, 2),
         summary: "compare two subtrees, or one with an export: exit code 0 same, 1 different",
@@ -180,7 +180,7 @@ pub(super) static COMMANDS: [Command; 13] = [
     },
     Command {
         name: "completions",
-        kind: Kind::Own,
+        kind: CommandKind::Own,
         usage: "bash|zsh|fish",
         operands: (1, 1),
         summary: "print completions for a shell",
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn usage_lines_name_flags_of_the_table() {
-        for command in COMMANDS.iter().filter(|command| command.kind != Kind::Control) {
+        for command in COMMANDS.iter().filter(|command| command.kind != CommandKind::Control) {
             for word in command.usage.split(['[', ']', ' ']).filter(|word| word.starts_with('-')) {
                 let known = OPTIONS.iter().any(|opt| {
                     let short = opt.short.map(|short| format!("-{}", char::from(short)));

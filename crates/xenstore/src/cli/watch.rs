@@ -1,6 +1,6 @@
 //! `watch`: prints the path of each event, or a JSON object a line.
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use super::getopt::Flags;
 use super::json;
 use std::io::{self, Write};
@@ -8,11 +8,15 @@ use xenstore::Client;
 
 /// Watches the operands and prints events until the count of `-n` is reached, or for ever without
 /// it.
-pub(super) fn run(client: &mut Client, flags: &Flags, operands: &[Vec<u8>]) -> Result<u8, Failure> {
+pub(super) fn run(
+    client: &mut Client,
+    flags: &Flags,
+    operands: &[Vec<u8>],
+) -> Result<u8, CommandFailure> {
     for path in operands {
         client.watch(path, path).map_err(|error| {
             let message = [b"Unable to add watch on ", &path[..], b"\n"].concat();
-            Failure::with_message(message).with_advice_on(&error)
+            CommandFailure::with_message(message).with_advice_on(&error)
         })?;
     }
     let count = flags.number.unwrap_or(-1);

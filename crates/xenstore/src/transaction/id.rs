@@ -11,7 +11,7 @@ impl TransactionId {
 
 /// The end of a transaction: its changes take effect or are dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
+pub enum TransactionEnd {
     /// The changes take effect, all at once.
     Commit,
     /// The changes are dropped.

@@ -16,18 +16,18 @@ use rustix::io::{Errno, read, write};
 use rustix::time::Timespec;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use xenstore_core::client::Client as Machine;
+use xenstore_core::client::Client as ClientMachine;
 use xenstore_core::wire::{ERRORS, Header, MsgType};
 
 /// An open device.
 #[derive(Debug)]
-pub struct Device {
+pub struct XenbusDevice {
     fd: OwnedFd,
     /// The id of the request that was written last.
     last_request: Option<u32>,
 }
 
-impl Device {
+impl XenbusDevice {
     /// Opens the device at `path`.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Device {
 
     /// Writes the output up to the first request that awaits its reply. The kernel keeps replies in
     /// its own memory, so this write never waits for a read of this process.
-    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, machine: &mut ClientMachine) -> Result<(), Errno> {
         while !self.last_request.is_some_and(|id| machine.awaits(id)) {
             let Some(header) = Header::parse(machine.output_message()) else { return Ok(()) };
             self.last_request = Some(header.req_id);
@@ -57,7 +57,7 @@ impl Device {
     }
 
     /// Writes the rest of a message, of which `done` bytes have been written.
-    fn write_rest(&mut self, machine: &mut Machine, mut done: usize) -> Result<(), Errno> {
+    fn write_rest(&mut self, machine: &mut ClientMachine, mut done: usize) -> Result<(), Errno> {
         let len = machine.output_message().len();
         while done < len {
             match write(&self.fd, machine.output_message().get(done..).unwrap_or_default()) {
@@ -92,7 +92,7 @@ impl Device {
 /// message, and the connection goes on. The kernel refuses a WATCH that is malformed or that the
 /// store refuses, and sends no reply to it; this function supplies the reply that the store would
 /// send. An error that the store does not have is an error of the device.
-fn refused(machine: &mut Machine, errno: Errno) -> Result<(), Errno> {
+fn refused(machine: &mut ClientMachine, errno: Errno) -> Result<(), Errno> {
     let message = machine.output_message();
     let (len, last_request) = (message.len(), Header::parse(message));
     let known = ERRORS.iter().find(|(_, _, number)| *number == errno.raw_os_error());
@@ -108,7 +108,7 @@ fn refused(machine: &mut Machine, errno: Errno) -> Result<(), Errno> {
     machine.receive(&[header.to_bytes().as_slice(), &payload].concat()).map_err(|_| errno)
 }
 
-impl AsFd for Device {
+impl AsFd for XenbusDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -139,8 +139,8 @@ mod tests {
         let flags = SocketFlags::CLOEXEC;
         let (fd, end) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        let mut device = Device { fd, last_request: None };
-        let mut machine = Machine::new();
+        let mut device = XenbusDevice { fd, last_request: None };
+        let mut machine = ClientMachine::new();
         let ids: Vec<u32> = [b"a\0", b"b\0", b"c\0"]
             .map(|path| machine.send(MsgType::Read, 0, &[path]).unwrap().get())
             .to_vec();
@@ -158,8 +158,8 @@ mod tests {
     /// A device that refuses every write, with ENOSPC.
     #[test]
     fn a_refused_write_is_an_error_reply_and_no_end() {
-        let mut device = Device::open(Path::new("/dev/full")).unwrap();
-        let mut machine = Machine::new();
+        let mut device = XenbusDevice::open(Path::new("/dev/full")).unwrap();
+        let mut machine = ClientMachine::new();
         let mut send = |path: &[u8]| machine.send(MsgType::Watch, 0, &[path, b"\0t\0"]).unwrap();
         let (one, other) = (send(b"a"), send(b"b"));
         device.write(&mut machine).unwrap();

@@ -13,22 +13,22 @@ use xen::Port;
 use xen::evtchn::EventChannels;
 use xen::shared::SharedPage;
 use xen_io::xs_ring::GuestRing;
-use xenstore_core::client::Client as Machine;
+use xenstore_core::client::Client as ClientMachine;
 
 /// The number of bytes in either half of the page (`XENSTORE_RING_SIZE`).
 const HALF: usize = 1024;
 
 /// A ring, and the bytes read from it that no caller has taken.
-pub struct Ring {
+pub struct StoreRing {
     ring: GuestRing,
     port: Port,
     evtchn: Box<dyn EventChannels + Send>,
     input: Vec<u8>,
 }
 
-impl fmt::Debug for Ring {
+impl fmt::Debug for StoreRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring").field("port", &self.port).finish_non_exhaustive()
+        f.debug_struct("StoreRing").field("port", &self.port).finish_non_exhaustive()
     }
 }
 
@@ -38,14 +38,14 @@ fn broken(_: impl fmt::Display) -> Errno {
     Errno::CONNRESET
 }
 
-impl Ring {
+impl StoreRing {
     /// Returns the ring in `page`. The store is notified through `port`.
     pub(crate) fn new(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
         Self { ring: GuestRing::new(page), port, evtchn, input: Vec::new() }
     }
 
     /// Writes until the output is empty or the ring is full.
-    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, machine: &mut ClientMachine) -> Result<(), Errno> {
         while !machine.output().is_empty() {
             let count = self.ring.write(machine.output()).map_err(broken)?;
             if count == 0 {
@@ -103,7 +103,7 @@ impl Ring {
     }
 }
 
-impl AsFd for Ring {
+impl AsFd for StoreRing {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.evtchn.fd()
     }

@@ -5,13 +5,13 @@ use rustix::io::Errno;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use xenstore_core::client::Client as Machine;
+use xenstore_core::client::Client as ClientMachine;
 
 /// A byte stream to a store, for [`Client::over`](crate::Client::over): a socket that another
 /// process passed on, or the store of a simulation.
 ///
-/// The descriptor polls readable while [`Connection::read`] has something.
-pub trait Connection: AsFd + Send {
+/// The descriptor polls readable while [`StoreStream::read`] has something.
+pub trait StoreStream: AsFd + Send {
     /// Writes some of `bytes` without waiting, and returns the number of bytes taken.
     ///
     /// # Errors
@@ -32,7 +32,7 @@ pub trait Connection: AsFd + Send {
 }
 
 /// The transport over such a stream.
-pub(crate) struct CallerStream(Box<dyn Connection>);
+pub(crate) struct CallerStream(Box<dyn StoreStream>);
 
 impl fmt::Debug for CallerStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,12 +48,12 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 impl CallerStream {
-    pub(crate) fn new(connection: Box<dyn Connection>) -> Self {
+    pub(crate) fn new(connection: Box<dyn StoreStream>) -> Self {
         Self(connection)
     }
 
     /// Writes until the output is empty or the stream takes no more.
-    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, machine: &mut ClientMachine) -> Result<(), Errno> {
         while !machine.output().is_empty() {
             match self.0.write(machine.output()) {
                 Ok(count) => machine.consume_output(count),

@@ -8,13 +8,13 @@ use rustix::net::{
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use xenstore_core::client::Client as Machine;
+use xenstore_core::client::Client as ClientMachine;
 
 /// A connected stream socket.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct StoreSocket(OwnedFd);
 
-impl Socket {
+impl StoreSocket {
     /// Connects to the socket at `path`.
     ///
     /// # Errors
@@ -27,7 +27,7 @@ impl Socket {
     }
 
     /// Writes until the output is empty or the socket is full.
-    pub(crate) fn write(&mut self, machine: &mut Machine) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, machine: &mut ClientMachine) -> Result<(), Errno> {
         while !machine.output().is_empty() {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             match send(&self.0, machine.output(), flags) {
@@ -55,7 +55,7 @@ impl Socket {
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for StoreSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -18,7 +18,7 @@ pub(super) struct BulkRead<'a> {
 }
 
 /// One record of a reply.
-struct Record<'a> {
+struct BulkRecord<'a> {
     path: &'a [u8],
     perms: &'a [u8],
     value: &'a [u8],
@@ -69,7 +69,7 @@ impl<'a> BulkRead<'a> {
     }
 
     /// Returns the node of a record: `Some(None)` for the root, `None` if the record is malformed.
-    fn node(&self, record: &Record<'_>) -> Option<Option<Node>> {
+    fn node(&self, record: &BulkRecord<'_>) -> Option<Option<Node>> {
         let perms = record.perms.split(|byte| *byte == b',').map(Perm::parse);
         let perms = perms.collect::<Option<Vec<Perm>>>()?;
         if record.path.is_empty() {
@@ -85,7 +85,7 @@ impl<'a> BulkRead<'a> {
 }
 
 /// Parses the next cursor and the records of a reply.
-fn parse(reply: &[u8]) -> Option<(&[u8], Vec<Record<'_>>)> {
+fn parse(reply: &[u8]) -> Option<(&[u8], Vec<BulkRecord<'_>>)> {
     let mut strings = Strings::new(reply);
     let cursor = strings.next()?;
     let mut rest = strings.rest();
@@ -95,7 +95,7 @@ fn parse(reply: &[u8]) -> Option<(&[u8], Vec<Record<'_>>)> {
         let (path, perms, len) = (strings.next()?, strings.next()?, strings.next()?);
         let len = std::str::from_utf8(len).ok()?.parse().ok()?;
         let (value, after) = strings.rest().split_at_checked(len)?;
-        records.push(Record { path, perms, value });
+        records.push(BulkRecord { path, perms, value });
         rest = after;
     }
     // A daemon with the bulk read never sends an empty part. Others answer "" or "OK".

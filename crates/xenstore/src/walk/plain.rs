@@ -22,7 +22,7 @@ const WINDOW: usize = 256;
 const REQUESTED_MAX: usize = 1024;
 
 /// Children of one node.
-struct Dir {
+struct ChildNames {
     path: Vec<u8>,
     /// The depth of the children.
     depth: usize,
@@ -34,12 +34,12 @@ struct Dir {
 struct Item {
     path: Vec<u8>,
     depth: usize,
-    state: State,
+    state: ItemState,
     /// True if the bulk read has visited the node: only its children are visited now.
     silent: bool,
 }
 
-enum State {
+enum ItemState {
     Unasked,
     Requested { value: Option<Ticket>, perms: Option<Ticket>, listing: Listing },
 }
@@ -52,10 +52,10 @@ enum Listing {
     Refused(Error),
 }
 
-enum Entry {
+enum ListEntry {
     Item(Box<Item>),
     /// The children from this offset on.
-    Rest(Rc<Dir>, usize),
+    Rest(Rc<ChildNames>, usize),
 }
 
 /// A plain walk.
@@ -63,7 +63,7 @@ pub(super) struct PlainWalk {
     options: Options,
     /// The last node, in sorted order, that the bulk read has visited.
     after: Option<Vec<u8>>,
-    list: VecDeque<Entry>,
+    list: VecDeque<ListEntry>,
     /// The number of nodes on the list whose requests have been sent.
     requested: usize,
 }
@@ -84,7 +84,7 @@ impl PlainWalk {
         let result = self.visit_all(client, visit);
         // A reply that no caller takes would stay with the connection.
         for entry in self.list {
-            if let Entry::Item(item) = entry {
+            if let ListEntry::Item(item) = entry {
                 forget(client, item.state);
             }
         }
@@ -99,7 +99,7 @@ impl PlainWalk {
         loop {
             self.send(client)?;
             // `send` has made sure that the first entry is no remainder of a directory.
-            let Some(Entry::Item(item)) = self.list.pop_front() else { return Ok(()) };
+            let Some(ListEntry::Item(item)) = self.list.pop_front() else { return Ok(()) };
             self.finish(client, *item, visit)?;
         }
     }
@@ -112,14 +112,14 @@ impl PlainWalk {
     /// Puts the children of a directory on the list.
     fn insert(&mut self, at: usize, path: Vec<u8>, depth: usize, names: Vec<u8>) {
         if !names.is_empty() {
-            self.list.insert(at, Entry::Rest(Rc::new(Dir { path, depth, names }), 0));
+            self.list.insert(at, ListEntry::Rest(Rc::new(ChildNames { path, depth, names }), 0));
         }
     }
 
     /// Keeps enough requests in flight, for the first nodes of the list.
     fn send(&mut self, client: &mut Client) -> Result<(), Error> {
-        let front_asked = matches!(self.list.front(), Some(Entry::Item(item))
-            if !matches!(item.state, State::Unasked));
+        let front_asked = matches!(self.list.front(), Some(ListEntry::Item(item))
+            if !matches!(item.state, ItemState::Unasked));
         if front_asked && client.in_flight() > self.options.in_flight_max / 2 {
             return Ok(());
         }
@@ -129,12 +129,12 @@ impl PlainWalk {
         while at == 0 || self.may_request_more(client, at) {
             match self.list.get_mut(at) {
                 None => break,
-                Some(Entry::Rest(dir, from)) => {
+                Some(ListEntry::Rest(dir, from)) => {
                     let (dir, from) = (Rc::clone(dir), *from);
                     self.take_child(at, &dir, from);
                 }
-                Some(Entry::Item(item)) => {
-                    if matches!(item.state, State::Unasked) {
+                Some(ListEntry::Item(item)) => {
+                    if matches!(item.state, ItemState::Unasked) {
                         item.state = request_node(client, self.options, item)?;
                         self.requested += 1;
                     } else {
@@ -155,14 +155,14 @@ impl PlainWalk {
 
     /// Replaces the remainder of a directory at `at` by its first child and the remainder after
     /// that child.
-    fn take_child(&mut self, at: usize, dir: &Rc<Dir>, from: usize) {
+    fn take_child(&mut self, at: usize, dir: &Rc<ChildNames>, from: usize) {
         let mut strings = Strings::new(dir.names.get(from..).unwrap_or_default());
         let Some(name) = strings.next() else {
             self.list.remove(at);
             return;
         };
         let next = dir.names.len().saturating_sub(strings.rest().len());
-        if let Some(Entry::Rest(_, from)) = self.list.get_mut(at) {
+        if let Some(ListEntry::Rest(_, from)) = self.list.get_mut(at) {
             *from = next;
         }
         let path = join(&dir.path, name);
@@ -171,8 +171,8 @@ impl PlainWalk {
             VisitedPart::Above => true,
             VisitedPart::Wholly => return,
         };
-        let item = Item { path, depth: dir.depth, state: State::Unasked, silent };
-        self.list.insert(at, Entry::Item(Box::new(item)));
+        let item = Item { path, depth: dir.depth, state: ItemState::Unasked, silent };
+        self.list.insert(at, ListEntry::Item(Box::new(item)));
     }
 
     fn visited_part(&self, path: &[u8]) -> VisitedPart {
@@ -188,8 +188,8 @@ impl PlainWalk {
     /// Puts the listing of the node at `at` behind it, if the listing has arrived before the node's
     /// turn.
     fn place_listing(&mut self, client: &mut Client, at: usize) -> Result<(), Error> {
-        let Some(Entry::Item(item)) = self.list.get_mut(at) else { return Ok(()) };
-        let State::Requested { listing, .. } = &mut item.state else { return Ok(()) };
+        let Some(ListEntry::Item(item)) = self.list.get_mut(at) else { return Ok(()) };
+        let ItemState::Requested { listing, .. } = &mut item.state else { return Ok(()) };
         if !matches!(listing, Listing::Awaited(ticket) if client.is_ready(ticket)) {
             return Ok(());
         }
@@ -214,7 +214,7 @@ impl PlainWalk {
         visit: &mut impl FnMut(Node) -> Result<(), E>,
     ) -> Result<(), E> {
         let Item { path, depth, state, silent } = item;
-        let State::Requested { value, perms, listing } = state else { return Ok(()) };
+        let ItemState::Requested { value, perms, listing } = state else { return Ok(()) };
         self.requested = self.requested.saturating_sub(1);
         if let (Some(value), false) = (value, silent) {
             let value = refusal_or(client.wait(value))?;
@@ -226,7 +226,7 @@ impl PlainWalk {
                 None => None,
             };
             if let Err(error) = visit(Node { path: path.clone(), depth, value, perms }) {
-                forget(client, State::Requested { value: None, perms: None, listing });
+                forget(client, ItemState::Requested { value: None, perms: None, listing });
                 return Err(error);
             }
         }
@@ -268,8 +268,8 @@ fn refusal_or(result: Result<Vec<u8>, Error>) -> Result<Result<Vec<u8>, Error>, 
     }
 }
 
-fn forget(client: &mut Client, state: State) {
-    let State::Requested { value, perms, listing } = state else { return };
+fn forget(client: &mut Client, state: ItemState) {
+    let ItemState::Requested { value, perms, listing } = state else { return };
     let listing = match listing {
         Listing::Awaited(ticket) => Some(ticket),
         Listing::Placed | Listing::Refused(_) => None,
@@ -280,7 +280,7 @@ fn forget(client: &mut Client, state: State) {
 }
 
 /// Sends the requests about one node.
-fn request_node(client: &mut Client, options: Options, item: &Item) -> Result<State, Error> {
+fn request_node(client: &mut Client, options: Options, item: &Item) -> Result<ItemState, Error> {
     let parts: [&[u8]; 2] = [&item.path, b"\0"];
     let mut submit = |kind| client.submit(options.tx, kind, &parts);
     let (mut value, mut perms) = (None, None);
@@ -291,5 +291,5 @@ fn request_node(client: &mut Client, options: Options, item: &Item) -> Result<St
         }
     }
     let listing = Listing::Awaited(submit(MsgType::Directory)?);
-    Ok(State::Requested { value, perms, listing })
+    Ok(ItemState::Requested { value, perms, listing })
 }

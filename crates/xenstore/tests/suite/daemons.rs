@@ -4,7 +4,7 @@ use crate::support::{Daemon, PATIENCE, each};
 use conformance::Kind;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-use xenstore::transaction::{End, Retry};
+use xenstore::transaction::{Retry, TransactionEnd};
 use xenstore::walk::{Method, Options, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
 use xenstore_core::wire::{self, feature};
@@ -188,7 +188,7 @@ fn a_body_that_fails_aborts_its_transaction() {
         // C allows a guest 10 open transactions. None may stay open here either.
         for _ in 0..100 {
             let id = client.transaction_start().unwrap();
-            client.transaction_end(id, End::Abort).unwrap();
+            client.transaction_end(id, TransactionEnd::Abort).unwrap();
         }
     });
 }

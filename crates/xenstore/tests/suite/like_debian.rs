@@ -1,7 +1,7 @@
 //! Compares this project's tool with Debian's xenstore-utils, on the same daemon with the same
 //! contents: the output on stdout and stderr, the exit codes, and the resulting store.
 
-use crate::support::{Daemon, Folder, PATIENCE, Peers, each};
+use crate::support::{Daemon, DebianPeers, Folder, PATIENCE, each};
 use conformance::Kind;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -409,7 +409,7 @@ fn output(mut command: Command) -> Output {
     Output { status, stdout: std::fs::read(out).unwrap(), stderr: std::fs::read(err).unwrap() }
 }
 
-fn both(peers: &Peers, folder: &Folder) -> (Tools, Tools) {
+fn both(peers: &DebianPeers, folder: &Folder) -> (Tools, Tools) {
     let debian =
         Tools { dirs: vec![peers.tools(), peers.programs()], libraries: Some(peers.libraries()) };
     for name in
@@ -445,7 +445,7 @@ fn compare(what: &[String], mut run: impl FnMut(&str) -> (String, String)) {
 
 #[test]
 fn the_same_on_stdout_and_stderr_and_in_the_store() {
-    let Some(peers) = Peers::find() else { return };
+    let Some(peers) = DebianPeers::find() else { return };
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     let all: Vec<String> = INVOCATIONS.iter().map(|at| (*at).to_owned()).collect();
@@ -458,7 +458,7 @@ fn the_same_on_stdout_and_stderr_and_in_the_store() {
 
 #[test]
 fn ls_is_cut_the_same_on_a_terminal_of_any_width() {
-    let Some(peers) = Peers::find() else { return };
+    let Some(peers) = DebianPeers::find() else { return };
     let Some(daemon) = Daemon::start(Kind::C) else { return };
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
@@ -479,7 +479,7 @@ fn ls_is_cut_the_same_on_a_terminal_of_any_width() {
 
 #[test]
 fn the_same_without_a_daemon() {
-    let Some(peers) = Peers::find() else { return };
+    let Some(peers) = DebianPeers::find() else { return };
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     let socket = folder.path().join("nobody");
@@ -504,7 +504,7 @@ fn the_same_without_a_daemon() {
 
 #[test]
 fn posixly_correct_ends_flags_at_the_first_operand() {
-    let Some(peers) = Peers::find() else { return };
+    let Some(peers) = DebianPeers::find() else { return };
     let Some(daemon) = Daemon::start(Kind::C) else { return };
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);

@@ -15,9 +15,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Debian's programs, unpacked but not installed, and the daemons.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peers(&'static conformance::Peers);
+pub(crate) struct DebianPeers(&'static conformance::Peers);
 
-impl Peers {
+impl DebianPeers {
     /// Returns the peers to compare with, or `None` after a line on stderr.
     pub(crate) fn find() -> Option<Self> {
         conformance::Peers::find("Debian's packages", Purpose::Comparison).map(Self)

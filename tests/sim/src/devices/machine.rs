@@ -19,7 +19,7 @@ use std::sync::Arc;
 use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::gnttab::{GrantMap, GrantOffer, Mapping, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
-use xenstore::transport::stream::Connection;
+use xenstore::transport::stream::StoreStream;
 use xenstored::step::Daemon;
 
 /// The number of rounds without an event after which none will come.
@@ -334,7 +334,7 @@ impl AsFd for Socket {
     }
 }
 
-impl Connection for Socket {
+impl StoreStream for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         begin_io(Call::StoreWrite)?;
         Ok(send(&self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)

@@ -41,7 +41,7 @@ impl fmt::Display for ParseError {
 
 /// Parses one value. Text after it is an error.
 pub(in crate::cli) fn parse(text: &[u8]) -> Result<Json, ParseError> {
-    let mut reader = Reader { text, at: 0 };
+    let mut reader = JsonReader { text, at: 0 };
     let json = reader.value(0)?;
     reader.space();
     if reader.at < text.len() {
@@ -50,12 +50,12 @@ pub(in crate::cli) fn parse(text: &[u8]) -> Result<Json, ParseError> {
     Ok(json)
 }
 
-struct Reader<'a> {
+struct JsonReader<'a> {
     text: &'a [u8],
     at: usize,
 }
 
-impl Reader<'_> {
+impl JsonReader<'_> {
     fn wrong(&self, what: &'static str) -> ParseError {
         let before = self.text.get(..self.at).unwrap_or(self.text);
         ParseError { line: 1 + before.iter().filter(|byte| **byte == b'\n').count(), what }
