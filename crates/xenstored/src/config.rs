@@ -6,7 +6,7 @@
 //! (`main`), `xenstored --help`.
 
 use crate::Error;
-use crate::options::{Meaning, Row, split_word};
+use crate::options::{Meaning, OptionRow, split_word};
 use crate::paths::{self, Environment};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -146,7 +146,7 @@ pub fn parse(
 
 fn apply(
     config: &mut Config,
-    row: &Row,
+    row: &OptionRow,
     value: &[u8],
     environment: &Environment,
 ) -> Result<(), Error> {

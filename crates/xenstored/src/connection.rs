@@ -8,23 +8,23 @@ use xenstore_core::server::ConnId;
 
 /// The class of a connection, which decides its place in a round.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Class {
+pub(crate) enum ConnectionClass {
     /// Socket clients, and the rings of the store's and of the privileged domain.
     Privileged,
     /// All other domains.
     Guest,
 }
 
-/// The transport.
-pub(crate) enum End {
+/// The transport of a connection.
+pub(crate) enum Transport {
     /// A client of the Unix socket.
-    Socket(Socket),
+    Socket(ClientSocket),
     /// A domain's ring.
-    Ring(Ring),
+    Ring(AttachedRing),
 }
 
 /// A domain's ring, attached.
-pub(crate) struct Ring {
+pub(crate) struct AttachedRing {
     pub(crate) ring: ServerRing,
     pub(crate) port: Port,
     /// True if its port has reported an event. The port is masked until the ring has been drained.
@@ -34,12 +34,12 @@ pub(crate) struct Ring {
 }
 
 /// A client's socket and the events that epoll reports for it.
-pub(crate) struct Socket {
+pub(crate) struct ClientSocket {
     pub(crate) fd: OwnedFd,
     interest: EventFlags,
 }
 
-impl Socket {
+impl ClientSocket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Self { fd, interest: EventFlags::empty() }
     }
@@ -77,9 +77,9 @@ impl Socket {
 
 /// One connection.
 pub(crate) struct Connection {
-    pub(crate) end: End,
+    pub(crate) transport: Transport,
     pub(crate) domid: u16,
-    pub(crate) class: Class,
+    pub(crate) class: ConnectionClass,
     /// The input that was read and not given to the core yet: an incomplete message, or the input
     /// over the budget of a round. Nothing is allocated while it is empty.
     pub(crate) pending: Vec<u8>,
@@ -98,9 +98,9 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(end: End, domid: u16, class: Class) -> Self {
+    pub(crate) fn new(transport: Transport, domid: u16, class: ConnectionClass) -> Self {
         Self {
-            end,
+            transport,
             domid,
             class,
             pending: Vec::new(),

@@ -2,7 +2,7 @@
 //!
 //! Source: `tools/xenstored/control.c`, `docs/misc/xenstore.txt`. `stats` is this project's own.
 
-use crate::event_loop::Io;
+use crate::event_loop::DaemonIo;
 use crate::log::Level;
 use crate::trace;
 use std::ffi::OsStr;
@@ -24,10 +24,10 @@ pub(crate) const HELP: [(&str, &str); 6] = [
     ("stats", "[json] [<domid>] | domains [<from domid>]"),
 ];
 
-type Reply = Result<Vec<u8>, Error>;
+type ControlReply = Result<Vec<u8>, Error>;
 
 /// Answers a command; `None` if it is none of the daemon's.
-pub(crate) fn answer(io: &mut Io, command: &[u8], args: &[&[u8]]) -> Option<Reply> {
+pub(crate) fn answer(io: &mut DaemonIo, command: &[u8], args: &[&[u8]]) -> Option<ControlReply> {
     Some(match command {
         b"log" => log(io, args),
         b"logfile" => logfile(io, args),
@@ -41,18 +41,18 @@ pub(crate) fn answer(io: &mut Io, command: &[u8], args: &[&[u8]]) -> Option<Repl
     })
 }
 
-fn ok() -> Reply {
+fn ok() -> ControlReply {
     Ok(b"OK".to_vec())
 }
 
-fn text(text: impl Into<String>) -> Reply {
+fn text(text: impl Into<String>) -> ControlReply {
     let mut bytes = text.into().into_bytes();
     // The core adds a NUL at the end.
     bytes.truncate(xenstore_core::limits::PAYLOAD_MAX - 1);
     Ok(bytes)
 }
 
-fn help(args: &[&[u8]]) -> Reply {
+fn help(args: &[&[u8]]) -> ControlReply {
     if !args.is_empty() {
         return Err(Error::Inval);
     }
@@ -63,7 +63,7 @@ fn help(args: &[&[u8]]) -> Reply {
     text(lines)
 }
 
-fn log(io: &mut Io, args: &[&[u8]]) -> Reply {
+fn log(io: &mut DaemonIo, args: &[&[u8]]) -> ControlReply {
     match args {
         [] => {
             let mut lines = String::from("Log switch settings:\n");
@@ -88,7 +88,7 @@ fn log(io: &mut Io, args: &[&[u8]]) -> Reply {
     }
 }
 
-fn logfile(io: &mut Io, args: &[&[u8]]) -> Reply {
+fn logfile(io: &mut DaemonIo, args: &[&[u8]]) -> ControlReply {
     let [name] = args else { return Err(Error::Inval) };
     let path = absolute(io, name)?;
     if let Err(error) = io.trace.set_path(path) {
@@ -99,14 +99,14 @@ fn logfile(io: &mut Io, args: &[&[u8]]) -> Reply {
 }
 
 /// Returns a file's name as the administrator wrote it, relative to the root directory.
-fn absolute(io: &Io, name: &[u8]) -> Result<PathBuf, Error> {
+fn absolute(io: &DaemonIo, name: &[u8]) -> Result<PathBuf, Error> {
     if name.is_empty() {
         return Err(Error::Inval);
     }
     Ok(io.root_dir.join(OsStr::from_bytes(name)))
 }
 
-fn print(io: &mut Io, args: &[&[u8]]) -> Reply {
+fn print(io: &mut DaemonIo, args: &[&[u8]]) -> ControlReply {
     let [what] = args else { return Err(Error::Inval) };
     let line = format!("control: {}", String::from_utf8_lossy(what));
     io.log.line(Level::Info, "", &line);
@@ -115,7 +115,7 @@ fn print(io: &mut Io, args: &[&[u8]]) -> Reply {
 }
 
 /// Appends a report of the daemon's memory to a file, or to the trace file.
-fn memreport(io: &mut Io, args: &[&[u8]]) -> Reply {
+fn memreport(io: &mut DaemonIo, args: &[&[u8]]) -> ControlReply {
     let path = match args {
         [] => io.trace.path().map(PathBuf::from).ok_or(Error::Inval)?,
         [name] => absolute(io, name)?,
@@ -136,7 +136,7 @@ fn memreport(io: &mut Io, args: &[&[u8]]) -> Reply {
     ok()
 }
 
-fn report(io: &Io) -> String {
+fn report(io: &DaemonIo) -> String {
     let mut text = String::from("memory of the process:\n");
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for line in status.lines().filter(|line| line.starts_with("Vm") || line.starts_with("Rss")) {
@@ -151,7 +151,7 @@ fn report(io: &Io) -> String {
     text
 }
 
-fn stats(io: &mut Io, args: &[&[u8]]) -> Reply {
+fn stats(io: &mut DaemonIo, args: &[&[u8]]) -> ControlReply {
     let domid = |arg: &[u8]| -> Result<u16, Error> {
         std::str::from_utf8(arg).ok().and_then(|text| text.parse().ok()).ok_or(Error::Inval)
     };

@@ -9,7 +9,7 @@ use xen::{GrantRef, Port};
 use xenstore_core::server::{ConnId, DomId};
 
 /// The platform and its bound event channels.
-pub(crate) struct Domains {
+pub(crate) struct DomainChannels {
     pub(crate) platform: Platform,
     /// The port of `VIRQ_DOM_EXC`.
     pub(crate) virq: Port,
@@ -19,7 +19,7 @@ pub(crate) struct Domains {
     pub(crate) own_ring: Option<OwnRing>,
 }
 
-impl Domains {
+impl DomainChannels {
     /// Binds the virtual interrupt.
     pub(crate) fn new(mut platform: Platform) -> Result<Self, xen::Error> {
         let virq = platform.evtchn.bind_virq(Virq::DomExc)?;

@@ -16,7 +16,7 @@
 //! requests would wait for whole rings. For the same reason a guest with new requests comes before
 //! those that have had a turn and continue, up to [`FRESH_IN_A_ROW`] times for each of these.
 
-use crate::connection::Class;
+use crate::connection::ConnectionClass;
 use std::collections::VecDeque;
 use xenstore_core::limits::WEIGHT_DEFAULT;
 use xenstore_core::server::ConnId;
@@ -63,17 +63,17 @@ pub(crate) struct ReadyQueues {
 }
 
 impl ReadyQueues {
-    pub(crate) fn push(&mut self, class: Class, demand: Demand, id: ConnId) {
+    pub(crate) fn push(&mut self, class: ConnectionClass, demand: Demand, id: ConnId) {
         let queue = match (class, demand) {
-            (Class::Privileged, _) => &mut self.privileged,
-            (Class::Guest, Demand::New) => &mut self.new,
-            (Class::Guest, Demand::Continued) => &mut self.continued,
+            (ConnectionClass::Privileged, _) => &mut self.privileged,
+            (ConnectionClass::Guest, Demand::New) => &mut self.new,
+            (ConnectionClass::Guest, Demand::Continued) => &mut self.continued,
         };
         queue.push_back(id);
     }
 
-    pub(crate) fn pop(&mut self, class: Class) -> Option<ConnId> {
-        if class == Class::Privileged {
+    pub(crate) fn pop(&mut self, class: ConnectionClass) -> Option<ConnId> {
+        if class == ConnectionClass::Privileged {
             return self.privileged.pop_front();
         }
         let others_turn = self.fresh_in_a_row >= FRESH_IN_A_ROW && !self.continued.is_empty();
@@ -85,10 +85,10 @@ impl ReadyQueues {
         self.continued.pop_front()
     }
 
-    pub(crate) fn len(&self, class: Class) -> usize {
+    pub(crate) fn len(&self, class: ConnectionClass) -> usize {
         match class {
-            Class::Privileged => self.privileged.len(),
-            Class::Guest => self.new.len() + self.continued.len(),
+            ConnectionClass::Privileged => self.privileged.len(),
+            ConnectionClass::Guest => self.new.len() + self.continued.len(),
         }
     }
 
@@ -97,10 +97,15 @@ impl ReadyQueues {
     }
 
     /// Returns the competition for the daemon while this connection is served.
-    pub(crate) fn competition(&mut self, class: Class, id: ConnId, now: u64) -> Competition {
+    pub(crate) fn competition(
+        &mut self,
+        class: ConnectionClass,
+        id: ConnId,
+        now: u64,
+    ) -> Competition {
         let others = match class {
-            Class::Privileged => !self.is_empty(),
-            Class::Guest => {
+            ConnectionClass::Privileged => !self.is_empty(),
+            ConnectionClass::Guest => {
                 if self.last.replace(id).is_some_and(|last| last != id) {
                     self.last_other = now.saturating_add(COMPETITION_US);
                 }
@@ -114,14 +119,19 @@ impl ReadyQueues {
 /// Returns the budget of a connection for this turn, from its remaining budget. A debt of domain
 /// 0's is forgiven if no other connection waits: it would delay domain 0 without a benefit to
 /// others. A guest's debt is kept: its next requests would delay connections that arrive meanwhile.
-pub(crate) fn refill(credit: i64, class: Class, weight: u32, competition: Competition) -> i64 {
+pub(crate) fn refill(
+    credit: i64,
+    class: ConnectionClass,
+    weight: u32,
+    competition: Competition,
+) -> i64 {
     let quantum = match (class, competition) {
-        (Class::Guest, Competition::Others) => QUANTUM_COMPETING,
+        (ConnectionClass::Guest, Competition::Others) => QUANTUM_COMPETING,
         _ => QUANTUM,
     };
     let quantum = (quantum * i64::from(weight) / i64::from(WEIGHT_DEFAULT)).max(1);
     match (class, competition) {
-        (Class::Privileged, Competition::None) => quantum,
+        (ConnectionClass::Privileged, Competition::None) => quantum,
         _ => credit.saturating_add(quantum).min(quantum),
     }
 }
@@ -132,8 +142,9 @@ mod tests {
 
     #[test]
     fn debts_are_paid_and_savings_lost() {
-        let refill =
-            |credit, competition| refill(credit, Class::Privileged, WEIGHT_DEFAULT, competition);
+        let refill = |credit, competition| {
+            refill(credit, ConnectionClass::Privileged, WEIGHT_DEFAULT, competition)
+        };
         assert_eq!(refill(0, Competition::Others), QUANTUM);
         assert_eq!(refill(QUANTUM, Competition::Others), QUANTUM);
         assert_eq!(refill(-QUANTUM * 3, Competition::Others), -QUANTUM * 2);
@@ -142,8 +153,9 @@ mod tests {
 
     #[test]
     fn a_heavier_domain_gets_more() {
-        let refill =
-            |credit, weight, competition| refill(credit, Class::Guest, weight, competition);
+        let refill = |credit, weight, competition| {
+            refill(credit, ConnectionClass::Guest, weight, competition)
+        };
         let (one, four) = (WEIGHT_DEFAULT, 4 * WEIGHT_DEFAULT);
         assert_eq!(refill(0, four, Competition::Others), 4 * QUANTUM_COMPETING);
         assert_eq!(refill(0, 1, Competition::Others), 1);
@@ -163,13 +175,13 @@ mod tests {
     #[test]
     fn who_begins_comes_first_but_not_always() {
         let mut queues = ReadyQueues::default();
-        queues.push(Class::Guest, Demand::Continued, ConnId(0));
+        queues.push(ConnectionClass::Guest, Demand::Continued, ConnId(0));
         for id in 1..=9 {
-            queues.push(Class::Guest, Demand::New, ConnId(id));
+            queues.push(ConnectionClass::Guest, Demand::New, ConnId(id));
         }
-        assert_eq!(queues.len(Class::Guest), 10);
+        assert_eq!(queues.len(ConnectionClass::Guest), 10);
         let order: Vec<u32> =
-            std::iter::from_fn(|| queues.pop(Class::Guest)).map(|id| id.0).collect();
+            std::iter::from_fn(|| queues.pop(ConnectionClass::Guest)).map(|id| id.0).collect();
         assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8, 0, 9]);
         assert!(queues.is_empty());
     }
@@ -177,7 +189,7 @@ mod tests {
     #[test]
     fn a_guest_is_beside_another_until_that_has_been_away_for_a_while() {
         let mut queues = ReadyQueues::default();
-        let mut competition = |id, now| queues.competition(Class::Guest, ConnId(id), now);
+        let mut competition = |id, now| queues.competition(ConnectionClass::Guest, ConnId(id), now);
         assert_eq!(competition(1, 0), Competition::None);
         assert_eq!(competition(2, 10), Competition::Others);
         assert_eq!(competition(2, 10 + COMPETITION_US - 1), Competition::Others);

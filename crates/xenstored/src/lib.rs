@@ -44,8 +44,8 @@ mod switch;
 pub mod trace;
 
 use crate::config::{Config, Invocation, Mode, QuotaKind, QuotaSetting, Switch};
-use crate::domain::Domains;
-use crate::event_loop::{EventLoop, Io, ProcessHandles};
+use crate::domain::DomainChannels;
+use crate::event_loop::{DaemonIo, EventLoop, ProcessHandles};
 use crate::log::{Level, Log};
 use crate::pid_file::PidFile;
 use crate::socket::Listener;
@@ -117,7 +117,7 @@ pub fn run(config: &Config, provided: PlatformChoice) -> Result<(), Error> {
     raise_open_files();
     // This comes first: another daemon that serves this path must not be disturbed.
     let listener = Listener::bind(&config.socket)?;
-    let signals = signals::Signals::install()?;
+    let signals = signals::SignalSockets::install()?;
     let platform = match provided {
         PlatformChoice::Platform(platform) => Some(platform),
         PlatformChoice::SocketOnly(why) => {
@@ -159,20 +159,20 @@ fn set_up(
         set_quota(&mut server, quota)?;
     }
     let domains = platform
-        .map(Domains::new)
+        .map(DomainChannels::new)
         .transpose()
         .map_err(|error| Error::start(format!("VIRQ_DOM_EXC cannot be bound: {error}")))?;
     let epoll =
         event_loop::new_epoll().map_err(|error| Error::start(format!("epoll_create: {error}")))?;
     let mut stats = stats::Stats::new();
     stats.admit(config.core.store_domain.0);
-    let mut io = Io {
+    let mut io = DaemonIo {
         connections: connection::Connections::default(),
         epoll,
         ready: fairness::ReadyQueues::default(),
         domains,
         stats,
-        trace: trace::Trace::new(config.trace_file.clone(), &config.trace_switches),
+        trace: trace::TraceFile::new(config.trace_file.clone(), &config.trace_switches),
         log,
         root_dir: config.root_dir.clone(),
         store_domain: config.core.store_domain,
@@ -202,7 +202,7 @@ fn raise_open_files() {
 }
 
 /// Tells all waiting processes that the daemon accepts connections.
-fn announce(config: &Config, io: &mut Io) -> Result<(), Error> {
+fn announce(config: &Config, io: &mut DaemonIo) -> Result<(), Error> {
     let pid = rustix::process::getpid().as_raw_nonzero();
     if config.print_pid == Switch::On {
         let mut stdout = std::io::stdout();

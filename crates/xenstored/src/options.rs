@@ -6,7 +6,7 @@ use crate::Error;
 
 /// The choice between options that take a value and options that do not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Value {
+pub(crate) enum OptionValue {
     None,
     Required(&'static str),
     Optional(&'static str),
@@ -37,147 +37,159 @@ pub(crate) enum Meaning {
 }
 
 /// One option: short name, long name, value, meaning, help.
-pub(crate) type Row = (Option<u8>, &'static str, Value, Meaning, &'static str);
+pub(crate) type OptionRow = (Option<u8>, &'static str, OptionValue, Meaning, &'static str);
 
-const OPTIONS: [Row; 24] = [
+const OPTIONS: [OptionRow; 24] = [
     (
         Some(b'D'),
         "no-domain-init",
-        Value::None,
+        OptionValue::None,
         Meaning::NoDomainInit,
         "do not serve dom0's own ring",
     ),
     (
         Some(b'F'),
         "pid-file",
-        Value::Required("<file>"),
+        OptionValue::Required("<file>"),
         Meaning::PidFile,
         "write the daemon's pid there once it accepts connections",
     ),
-    (Some(b'H'), "help", Value::None, Meaning::Help, "print this text"),
-    (Some(b'N'), "no-fork", Value::None, Meaning::NoFork, "stay in the foreground; log to stderr"),
-    (Some(b'P'), "output-pid", Value::None, Meaning::OutputPid, "print the daemon's pid"),
+    (Some(b'H'), "help", OptionValue::None, Meaning::Help, "print this text"),
+    (
+        Some(b'N'),
+        "no-fork",
+        OptionValue::None,
+        Meaning::NoFork,
+        "stay in the foreground; log to stderr",
+    ),
+    (Some(b'P'), "output-pid", OptionValue::None, Meaning::OutputPid, "print the daemon's pid"),
     (
         Some(b'T'),
         "trace-file",
-        Value::Required("<file>"),
+        OptionValue::Required("<file>"),
         Meaning::TraceFile,
         "trace every message into this file",
     ),
     (
         None,
         "trace-control",
-        Value::Required("+|-<switch>"),
+        OptionValue::Required("+|-<switch>"),
         Meaning::TraceControl,
         "trace more or less: obj io; wrl acc tdb are accepted and trace nothing",
     ),
     (
         Some(b'E'),
         "entry-nb",
-        Value::Required("<nb>"),
+        OptionValue::Required("<nb>"),
         Meaning::QuotaOf("nodes"),
         "quota of nodes per domain",
     ),
     (
         Some(b'S'),
         "entry-size",
-        Value::Required("<size>"),
+        OptionValue::Required("<size>"),
         Meaning::QuotaOf("node-size"),
         "quota of bytes per node",
     ),
     (
         Some(b'W'),
         "watch-nb",
-        Value::Required("<nb>"),
+        OptionValue::Required("<nb>"),
         Meaning::QuotaOf("watches"),
         "quota of watches per domain",
     ),
     (
         Some(b't'),
         "transaction",
-        Value::Required("<nb>"),
+        OptionValue::Required("<nb>"),
         Meaning::QuotaOf("transactions"),
         "quota of open transactions per domain",
     ),
     (
         Some(b'A'),
         "perm-nb",
-        Value::Required("<nb>"),
+        OptionValue::Required("<nb>"),
         Meaning::QuotaOf("node-permissions"),
         "quota of permissions per node",
     ),
     (
         Some(b'M'),
         "path-max",
-        Value::Required("<chars>"),
+        OptionValue::Required("<chars>"),
         Meaning::QuotaOf("path-max"),
         "longest path of a node, at most 2048",
     ),
     (
         Some(b'Q'),
         "quota",
-        Value::Required("<what>=<nb>"),
+        OptionValue::Required("<what>=<nb>"),
         Meaning::QuotaHard,
         "set a quota: nodes, watches, transactions, outstanding, memory, transaction-nodes, node-permissions, path-max, node-size",
     ),
     (
         Some(b'q'),
         "quota-soft",
-        Value::Required("<what>=<nb>"),
+        OptionValue::Required("<what>=<nb>"),
         Meaning::QuotaSoft,
         "set a quota that is only reported: memory",
     ),
     (
         Some(b'w'),
         "timeout",
-        Value::Required("<what>=<seconds>"),
+        OptionValue::Required("<what>=<seconds>"),
         Meaning::Timeout,
         "set a timeout: watch-event, how long an event may stay unread",
     ),
     (
         Some(b'R'),
         "no-recovery",
-        Value::None,
+        OptionValue::None,
         Meaning::NoRecovery,
         "accepted; the store is in memory and has nothing to recover",
     ),
     (
         Some(b'I'),
         "internal-db",
-        Value::Optional("on|off"),
+        OptionValue::Optional("on|off"),
         Meaning::InternalDb,
         "accepted; the store is always in memory, off is refused",
     ),
     (
         Some(b'K'),
         "keep-orphans",
-        Value::None,
+        OptionValue::None,
         Meaning::KeepOrphans,
         "keep the nodes of dead domains (a security risk)",
     ),
-    (Some(b'V'), "verbose", Value::None, Meaning::Verbose, "log more"),
+    (Some(b'V'), "verbose", OptionValue::None, Meaning::Verbose, "log more"),
     (
         Some(b'e'),
         "event",
-        Value::Required("<port>"),
+        OptionValue::Required("<port>"),
         Meaning::Event,
         "refused; belongs to a store in a stub domain",
     ),
     (
         Some(b'm'),
         "master-domid",
-        Value::Required("<domid>"),
+        OptionValue::Required("<domid>"),
         Meaning::StoreDomid,
         "the domain that the daemon runs in; default 0",
     ),
     (
         Some(b'p'),
         "priv-domid",
-        Value::Required("<domid>"),
+        OptionValue::Required("<domid>"),
         Meaning::PrivDomid,
         "the privileged domain; default as --master-domid",
     ),
-    (Some(b'U'), "live-update", Value::None, Meaning::LiveUpdate, "refused; not supported yet"),
+    (
+        Some(b'U'),
+        "live-update",
+        OptionValue::None,
+        Meaning::LiveUpdate,
+        "refused; not supported yet",
+    ),
 ];
 
 /// Returns the help text.
@@ -187,9 +199,9 @@ pub(crate) fn help() -> String {
     for (short, long, value, _, what) in OPTIONS {
         let short = short.map_or("    ".into(), |short| format!("-{}, ", char::from(short)));
         let value = match value {
-            Value::None => String::new(),
-            Value::Required(name) => format!(" {name}"),
-            Value::Optional(name) => format!("[={name}]"),
+            OptionValue::None => String::new(),
+            OptionValue::Required(name) => format!(" {name}"),
+            OptionValue::Optional(name) => format!("[={name}]"),
         };
         text.push_str(&format!("  {short}--{:<30} {what}\n", format!("{long}{value}")));
     }
@@ -205,7 +217,7 @@ pub(crate) fn help() -> String {
 pub(crate) fn split_word(
     word: &[u8],
     words: &mut std::iter::Peekable<impl Iterator<Item = Vec<u8>>>,
-) -> Result<Vec<(&'static Row, Vec<u8>)>, Error> {
+) -> Result<Vec<(&'static OptionRow, Vec<u8>)>, Error> {
     if word == b"--" {
         return match words.peek() {
             None => Ok(Vec::new()),
@@ -230,7 +242,7 @@ pub(crate) fn split_word(
             return Err(Error::usage(format!("there is no option -{}", char::from(*letter))));
         };
         let rest = &letters[at + 1..];
-        if row.2 == Value::None {
+        if row.2 == OptionValue::None {
             found.push((row, Vec::new()));
             continue;
         }
@@ -242,7 +254,7 @@ pub(crate) fn split_word(
 }
 
 /// Returns the option with this long name or with its only possible completion.
-fn find_long(name: &[u8]) -> Result<&'static Row, Error> {
+fn find_long(name: &[u8]) -> Result<&'static OptionRow, Error> {
     let shown = String::from_utf8_lossy(name);
     if let Some(row) = OPTIONS.iter().find(|row| row.1.as_bytes() == name) {
         return Ok(row);
@@ -258,20 +270,20 @@ fn find_long(name: &[u8]) -> Result<&'static Row, Error> {
 }
 
 fn value_of(
-    row: &Row,
+    row: &OptionRow,
     attached: Option<Vec<u8>>,
     words: &mut std::iter::Peekable<impl Iterator<Item = Vec<u8>>>,
 ) -> Result<Vec<u8>, Error> {
     match (row.2, attached) {
-        (Value::None, None) => Ok(Vec::new()),
-        (Value::None, Some(_)) => Err(Error::usage(format!("--{} takes no value", row.1))),
+        (OptionValue::None, None) => Ok(Vec::new()),
+        (OptionValue::None, Some(_)) => Err(Error::usage(format!("--{} takes no value", row.1))),
         (_, Some(value)) => Ok(value),
-        (Value::Required(what), None) => {
+        (OptionValue::Required(what), None) => {
             words.next().ok_or_else(|| Error::usage(format!("--{} needs a value: {what}", row.1)))
         }
         // The help of C xenstored shows the value as a word of its own, so that form is accepted,
         // too.
-        (Value::Optional(_), None) => {
+        (OptionValue::Optional(_), None) => {
             Ok(words.next_if(|next| next == b"on" || next == b"off").unwrap_or_default())
         }
     }

@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
 /// The reading ends of the signals' sockets. Each signal writes one byte.
-pub(crate) struct Signals {
+pub(crate) struct SignalSockets {
     pub(crate) terminate: UnixStream,
     pub(crate) hang_up: UnixStream,
 }
 
-impl Signals {
+impl SignalSockets {
     /// Installs the handlers of the signals.
     ///
     /// # Errors

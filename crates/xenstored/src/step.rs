@@ -11,11 +11,11 @@ use rustix::event::Timespec;
 use std::os::fd::OwnedFd;
 
 /// A daemon that does nothing until it is stepped.
-pub struct Daemon {
+pub struct SteppedDaemon {
     event_loop: EventLoop,
 }
 
-impl Daemon {
+impl SteppedDaemon {
     /// Sets the daemon up, and serves the own domain's ring if `config` selects that.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ pub(crate) fn parse_switch(text: &[u8]) -> Option<(usize, Switch)> {
 
 /// The direction of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Direction {
+pub(crate) enum MessageDirection {
     In,
     Out,
 }
@@ -46,14 +46,14 @@ pub(crate) struct MessagePeer {
 }
 
 /// The trace file, open or not.
-pub(crate) struct Trace {
+pub(crate) struct TraceFile {
     path: Option<PathBuf>,
     file: Option<File>,
     lines: Vec<u8>,
     on: [bool; SWITCHES.len()],
 }
 
-impl Trace {
+impl TraceFile {
     /// Returns a trace into `path`, not opened yet.
     pub(crate) fn new(path: Option<PathBuf>, switches: &[(usize, Switch)]) -> Self {
         let mut on = [true, true, false, false, false];
@@ -81,7 +81,7 @@ impl Trace {
     /// Traces into another file from now on.
     ///
     /// # Errors
-    /// Those of [`Trace::reopen`].
+    /// Those of [`TraceFile::reopen`].
     pub(crate) fn set_path(&mut self, path: PathBuf) -> io::Result<()> {
         self.close();
         self.path = Some(path);
@@ -111,7 +111,7 @@ impl Trace {
         }
     }
 
-    /// True if messages are traced. It is checked before [`Trace::message`].
+    /// True if messages are traced. It is checked before [`TraceFile::message`].
     pub(crate) fn wants_messages(&self) -> bool {
         self.file.is_some() && self.on[IO]
     }
@@ -119,14 +119,14 @@ impl Trace {
     /// Traces one message.
     pub(crate) fn message(
         &mut self,
-        to: Direction,
+        to: MessageDirection,
         peer: MessagePeer,
         header: &Header,
         payload: &[u8],
     ) {
         let arrow = match to {
-            Direction::In => "IN ",
-            Direction::Out => "OUT",
+            MessageDirection::In => "IN ",
+            MessageDirection::Out => "OUT",
         };
         self.stamp();
         let MessagePeer { conn, domid } = peer;

@@ -18,7 +18,7 @@ use xen::{DomId, GrantRef};
 use xenstored::config::{Config, Invocation};
 use xenstored::log::{Level, Log};
 use xenstored::paths::{Environment, System};
-use xenstored::step::Daemon;
+use xenstored::step::SteppedDaemon;
 
 /// The number of guests that a host has at a time.
 pub(crate) const SLOTS: u16 = 5;
@@ -26,7 +26,7 @@ pub(crate) const SLOTS: u16 = 5;
 pub(crate) struct Host {
     pub(crate) plan: Plan,
     pub(crate) hypervisor: Hypervisor,
-    pub(crate) daemon: Daemon,
+    pub(crate) daemon: SteppedDaemon,
     pub(crate) clock: Rc<Cell<u64>>,
     pub(crate) log: Rc<RefCell<Vec<String>>>,
     pub(crate) toolstack: Toolstack,
@@ -107,7 +107,8 @@ impl Host {
         config.core.slice_cost = plan.slice_cost;
         let log_to = Log::to(Level::Info, taker);
         let mut daemon =
-            Daemon::new(&config, platform, Box::new(move || time.get()), log_to).map_err(text)?;
+            SteppedDaemon::new(&config, platform, Box::new(move || time.get()), log_to)
+                .map_err(text)?;
         let link = if plan.own_ring {
             Link::Ring(kernel)
         } else {

@@ -3,7 +3,7 @@
 //!
 //! The promise: a run is a function of its seed. A failure recurs under the same seed, and the last
 //! steps are shown. The daemon is the very one that ships, stepped round by round
-//! ([`xenstored::step::Daemon`]); the clock is a number.
+//! ([`xenstored::step::SteppedDaemon`]); the clock is a number.
 //!
 //! | module | contents |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! Answers the core's questions to the machine: domains, their rings, commands to the daemon.
 
-use super::io::Io;
-use crate::connection::{Connection, End, Ring};
+use super::io::DaemonIo;
+use crate::connection::{AttachedRing, Connection, Transport};
 use crate::control;
 use crate::fairness::Demand;
 use crate::log::Level;
@@ -25,9 +25,9 @@ fn begin(ring: &ServerRing, features: u32) -> Result<(), RingError> {
     ring.set_connected()
 }
 
-impl Io {
+impl DaemonIo {
     /// Maps the page, binds the port, and makes the ring ready for its first request.
-    fn try_attach(&mut self, at: AttachRequest) -> Result<Ring, xen::Error> {
+    fn try_attach(&mut self, at: AttachRequest) -> Result<AttachedRing, xen::Error> {
         let own = at.domid == self.store_domain;
         let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
         let (page, offered) = if own {
@@ -50,14 +50,16 @@ impl Io {
             // A guest's kernel looks for devices from the first event on.
             domains.notify(port).inspect_err(|_| domains.unbind(port))?;
         }
-        Ok(Ring { ring, port, masked: false, ended: false })
+        Ok(AttachedRing { ring, port, masked: false, ended: false })
     }
 
     fn try_reattach(&mut self, at: AttachRequest) -> Result<(), xen::Error> {
         let own = at.domid == self.store_domain;
         let domains = self.domains.as_mut().ok_or(xen::Error::NoDev)?;
         let connection = self.connections.get(at.conn).ok_or(xen::Error::NoEnt)?;
-        let End::Ring(ring) = &mut connection.end else { return Err(xen::Error::Inval) };
+        let Transport::Ring(ring) = &mut connection.transport else {
+            return Err(xen::Error::Inval);
+        };
         // The domid may have passed to a new domain, with another page.
         if !own {
             ring.ring = ServerRing::new(domains.map(at.domid)?);
@@ -84,7 +86,7 @@ impl Io {
     /// Tells the domain why it is no longer served.
     pub(crate) fn end_ring(&mut self, id: ConnId, why: EndReason) {
         let Some(connection) = self.connections.get(id) else { return };
-        let End::Ring(ring) = &mut connection.end else { return };
+        let Transport::Ring(ring) = &mut connection.transport else { return };
         let word = match why {
             EndReason::RingIndex => ErrorWord::RingIndex,
             EndReason::Protocol => ErrorWord::Protocol,
@@ -101,7 +103,7 @@ impl Io {
     }
 }
 
-impl StoreHost for Io {
+impl StoreHost for DaemonIo {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         match &mut self.domains {
             Some(domains) => domains.platform.domains.identity(xen::DomId(domid.0)),
@@ -115,7 +117,8 @@ impl StoreHost for Io {
         match self.try_attach(at) {
             Ok(ring) => {
                 let class = self.class_of(at.domid);
-                self.connections.insert(at.conn, Connection::new(End::Ring(ring), domid, class));
+                self.connections
+                    .insert(at.conn, Connection::new(Transport::Ring(ring), domid, class));
                 self.stats.admit(domid);
                 self.stats.rings += 1;
                 // Input that the guest wrote before it was introduced raises no event any more.
@@ -146,7 +149,7 @@ impl StoreHost for Io {
     fn detach(&mut self, domid: DomId, conn: ConnId) {
         self.trace_object("DETACH", conn, "");
         let Some(connection) = self.connections.remove(conn) else { return };
-        let End::Ring(ring) = connection.end else { return };
+        let Transport::Ring(ring) = connection.transport else { return };
         self.stats.rings = self.stats.rings.saturating_sub(1);
         self.stats.forget(domid.0);
         if let Some(domains) = &mut self.domains {

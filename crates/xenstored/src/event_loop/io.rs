@@ -1,23 +1,23 @@
 //! The state of the loop besides the core. The core borrows it as its `Host` for each request.
 
-use crate::connection::{Class, Connections};
-use crate::domain::Domains;
+use crate::connection::{ConnectionClass, Connections};
+use crate::domain::DomainChannels;
 use crate::fairness::{Demand, ReadyQueues};
 use crate::log::{Level, Log};
 use crate::stats::Stats;
-use crate::trace::{MessagePeer, Trace};
+use crate::trace::{MessagePeer, TraceFile};
 use rustix::fd::OwnedFd;
 use std::path::PathBuf;
 use xenstore_core::server::{ConnId, DomId};
 
 /// Connections, queues, platform, counters, log and trace.
-pub(crate) struct Io {
+pub(crate) struct DaemonIo {
     pub(crate) connections: Connections,
     pub(crate) epoll: OwnedFd,
     pub(crate) ready: ReadyQueues,
-    pub(crate) domains: Option<Domains>,
+    pub(crate) domains: Option<DomainChannels>,
     pub(crate) stats: Stats,
-    pub(crate) trace: Trace,
+    pub(crate) trace: TraceFile,
     pub(crate) log: Log,
     pub(crate) root_dir: PathBuf,
     pub(crate) store_domain: DomId,
@@ -28,14 +28,14 @@ pub(crate) struct Io {
     pub(crate) exhaustion_logged: bool,
 }
 
-impl Io {
+impl DaemonIo {
     /// Queues the connection for a turn.
     pub(crate) fn enqueue(&mut self, id: ConnId, demand: Demand) {
         if let Some(connection) = self.connections.get(id)
             && !connection.queued
         {
             connection.queued = true;
-            let class: Class = connection.class;
+            let class: ConnectionClass = connection.class;
             self.ready.push(class, demand, id);
         }
     }
@@ -58,11 +58,11 @@ impl Io {
         }
     }
 
-    pub(crate) fn class_of(&self, domid: DomId) -> Class {
+    pub(crate) fn class_of(&self, domid: DomId) -> ConnectionClass {
         if domid == self.store_domain || domid == self.priv_domain {
-            Class::Privileged
+            ConnectionClass::Privileged
         } else {
-            Class::Guest
+            ConnectionClass::Guest
         }
     }
 }

@@ -9,19 +9,19 @@ mod io;
 mod serve;
 mod turn;
 
-pub(crate) use io::Io;
+pub(crate) use io::DaemonIo;
 
 use crate::Error;
-use crate::connection::{Class, Connection, End, Socket};
+use crate::connection::{ClientSocket, Connection, ConnectionClass, Transport};
 use crate::fairness::{Demand, GUEST_SHARE, PRIVILEGED_SHARE};
 use crate::log::Level;
 use crate::sends::Sends;
-use crate::signals::Signals;
+use crate::signals::SignalSockets;
 use crate::socket::{AcceptOutcome, Listener};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
-use turn::{StopReason, UnansweredRequest, Writable};
+use turn::{ExpectedReply, StopReason, Writable};
 use xen::domwatch::DomainEvent;
 use xenstore_core::server::{ConnId, DomId, Notice, Server};
 
@@ -58,18 +58,18 @@ pub type Clock = Box<dyn Fn() -> u64>;
 /// The parts of a process that a stepped daemon does not have.
 pub(crate) struct ProcessHandles {
     pub(crate) listener: Listener,
-    pub(crate) signals: Signals,
+    pub(crate) signals: SignalSockets,
 }
 
 /// The daemon's loop and its state.
 pub(crate) struct EventLoop {
     server: Server,
-    io: Io,
+    io: DaemonIo,
     process: Option<ProcessHandles>,
     clock: Clock,
     input: Box<[u8]>,
     /// The requests of the current turn.
-    unanswered: Vec<UnansweredRequest>,
+    unanswered: Vec<ExpectedReply>,
     events: Vec<epoll::Event>,
     /// The sends to many sockets at once; `None` if the kernel gives this process no io_uring.
     sends: Option<Sends>,
@@ -108,7 +108,7 @@ impl EventLoop {
     /// [`Error::Start`] if epoll refuses a descriptor.
     pub(crate) fn new(
         server: Server,
-        io: Io,
+        io: DaemonIo,
         process: Option<ProcessHandles>,
         clock: Clock,
     ) -> Result<Self, Error> {
@@ -142,7 +142,7 @@ impl EventLoop {
         })
     }
 
-    pub(crate) fn io(&mut self) -> &mut Io {
+    pub(crate) fn io(&mut self) -> &mut DaemonIo {
         &mut self.io
     }
 
@@ -219,7 +219,9 @@ impl EventLoop {
                 id => self.take_socket_event(id, flags, now),
             }
         }
-        for (class, share) in [(Class::Privileged, PRIVILEGED_SHARE), (Class::Guest, GUEST_SHARE)] {
+        for (class, share) in
+            [(ConnectionClass::Privileged, PRIVILEGED_SHARE), (ConnectionClass::Guest, GUEST_SHARE)]
+        {
             self.serve_queue(class, share, now);
         }
         if self.server.deadline().is_some_and(|deadline| deadline <= now) {
@@ -307,7 +309,9 @@ impl EventLoop {
                 continue;
             }
             let Some(id) = domains.connection_of(port) else { continue };
-            if let Some(Connection { end: End::Ring(ring), .. }) = self.io.connections.get(id) {
+            if let Some(Connection { transport: Transport::Ring(ring), .. }) =
+                self.io.connections.get(id)
+            {
                 ring.masked = true;
                 self.io.enqueue(id, Demand::New);
             }
@@ -345,7 +349,7 @@ impl EventLoop {
     }
 
     #[inline(always)]
-    fn serve_queue(&mut self, class: Class, share: i64, now: u64) {
+    fn serve_queue(&mut self, class: ConnectionClass, share: i64, now: u64) {
         let mut left = share;
         for _ in 0..self.io.ready.len(class) {
             let Some(id) = self.io.ready.pop(class) else { break };
@@ -388,8 +392,12 @@ impl EventLoop {
                 }
                 Notice::Info(text) => self.io.log.line(Level::Info, "", &text),
                 Notice::Ended { conn, why } => match self.io.connections.get(conn) {
-                    Some(Connection { end: End::Socket(_), .. }) => self.close_socket(conn, now),
-                    Some(Connection { end: End::Ring(_), .. }) => self.io.end_ring(conn, why),
+                    Some(Connection { transport: Transport::Socket(_), .. }) => {
+                        self.close_socket(conn, now);
+                    }
+                    Some(Connection { transport: Transport::Ring(_), .. }) => {
+                        self.io.end_ring(conn, why);
+                    }
                     None => {}
                 },
                 _ => {}
@@ -436,7 +444,7 @@ impl EventLoop {
         let peer =
             self.io.trace.wants_messages().then(|| rustix::net::sockopt::socket_peercred(&fd));
         let id = self.server.connect_socket();
-        let mut socket = Socket::new(fd);
+        let mut socket = ClientSocket::new(fd);
         if let Err(error) = socket.watch(&self.io.epoll, id) {
             let text = format!("a client was turned away: epoll: {error}");
             self.io.log.limited(Level::Warn, None, &text, self.io.now);
@@ -444,7 +452,8 @@ impl EventLoop {
             return;
         }
         let domid = self.io.store_domain.0;
-        let connection = Connection::new(End::Socket(socket), domid, Class::Privileged);
+        let connection =
+            Connection::new(Transport::Socket(socket), domid, ConnectionClass::Privileged);
         self.io.connections.insert(id, connection);
         self.io.stats.accepted += 1;
         self.io.stats.sockets += 1;

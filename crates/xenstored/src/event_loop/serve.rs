@@ -1,12 +1,12 @@
 //! Serves one connection's turn: one read, all complete requests to the core, one write.
 
-use super::turn::{StopReason, UnansweredRequest, Writable};
-use super::{EventLoop, Io};
-use crate::connection::End;
+use super::turn::{ExpectedReply, StopReason, Writable};
+use super::{DaemonIo, EventLoop};
+use crate::connection::Transport;
 use crate::fairness::{Demand, QUANTUM, refill};
 use crate::log::Level;
 use crate::sends::{SMALL_MAX, WORTH_IT};
-use crate::trace::{Direction, MessagePeer};
+use crate::trace::{MessageDirection, MessagePeer};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use xenstore_core::server::{ConnId, EndReason, Server};
 use xenstore_core::wire::{MsgType, OversizedMessage, split_message};
 
 /// The result of a read.
-enum ReadOutcome {
+enum ReadResult {
     /// The number of filled bytes of the input buffer, including those kept from before.
     Filled(usize),
     /// The peer has closed.
@@ -36,17 +36,17 @@ impl EventLoop {
             self.io.enqueue(id, Demand::Continued);
             return 1;
         }
-        let spent = match connection.end {
-            End::Socket(_) => self.serve_socket(id, now),
-            End::Ring(_) => self.serve_ring(id, now),
+        let spent = match connection.transport {
+            Transport::Socket(_) => self.serve_socket(id, now),
+            Transport::Ring(_) => self.serve_ring(id, now),
         };
         spent.max(1)
     }
 
     fn serve_socket(&mut self, id: ConnId, now: u64) -> i64 {
         let filled = match self.fill_from_socket(id) {
-            ReadOutcome::Filled(filled) => filled,
-            ReadOutcome::Closed => {
+            ReadResult::Filled(filled) => filled,
+            ReadResult::Closed => {
                 self.close_socket(id, now);
                 return 1;
             }
@@ -71,24 +71,24 @@ impl EventLoop {
 
     /// Fills the input buffer with the kept bytes, and reads more if they contain no complete
     /// message.
-    fn fill_from_socket(&mut self, id: ConnId) -> ReadOutcome {
-        let Some(connection) = self.io.connections.get(id) else { return ReadOutcome::Filled(0) };
-        let End::Socket(socket) = &connection.end else { return ReadOutcome::Filled(0) };
+    fn fill_from_socket(&mut self, id: ConnId) -> ReadResult {
+        let Some(connection) = self.io.connections.get(id) else { return ReadResult::Filled(0) };
+        let Transport::Socket(socket) = &connection.transport else { return ReadResult::Filled(0) };
         let kept = connection.pending.len();
         if kept > 0 {
             self.input[..kept].copy_from_slice(&connection.pending);
             connection.pending.clear();
             if !matches!(split_message(&self.input[..kept]), Ok(None)) {
-                return ReadOutcome::Filled(kept);
+                return ReadResult::Filled(kept);
             }
         }
         loop {
             match recv(&socket.fd, &mut self.input[kept..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return ReadOutcome::Closed,
-                Ok((count, _)) => return ReadOutcome::Filled(kept + count),
+                Ok((0, _)) => return ReadResult::Closed,
+                Ok((count, _)) => return ReadResult::Filled(kept + count),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return ReadOutcome::Filled(kept),
-                Err(_) => return ReadOutcome::Closed,
+                Err(Errno::AGAIN) => return ReadResult::Filled(kept),
+                Err(_) => return ReadResult::Closed,
             }
         }
     }
@@ -117,12 +117,12 @@ impl EventLoop {
             }
             at += HEADER_SIZE + payload.len();
             if self.io.trace.wants_messages() {
-                self.io.trace.message(Direction::In, peer, &header, payload);
+                self.io.trace.message(MessageDirection::In, peer, &header, payload);
             }
             self.io.stats.request(peer.domid, header.kind, HEADER_SIZE + payload.len());
             let cost = self.server.request(id, &header, payload, now, &mut self.io);
             spent += i64::from(cost);
-            self.unanswered.push(UnansweredRequest { kind: header.kind, req_id: header.req_id });
+            self.unanswered.push(ExpectedReply { kind: header.kind, req_id: header.req_id });
         };
         if let Some(connection) = self.io.connections.get(id) {
             connection.credit -= spent;
@@ -156,7 +156,7 @@ impl EventLoop {
             StopReason::Unwanted => {
                 let Some(connection) = self.io.connections.get(id) else { return };
                 connection.parked = true;
-                if let End::Socket(socket) = &mut connection.end {
+                if let Transport::Socket(socket) = &mut connection.transport {
                     socket.stop_watching_for(&self.io.epoll, id, EventFlags::IN);
                 }
                 // The flush of this turn may already have made room.
@@ -173,7 +173,7 @@ impl EventLoop {
             return;
         }
         connection.parked = false;
-        if let End::Socket(socket) = &mut connection.end {
+        if let Transport::Socket(socket) = &mut connection.transport {
             socket.watch_for(&self.io.epoll, id, EventFlags::IN);
         }
         self.io.enqueue(id, Demand::Continued);
@@ -186,9 +186,9 @@ impl EventLoop {
             return;
         }
         let Some(connection) = self.io.connections.get(id) else { return };
-        match &connection.end {
-            End::Socket(_) => self.flush_socket(id, now, writable),
-            End::Ring(ring) => {
+        match &connection.transport {
+            Transport::Socket(_) => self.flush_socket(id, now, writable),
+            Transport::Ring(ring) => {
                 let port = ring.port;
                 if self.flush_ring(id, now) {
                     self.notify(id, port, now);
@@ -208,7 +208,7 @@ impl EventLoop {
             self.finish_sends(now);
             return self.flush(id, now, Writable::Unknown);
         }
-        if let (Some(sends), End::Socket(socket)) = (&mut self.sends, &connection.end) {
+        if let (Some(sends), Transport::Socket(socket)) = (&mut self.sends, &connection.transport) {
             let output = self.server.output(id);
             let known = output.is_empty() || socket.watches(EventFlags::OUT);
             if !known && output.len() <= SMALL_MAX {
@@ -269,7 +269,7 @@ impl EventLoop {
     #[inline(always)]
     fn flush_socket(&mut self, id: ConnId, now: u64, writable: Writable) {
         let Some(connection) = self.io.connections.get(id) else { return };
-        let End::Socket(socket) = &mut connection.end else { return };
+        let Transport::Socket(socket) = &mut connection.transport else { return };
         let output = self.server.output(id);
         if output.is_empty() {
             socket.stop_watching_for(&self.io.epoll, id, EventFlags::OUT);
@@ -296,7 +296,7 @@ impl EventLoop {
             Err(_) => return self.close_socket(id, now),
         };
         let Some(connection) = self.io.connections.get(id) else { return };
-        let End::Socket(socket) = &mut connection.end else { return };
+        let Transport::Socket(socket) = &mut connection.transport else { return };
         if count < self.server.output(id).len() {
             socket.watch_for(&self.io.epoll, id, EventFlags::OUT);
         } else {
@@ -310,7 +310,7 @@ impl EventLoop {
 
     fn serve_ring(&mut self, id: ConnId, now: u64) -> i64 {
         let Some(connection) = self.io.connections.get(id) else { return 1 };
-        let End::Ring(ring) = &connection.end else { return 1 };
+        let Transport::Ring(ring) = &connection.transport else { return 1 };
         let (port, ended) = (ring.port, ring.ended);
         match ring.ring.reconnect_requested() {
             Ok(true) => self.reconnect(id, now),
@@ -375,7 +375,7 @@ impl EventLoop {
         wanted: bool,
     ) -> Result<(usize, Option<usize>), RingError> {
         let Some(connection) = self.io.connections.get(id) else { return Ok((0, Some(0))) };
-        let End::Ring(ring) = &connection.end else { return Ok((0, Some(0))) };
+        let Transport::Ring(ring) = &connection.transport else { return Ok((0, Some(0))) };
         if ring.ended {
             return Ok((0, Some(0)));
         }
@@ -392,7 +392,7 @@ impl EventLoop {
     /// Writes output to the ring. Returns true if any fitted.
     fn flush_ring(&mut self, id: ConnId, now: u64) -> bool {
         let Some(connection) = self.io.connections.get(id) else { return false };
-        let End::Ring(ring) = &connection.end else { return false };
+        let Transport::Ring(ring) = &connection.transport else { return false };
         if ring.ended {
             return false;
         }
@@ -438,7 +438,7 @@ impl EventLoop {
         connection.pending = Vec::new();
         connection.accounted_out = 0;
         connection.parked = false;
-        let End::Ring(ring) = &mut connection.end else { return };
+        let Transport::Ring(ring) = &mut connection.transport else { return };
         ring.ended = false;
         let port = ring.port;
         let done = ring
@@ -467,7 +467,7 @@ impl EventLoop {
         if connection.queued {
             return;
         }
-        if let End::Ring(ring) = &mut connection.end
+        if let Transport::Ring(ring) = &mut connection.transport
             && ring.masked
         {
             ring.masked = false;
@@ -484,11 +484,11 @@ impl EventLoop {
 /// connection is gone.
 fn account(
     server: &mut Server,
-    io: &mut Io,
+    io: &mut DaemonIo,
     id: ConnId,
-    unanswered: &mut Vec<UnansweredRequest>,
+    unanswered: &mut Vec<ExpectedReply>,
 ) -> bool {
-    let Io { connections, stats, trace, .. } = io;
+    let DaemonIo { connections, stats, trace, .. } = io;
     let Some(connection) = connections.get(id) else {
         unanswered.clear();
         return false;
@@ -502,7 +502,7 @@ fn account(
         let mut answers = None;
         if kind != MsgType::WatchEvent as u32 {
             // Answers come in the order of the requests, except delayed ones.
-            let is_answer = |unanswered: &UnansweredRequest| {
+            let is_answer = |unanswered: &ExpectedReply| {
                 unanswered.req_id == header.req_id
                     && (kind == unanswered.kind || kind == MsgType::Error as u32)
             };
@@ -516,7 +516,7 @@ fn account(
         stats.sent(domid, kind, answers, HEADER_SIZE + payload.len());
         if trace.wants_messages() {
             let peer = MessagePeer { conn: id.0, domid };
-            trace.message(Direction::Out, peer, &header, payload);
+            trace.message(MessageDirection::Out, peer, &header, payload);
         }
         rest = next;
     }

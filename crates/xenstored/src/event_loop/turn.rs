@@ -22,7 +22,7 @@ pub(super) enum StopReason {
 
 /// A request whose answer is searched for in the output.
 #[derive(Clone, Copy)]
-pub(super) struct UnansweredRequest {
+pub(super) struct ExpectedReply {
     pub(super) kind: u32,
     pub(super) req_id: u32,
 }

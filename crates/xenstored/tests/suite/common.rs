@@ -145,7 +145,7 @@ pub(crate) fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A received message: type, request id, payload.
-pub(crate) type Message = (u32, u32, Vec<u8>);
+pub(crate) type RawMessage = (u32, u32, Vec<u8>);
 
 pub(crate) struct Client(pub(crate) UnixStream);
 
@@ -161,7 +161,7 @@ impl Client {
     }
 
     /// Waits for the next message; `None` if the daemon has closed.
-    pub(crate) fn receive(&mut self) -> Option<Message> {
+    pub(crate) fn receive(&mut self) -> Option<RawMessage> {
         let mut header = [0; 16];
         match self.0.read_exact(&mut header) {
             Ok(()) => {}
@@ -176,7 +176,7 @@ impl Client {
         Some((word(0), word(4), payload))
     }
 
-    pub(crate) fn call(&mut self, kind: u32, payload: &[u8]) -> Message {
+    pub(crate) fn call(&mut self, kind: u32, payload: &[u8]) -> RawMessage {
         self.send(&message(kind, 1, payload));
         self.receive().expect("the daemon closed the connection")
     }

@@ -22,7 +22,7 @@ use xenbus::bus::{DeviceEvent, News};
 use xenbus::toolstack::NewDevice;
 use xenstore::{Client, Store};
 use xenstored::log::{Level, Log};
-use xenstored::step::Daemon;
+use xenstored::step::SteppedDaemon;
 
 /// The number of guests that a host has at a time.
 const SLOTS: u16 = 3;
@@ -100,8 +100,12 @@ impl<K: Kind> Host<K> {
         let (time, lines) = (Rc::clone(&clock), Rc::clone(&log));
         let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
         let log_to = Log::to(Level::Info, taker);
-        let daemon =
-            Daemon::new(&config(&[NO_RING])?, platform, Box::new(move || time.get()), log_to);
+        let daemon = SteppedDaemon::new(
+            &config(&[NO_RING])?,
+            platform,
+            Box::new(move || time.get()),
+            log_to,
+        );
         let daemon = daemon.map_err(text)?;
         let (hypervisor_too, clock_too) = (hypervisor.clone(), Rc::clone(&clock));
         Machine { hypervisor: hypervisor_too, daemon, clock: clock_too }.install();

@@ -20,7 +20,7 @@ use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::gnttab::{GrantMap, GrantOffer, Mapping, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
 use xenstore::transport::stream::StoreStream;
-use xenstored::step::Daemon;
+use xenstored::step::SteppedDaemon;
 
 /// The number of rounds without an event after which none will come.
 const QUIET: u32 = 3;
@@ -30,7 +30,7 @@ const HANGS_AFTER: u32 = 20_000;
 /// The store of a host, with its clock.
 pub(super) struct Machine {
     pub(super) hypervisor: Hypervisor,
-    pub(super) daemon: Daemon,
+    pub(super) daemon: SteppedDaemon,
     /// The time in microseconds.
     pub(super) clock: Rc<Cell<u64>>,
 }

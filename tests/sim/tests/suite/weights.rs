@@ -11,7 +11,7 @@ use xen::{DomId, Port};
 use xen_io::xs_ring::GuestRing;
 use xenstore_core::wire::{Header, MsgType, split_message};
 use xenstored::log::{Level, Log};
-use xenstored::step::Daemon;
+use xenstored::step::SteppedDaemon;
 
 fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
     let len = payload.len() as u32;
@@ -76,7 +76,8 @@ fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
     let time = std::rc::Rc::clone(&clock);
     let log = Log::to(Level::Warn, Box::new(|line| eprint!("{line}")));
     let config = sim::config(&[sim::NO_RING]).unwrap();
-    let mut daemon = Daemon::new(&config, platform, Box::new(move || time.get()), log).unwrap();
+    let mut daemon =
+        SteppedDaemon::new(&config, platform, Box::new(move || time.get()), log).unwrap();
     let (mut dom0, its) = UnixStream::pair().unwrap();
     its.set_nonblocking(true).unwrap();
     daemon.connect(its.into());
