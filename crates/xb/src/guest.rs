@@ -25,15 +25,15 @@ use xen_driver::process::guest::Connections;
 use xen_driver::{Devices, Guest};
 use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
-use xenbus::bus::{DeviceEvent, News};
-use xenbus::negotiate::Limits;
+use xenbus::bus::{DeviceEvent, DeviceNews};
+use xenbus::negotiate::QueueLimits;
 use xenstore::{Event, Store};
 
 /// The longest time that a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// The limits of a disk: eight disks have room in one arena of 1024 pages.
 const DISK: Options =
-    Options { rings: Limits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
+    Options { rings: QueueLimits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
 /// The longest sleep; every event of interest ends it.
 const SLEEP: Duration = Duration::from_secs(3600);
 /// The watch on requests of the toolstack.
@@ -216,7 +216,7 @@ fn say(line: &str) {
 }
 
 /// Logs news of disks.
-fn tell(news: &News) {
+fn tell(news: &DeviceNews) {
     let name = vbd::name(news.id.devid);
     match &news.what {
         DeviceEvent::State(state @ (State::Connected | State::Closed)) => {

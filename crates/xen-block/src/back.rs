@@ -28,7 +28,7 @@ use xen_driver::backend::rings::{self, Entry, Rings};
 use xen_driver::backend::throttle::{self, Throttle};
 use xen_driver::backend::{self, Backend, Source, TurnOutcome};
 use xen_io::blkif::{Layout, RequestLimits, info, names};
-use xenbus::negotiate::Names;
+use xenbus::negotiate::QueueNames;
 use xenbus::{Device, Driver, Error, Progress};
 use xenstore::Client;
 
@@ -468,7 +468,7 @@ impl Driver for Back {
         if device.own(SERVER_GONE)?.is_some() {
             device.put(SERVER_GONE, 0);
         }
-        let queues = self.rings.connect(device, &Names::PLAIN, [entry(layout)])?;
+        let queues = self.rings.connect(device, &QueueNames::PLAIN, [entry(layout)])?;
         let connected = self.attach(device, disk, layout, queues)?;
         (self.away, self.announced_away) = (None, None);
         Self::describe(&connected, &self.platform.options, device);
@@ -492,7 +492,7 @@ impl Driver for Back {
             Err(error) => return Err(error),
         };
         let layout = layout(device)?;
-        let queues = self.rings.take_over(device, &Names::PLAIN, [entry(layout)])?;
+        let queues = self.rings.take_over(device, &QueueNames::PLAIN, [entry(layout)])?;
         let Some(queues) = queues else { return Ok(Progress::Pending) };
         let connected = self.attach(device, disk, layout, queues)?;
         self.away = None;

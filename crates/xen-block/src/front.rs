@@ -28,7 +28,7 @@ use xen_driver::frontend;
 use xen_driver::frontend::buffers::{Buffers, Trust};
 use xen_driver::frontend::rings;
 use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, info, names};
-use xenbus::negotiate::{self, Names};
+use xenbus::negotiate::{self, QueueNames};
 use xenbus::{Device, Driver, Error, Progress};
 
 pub use queue::{Completion, DiskRequest, Part, SubmitError};
@@ -38,7 +38,7 @@ pub use xen_driver::frontend::buffers::Buffer;
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The largest ring and the most queues; the backend may take less.
-    pub rings: negotiate::Limits,
+    pub rings: negotiate::QueueLimits,
     /// The most segments of a request; the backend may take less. At most 512.
     pub segments_max: u16,
     /// The number of buffers; fewer if the platform does not have that many grants left.
@@ -47,7 +47,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let rings = negotiate::Limits { order_max: 2, queues_max: 1 };
+        let rings = negotiate::QueueLimits { order_max: 2, queues_max: 1 };
         Self { rings, segments_max: 256, buffers: 512 }
     }
 }
@@ -374,7 +374,7 @@ impl Driver for Front {
         let (evtchn, grants) = (Rc::clone(&self.platform.evtchn), Rc::clone(&self.platform.grants));
         let platform = frontend::Platform { evtchn, grants };
         let entry = [self.layout.entry_bytes()];
-        let queues = rings::offer(&platform, device, &Names::PLAIN, limits, entry)?;
+        let queues = rings::offer(&platform, device, &QueueNames::PLAIN, limits, entry)?;
         let queue = |queue| Queue::new(queue, self.layout, device.peer());
         self.queues = queues.into_iter().map(queue).collect();
         device.put(names::PROTOCOL, self.layout.protocol());

@@ -9,7 +9,7 @@ use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::front::{DiskRequest, Part};
 use xen_io::blkif::Status;
-use xenbus::negotiate::Limits;
+use xenbus::negotiate::QueueLimits;
 use xenbus::{State, toolstack};
 
 /// 32 disks with the largest rings, each used once; the memory includes both ends and the rings.
@@ -32,7 +32,7 @@ fn memory_of_32_disks() {
     });
     let mut setup = Setup::new(open);
     setup.front.buffers = 16;
-    setup.front.rings = Limits { order_max: 4, queues_max: 1 };
+    setup.front.rings = QueueLimits { order_max: 4, queues_max: 1 };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let before = resident_kib();
     let ids = (1..32).map(|number| xenbus::Id { devid: ID.devid + number * 16, ..ID });

@@ -26,9 +26,9 @@ use crate::error::Error;
 use crate::path::Id;
 use crate::side::Side;
 use due::DueDevices;
-use end::{End, Subject};
-use nodes::Nodes;
-use slot::{BusContext, Slot};
+use end::{BusEnd, WatchSubject};
+use nodes::EndNodes;
+use slot::{BusContext, DeviceSlot};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
@@ -36,17 +36,17 @@ use xen::DomId;
 use xen_io::xenbus::State;
 use xenstore::{Client, Event};
 
-pub use news::{DeviceEvent, News};
+pub use news::{DeviceEvent, DeviceNews};
 
 /// One end of all devices of one kind in one domain.
 pub struct Bus<D> {
-    end: End,
+    end: BusEnd,
     make: Box<dyn FnMut(Id) -> D>,
     /// The only device that this is about, if it is not about all.
     only: Option<Id>,
-    slots: BTreeMap<Id, Slot<D>>,
+    slots: BTreeMap<Id, DeviceSlot<D>>,
     due: DueDevices,
-    news: Vec<News>,
+    news: Vec<DeviceNews>,
 }
 
 impl<D> fmt::Debug for Bus<D> {
@@ -68,7 +68,7 @@ impl<D: Driver> Bus<D> {
         kind: &str,
         make: impl FnMut(Id) -> D + 'static,
     ) -> Result<Self, Error> {
-        let end = End::new(side, domid, kind);
+        let end = BusEnd::new(side, domid, kind);
         end.watch(store)?;
         let (slots, due, news) = (BTreeMap::new(), DueDevices::default(), Vec::new());
         Ok(Self { end, make: Box::new(make), only: None, slots, due, news })
@@ -99,7 +99,7 @@ impl<D: Driver> Bus<D> {
 
     /// The driver of a device, for its rings.
     pub fn driver(&mut self, id: Id) -> Option<&mut D> {
-        self.slots.get_mut(&id).map(Slot::driver_mut)
+        self.slots.get_mut(&id).map(DeviceSlot::driver_mut)
     }
 
     /// All drivers, with their devices.
@@ -119,7 +119,7 @@ impl<D: Driver> Bus<D> {
     }
 
     /// Takes the news since the last call.
-    pub fn take_news(&mut self) -> Vec<News> {
+    pub fn take_news(&mut self) -> Vec<DeviceNews> {
         std::mem::take(&mut self.news)
     }
 
@@ -142,8 +142,8 @@ impl<D: Driver> Bus<D> {
     pub fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         match self.end.subject(event) {
             None => return Ok(false),
-            Some(Subject::Device(id)) => self.note_device(id),
-            Some(Subject::All) => self.scan(store)?,
+            Some(WatchSubject::Device(id)) => self.note_device(id),
+            Some(WatchSubject::All) => self.scan(store)?,
         }
         Ok(true)
     }
@@ -259,9 +259,10 @@ impl<D: Driver> Bus<D> {
     /// has its place, and the driver of the one before has still to give back what it holds.
     fn find(&mut self, store: &mut Client, id: Id) -> Result<Progress, Error> {
         let Self { end, make, slots, news, .. } = self;
-        let nodes = Nodes::read(store, end.side(), &end.device_path(id))?;
+        let nodes = EndNodes::read(store, end.side(), &end.device_path(id))?;
         let mut around = BusContext { store, end, make, news };
-        let is_another = |slot: &Slot<D>, nodes: &Nodes| slot.course().is_another(nodes.state);
+        let is_another =
+            |slot: &DeviceSlot<D>, nodes: &EndNodes| slot.course().is_another(nodes.state);
         let is_gone = match (slots.get_mut(&id), &nodes) {
             (Some(slot), Some(nodes)) if is_another(slot, nodes) => {
                 if slot.let_go(&mut around) == Progress::Pending {
@@ -278,7 +279,7 @@ impl<D: Driver> Bus<D> {
         match slots.entry(id) {
             Entry::Occupied(known) => known.into_mut().note(&nodes),
             Entry::Vacant(place) => {
-                if let Some(slot) = Slot::found(&mut around, id, nodes) {
+                if let Some(slot) = DeviceSlot::found(&mut around, id, nodes) {
                     place.insert(slot).begin(&mut around)?;
                 }
             }
@@ -291,7 +292,7 @@ impl<D: Driver> Bus<D> {
         &'a mut self,
         store: &'a mut Client,
         id: Id,
-    ) -> (Option<&'a mut Slot<D>>, BusContext<'a, D>) {
+    ) -> (Option<&'a mut DeviceSlot<D>>, BusContext<'a, D>) {
         let Self { end, make, slots, news, .. } = self;
         (slots.get_mut(&id), BusContext { store, end, make, news })
     }

@@ -22,14 +22,14 @@ pub const NUM_QUEUES: &str = "multi-queue-num-queues";
 
 /// The limits of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
+pub struct QueueLimits {
     /// Logarithm of the most pages of a ring; at most 4.
     pub order_max: u32,
     /// Most queues; at least 1.
     pub queues_max: u32,
 }
 
-impl Limits {
+impl QueueLimits {
     /// One ring of one page and one queue, which every peer supports and which holds if no node
     /// says more.
     pub const PLAIN: Self = Self { order_max: 0, queues_max: 1 };
@@ -59,7 +59,7 @@ impl Limits {
 
 /// The names that a device type has for the rings and event channels of one queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Names<const RINGS: usize, const CHANNELS: usize> {
+pub struct QueueNames<const RINGS: usize, const CHANNELS: usize> {
     /// The node of each ring's grants: `ring-ref`; of a vif `tx-ring-ref` and `rx-ring-ref`. A ring of several pages
     /// has the number of each behind its name.
     pub rings: [&'static str; RINGS],
@@ -68,7 +68,7 @@ pub struct Names<const RINGS: usize, const CHANNELS: usize> {
     pub channels: [&'static str; CHANNELS],
 }
 
-impl Names<1, 1> {
+impl QueueNames<1, 1> {
     /// One ring and one event channel, as a vbd has them.
     pub const PLAIN: Self = Self { rings: ["ring-ref"], channels: ["event-channel"] };
 }
@@ -87,7 +87,7 @@ fn place(number: u32, count: u32) -> String {
     if count > 1 { format!("queue-{number}/") } else { String::new() }
 }
 
-impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
+impl<const RINGS: usize, const CHANNELS: usize> QueueNames<RINGS, CHANNELS> {
     /// Writes the frontend's rings and ports of all queues, for
     /// [`Driver::open`](crate::Driver::open). All rings have the same number of pages.
     pub fn put(&self, device: &mut Device<'_>, queues: &[Queue<RINGS, CHANNELS>]) {
@@ -133,7 +133,7 @@ impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
     pub fn queues(
         &self,
         device: &mut Device<'_>,
-        limits: Limits,
+        limits: QueueLimits,
     ) -> Result<Vec<Queue<RINGS, CHANNELS>>, Error> {
         let count = device.their_number::<u32>(NUM_QUEUES)?.unwrap_or(1);
         if count == 0 || count > limits.queues_max {
@@ -147,16 +147,16 @@ impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
     /// The rings, of one page each, and the ports that belong to no queue.
     ///
     /// # Errors
-    /// As [`Names::queues`].
+    /// As [`QueueNames::queues`].
     pub fn shared(&self, device: &mut Device<'_>) -> Result<Queue<RINGS, CHANNELS>, Error> {
-        self.one(device, "", Pages::Unsaid)
+        self.one(device, "", RingSize::Unsaid)
     }
 
     fn one(
         &self,
         device: &mut Device<'_>,
         at: &str,
-        pages: Pages,
+        pages: RingSize,
     ) -> Result<Queue<RINGS, CHANNELS>, Error> {
         let (mut rings, mut ports) = ([const { Vec::new() }; RINGS], [Port(0); CHANNELS]);
         for (ring, name) in rings.iter_mut().zip(self.rings) {
@@ -170,18 +170,18 @@ impl<const RINGS: usize, const CHANNELS: usize> Names<RINGS, CHANNELS> {
 }
 
 /// Returns the number of pages of each ring.
-fn ring_pages(device: &mut Device<'_>, limits: Limits) -> Result<Pages, Error> {
+fn ring_pages(device: &mut Device<'_>, limits: QueueLimits) -> Result<RingSize, Error> {
     let wanted = "a power of two of pages, at most what max-ring-page-order says";
     let most = 1_u32 << limits.order_max.min(31);
     let (name, pages) = match device.their_number::<u32>(RING_PAGE_ORDER)? {
         Some(order) => (RING_PAGE_ORDER, 1_u32.checked_shl(order)),
         None => match device.their_number::<u32>(NUM_RING_PAGES)? {
             Some(pages) => (NUM_RING_PAGES, Some(pages)),
-            None => return Ok(Pages::Unsaid),
+            None => return Ok(RingSize::Unsaid),
         },
     };
     match pages {
-        Some(pages) if pages.is_power_of_two() && pages <= most => Ok(Pages::Said(pages)),
+        Some(pages) if pages.is_power_of_two() && pages <= most => Ok(RingSize::Said(pages)),
         _ => {
             let value = device.theirs(name)?.unwrap_or_default();
             Err(device.bad(name, &value, wanted))
@@ -191,17 +191,17 @@ fn ring_pages(device: &mut Device<'_>, limits: Limits) -> Result<Pages, Error> {
 
 /// The size of the rings in the frontend's nodes.
 #[derive(Clone, Copy)]
-enum Pages {
+enum RingSize {
     /// No such node: one page, and the name of its node has no number.
     Unsaid,
     /// The number of pages. If it is one, the name of its node may have a number.
     Said(u32),
 }
 
-fn ring_refs(device: &mut Device<'_>, name: &str, pages: Pages) -> Result<Vec<GrantRef>, Error> {
+fn ring_refs(device: &mut Device<'_>, name: &str, pages: RingSize) -> Result<Vec<GrantRef>, Error> {
     let count = match pages {
-        Pages::Unsaid => return Ok(vec![GrantRef(device.their_needed(name)?)]),
-        Pages::Said(count) => count,
+        RingSize::Unsaid => return Ok(vec![GrantRef(device.their_needed(name)?)]),
+        RingSize::Said(count) => count,
     };
     if count == 1
         && let Some(grant) = device.their_number(name)?

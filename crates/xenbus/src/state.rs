@@ -7,15 +7,15 @@
 //!
 //! | letter | action |
 //! |---|---|
-//! | `.` | [`Action::Stay`] |
-//! | `O` | [`Action::Open`] |
-//! | `N` | [`Action::Connect`] |
-//! | `F` | [`Action::Refresh`] |
-//! | `G`, `H`, `B` | [`Action::Reconfigure`], to Reconfiguring, to Reconfigured, back to Connected |
-//! | `C` | [`Action::Close`] |
-//! | `D` | [`Action::Release`] |
-//! | `A` | [`Action::Restart`] |
-//! | `R` | [`Action::Remove`] |
+//! | `.` | [`EndAction::Stay`] |
+//! | `O` | [`EndAction::Open`] |
+//! | `N` | [`EndAction::Connect`] |
+//! | `F` | [`EndAction::Refresh`] |
+//! | `G`, `H`, `B` | [`EndAction::Reconfigure`], to Reconfiguring, to Reconfigured, back to Connected |
+//! | `C` | [`EndAction::Close`] |
+//! | `D` | [`EndAction::Release`] |
+//! | `A` | [`EndAction::Restart`] |
+//! | `R` | [`EndAction::Remove`] |
 //! | `X` | [`IllegalMove`] |
 //!
 //! Some cells say more than they show:
@@ -40,14 +40,14 @@ use xen_io::xenbus::State;
 
 /// The known state of the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Peer {
+pub enum PeerState {
     /// Its node is not there: the device was taken away from it, or its domain is dead.
     Gone,
     /// The value of its `state` node; [`State::Unknown`] for garbage.
     Is(State),
 }
 
-impl Peer {
+impl PeerState {
     /// True where a frontend has rings that a backend may use.
     #[must_use]
     pub fn has_rings(self) -> bool {
@@ -68,7 +68,7 @@ pub enum DeviceUse {
 
 /// The next action of an end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
+pub enum EndAction {
     /// Do nothing until something changes.
     Stay,
     /// Write the nodes that the peer needs: a backend its features (then InitWait), a frontend its
@@ -112,10 +112,10 @@ impl fmt::Display for IllegalMove {
 
 impl std::error::Error for IllegalMove {}
 
-type Table = [&'static [u8; 9]; 9];
+type ActionTable = [&'static [u8; 9]; 9];
 
 /// A backend whose device is wanted.
-const BACKEND: Table = [
+const BACKEND: ActionTable = [
     //012345678
     b".........", // 0 Unknown
     b"OOOOOOOOO", // 1 Initialising
@@ -129,7 +129,7 @@ const BACKEND: Table = [
 ];
 
 /// A backend whose device goes.
-const BACKEND_LEAVING: Table = [
+const BACKEND_LEAVING: ActionTable = [
     //012345678
     b"RRRRRRRRR", // 0 Unknown
     b"DDDCCCDCC", // 1 Initialising
@@ -143,7 +143,7 @@ const BACKEND_LEAVING: Table = [
 ];
 
 /// A frontend whose device is wanted.
-const FRONTEND: Table = [
+const FRONTEND: ActionTable = [
     //012345678
     b".........", // 0 Unknown
     b"X.OOC..CC", // 1 Initialising
@@ -157,7 +157,7 @@ const FRONTEND: Table = [
 ];
 
 /// A frontend whose device goes.
-const FRONTEND_LEAVING: Table = [
+const FRONTEND_LEAVING: ActionTable = [
     //012345678
     b"RRRRRRRRR", // 0 Unknown
     b"DDDDDDDDD", // 1 Initialising
@@ -177,10 +177,10 @@ const FRONTEND_LEAVING: Table = [
 pub fn react(
     side: Side,
     own: State,
-    peer: Peer,
+    peer: PeerState,
     standing: DeviceUse,
-) -> Result<Action, IllegalMove> {
-    let Peer::Is(peer) = peer else { return Ok(alone(own, standing)) };
+) -> Result<EndAction, IllegalMove> {
+    let PeerState::Is(peer) = peer else { return Ok(alone(own, standing)) };
     let table = match (side, standing) {
         (Side::Backend, DeviceUse::Wanted) => &BACKEND,
         (Side::Backend, DeviceUse::Leaving) => &BACKEND_LEAVING,
@@ -188,26 +188,26 @@ pub fn react(
         (Side::Frontend, DeviceUse::Leaving) => &FRONTEND_LEAVING,
     };
     Ok(match table[own as usize][peer as usize] {
-        b'O' => Action::Open,
-        b'N' => Action::Connect,
-        b'F' => Action::Refresh,
-        b'G' => Action::Reconfigure(State::Reconfiguring),
-        b'H' => Action::Reconfigure(State::Reconfigured),
-        b'B' => Action::Reconfigure(State::Connected),
-        b'C' => Action::Close,
-        b'D' => Action::Release,
-        b'A' => Action::Restart,
-        b'R' => Action::Remove,
-        b'.' => Action::Stay,
+        b'O' => EndAction::Open,
+        b'N' => EndAction::Connect,
+        b'F' => EndAction::Refresh,
+        b'G' => EndAction::Reconfigure(State::Reconfiguring),
+        b'H' => EndAction::Reconfigure(State::Reconfigured),
+        b'B' => EndAction::Reconfigure(State::Connected),
+        b'C' => EndAction::Close,
+        b'D' => EndAction::Release,
+        b'A' => EndAction::Restart,
+        b'R' => EndAction::Remove,
+        b'.' => EndAction::Stay,
         _ => return Err(IllegalMove { side, own, peer }),
     })
 }
 
 /// Returns the action of an end without a peer.
-fn alone(own: State, standing: DeviceUse) -> Action {
+fn alone(own: State, standing: DeviceUse) -> EndAction {
     match (own, standing) {
-        (State::Unknown | State::Closed, DeviceUse::Wanted) => Action::Stay,
-        (State::Unknown | State::Closed, DeviceUse::Leaving) => Action::Remove,
-        _ => Action::Release,
+        (State::Unknown | State::Closed, DeviceUse::Wanted) => EndAction::Stay,
+        (State::Unknown | State::Closed, DeviceUse::Leaving) => EndAction::Remove,
+        _ => EndAction::Release,
     }
 }

@@ -65,7 +65,7 @@ fn perms(owner: DomId, reader: DomId) -> [Perm; 2] {
 
 /// The outcome of adding a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Added {
+pub enum AddOutcome {
     /// The device was added.
     New,
     /// A device of its number was there already, and is unchanged.
@@ -79,7 +79,7 @@ pub enum Added {
 /// # Errors
 /// [`Error::Store`].
 pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
-    let nodes = Nodes::of(device);
+    let nodes = DeviceNodes::of(device);
     Ok(store.transaction(|tx| nodes.write(tx))?)
 }
 
@@ -89,22 +89,22 @@ pub fn add(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Store`].
-pub fn add_new(store: &mut Client, device: &NewDevice) -> Result<Added, Error> {
-    let nodes = Nodes::of(device);
+pub fn add_new(store: &mut Client, device: &NewDevice) -> Result<AddOutcome, Error> {
+    let nodes = DeviceNodes::of(device);
     Ok(store.transaction(|tx| {
         if tx.exists(&nodes.front)? || tx.exists(&nodes.back)? {
-            return Ok(Added::WasThere);
+            return Ok(AddOutcome::WasThere);
         }
         let frontend = device.id.frontend;
         if frontend != DomId::DOM0 && !tx.exists(path::home(frontend))? {
-            return Ok(Added::NoDomain);
+            return Ok(AddOutcome::NoDomain);
         }
-        nodes.write(tx).map(|()| Added::New)
+        nodes.write(tx).map(|()| AddOutcome::New)
     })?)
 }
 
 /// All nodes of a device.
-struct Nodes<'a> {
+struct DeviceNodes<'a> {
     device: &'a NewDevice,
     libxl: String,
     front: String,
@@ -113,7 +113,7 @@ struct Nodes<'a> {
     back_nodes: Vec<(String, String)>,
 }
 
-impl<'a> Nodes<'a> {
+impl<'a> DeviceNodes<'a> {
     fn of(device: &'a NewDevice) -> Self {
         let pair = |name: &str, value: &dyn ToString| (name.to_owned(), value.to_string());
         let mut front_nodes = vec![pair("backend-id", &device.backend), pair("state", &1)];

@@ -9,7 +9,7 @@ use crate::{Error, text};
 use std::time::Duration;
 use xen::DomId;
 use xen_io::xenbus::State;
-use xenbus::toolstack::{self, Added};
+use xenbus::toolstack::{self, AddOutcome};
 use xenstore::{Client, Store};
 
 /// Longest time that a guest whose ring cannot be used may take to end, so that its end is the cause.
@@ -25,13 +25,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 pub fn add(store: &mut Client, device: &Device) -> Result<(), Error> {
     let domid = device.domid();
     match toolstack::add_new(store, device.nodes())? {
-        Added::New => Ok(()),
-        Added::WasThere => Err(Error::Refused(format!(
+        AddOutcome::New => Ok(()),
+        AddOutcome::WasThere => Err(Error::Refused(format!(
             "domain {domid} has a {} already{}",
             device.words(),
             device.advice()
         ))),
-        Added::NoDomain => Err(Error::destroyed(format!("domain {domid}"))),
+        AddOutcome::NoDomain => Err(Error::destroyed(format!("domain {domid}"))),
     }
 }
 

@@ -13,7 +13,7 @@ use xen_driver::Devices;
 use xen_driver::frontend::{self, guest};
 use xen_driver::process::guest::Connections;
 use xen_io::blkif::Status;
-use xenbus::bus::{DeviceEvent, News};
+use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::{Client, Event};
 
@@ -205,7 +205,7 @@ impl Devices for Disk {
         self.bus.look_next(store)
     }
 
-    fn take_news(&mut self) -> Vec<News> {
+    fn take_news(&mut self) -> Vec<DeviceNews> {
         self.bus.take_news()
     }
 

@@ -34,7 +34,7 @@ use std::rc::Rc;
 use xen::DomId;
 use xen_driver::Devices;
 use xen_driver::frontend::{self, guest};
-use xenbus::bus::{DeviceEvent, News};
+use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Error, Id, Side, State};
 use xenstore::{Client, Event};
 
@@ -89,7 +89,7 @@ impl Disks {
 
     /// Adds and removes files and sockets along with their devices. A socket that cannot be made is
     /// missing for the programs that need it, and harms nothing else.
-    fn update_interfaces(&mut self, news: &News) -> Option<News> {
+    fn update_interfaces(&mut self, news: &DeviceNews) -> Option<DeviceNews> {
         let devid = news.id.devid;
         match news.what {
             DeviceEvent::State(State::Connected) => {
@@ -105,7 +105,7 @@ impl Disks {
                         Ok(export) => drop(self.exports.insert(devid, export)),
                         Err(error) => {
                             let why = format!("no NBD server at {}: {error}", path.display());
-                            return Some(News {
+                            return Some(DeviceNews {
                                 id: news.id,
                                 what: DeviceEvent::Error(Error::Driver(why)),
                             });
@@ -134,7 +134,7 @@ impl Devices for Disks {
         self.bus.look_next(store)
     }
 
-    fn take_news(&mut self) -> Vec<News> {
+    fn take_news(&mut self) -> Vec<DeviceNews> {
         let mut all = Vec::new();
         for news in self.bus.take_news() {
             let failed = self.update_interfaces(&news);

@@ -15,7 +15,7 @@ use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
 use xen_block::front::{DiskRequest, Offer, Part};
 use xen_driver::backend::{rings, throttle};
 use xen_io::blkif::{Layout, Status};
-use xenbus::negotiate::Limits;
+use xenbus::negotiate::QueueLimits;
 use xenbus::{State, toolstack};
 use xenstore::Store;
 
@@ -73,7 +73,7 @@ impl Drop for TemporaryFile {
 
 #[test]
 fn what_is_read_is_what_was_written() {
-    let rings = |order_max, queues_max| Limits { order_max, queues_max };
+    let rings = |order_max, queues_max| QueueLimits { order_max, queues_max };
     for (what, layout, rings, segments_max) in [
         ("plain", Layout::X86_64, rings(0, 1), 11),
         ("32-bit", Layout::X86_32, rings(0, 1), 11),
@@ -105,7 +105,7 @@ fn what_is_read_is_what_was_written() {
 fn every_queue_is_served() {
     let (_, open) = memory(Memory::new(8192));
     let mut setup = Setup::new(open);
-    setup.front.rings = Limits { order_max: 0, queues_max: 4 };
+    setup.front.rings = QueueLimits { order_max: 0, queues_max: 4 };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let buffers = scene.buffers(4);
     for (queue, buffer) in buffers.iter().enumerate() {
@@ -459,7 +459,7 @@ fn requests_under_way_survive_a_suspend() {
     let again = disk.clone();
     let open: Box<OpenDisk> = Box::new(move |_| Ok(Box::new(again.clone())));
     let smaller = back::Options {
-        rings: rings::Options { limits: Limits::PLAIN, ..rings::Options::default() },
+        rings: rings::Options { limits: QueueLimits::PLAIN, ..rings::Options::default() },
         indirect_segments_max: 0,
         ..back::Options::default()
     };

@@ -157,7 +157,7 @@ impl Guest {
         Self { store, bus, evtchn }
     }
 
-    fn turn(&mut self) -> Vec<xenbus::bus::News> {
+    fn turn(&mut self) -> Vec<xenbus::bus::DeviceNews> {
         while let Some(event) = self.store.poll_event().unwrap() {
             self.bus.take(&mut self.store, &event).unwrap();
         }

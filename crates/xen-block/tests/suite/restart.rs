@@ -112,7 +112,7 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
     let folder = Folder::new("killed");
     let killable = KillableServer::new(&folder);
     let mut setup = killable.setup();
-    setup.front.rings = xenbus::negotiate::Limits { order_max: 1, queues_max: 2 };
+    setup.front.rings = xenbus::negotiate::QueueLimits { order_max: 1, queues_max: 2 };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let (front, back) = (device().frontend_path(), device().backend_path());
     for path in [&front, &back] {

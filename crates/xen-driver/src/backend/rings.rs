@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use xen::gnttab::PageAccess;
 use xen::{DomId, GrantRef};
 use xen_io::ring::{BackRing, Position, RingError, entry_count};
-use xenbus::negotiate::{self, Limits, Names};
+use xenbus::negotiate::{self, QueueLimits, QueueNames};
 use xenbus::{Device, Error, Progress};
 
 /// The time for which a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
@@ -28,7 +28,7 @@ const BOUND_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Largest ring and most queues.
-    pub limits: Limits,
+    pub limits: QueueLimits,
     /// Most connects of a frontend, and the time within which they are counted: for what is more it waits. Each time its
     /// pages are mapped anew, and more is done, by device type.
     pub connects_max: (u32, Duration),
@@ -40,7 +40,7 @@ pub struct Options {
 impl Default for Options {
     /// Rings of 16 pages, 4 queues, 16 connects in 10 s; no record.
     fn default() -> Self {
-        let limits = Limits { order_max: 4, queues_max: 4 };
+        let limits = QueueLimits { order_max: 4, queues_max: 4 };
         Self { limits, connects_max: (16, Duration::from_secs(10)), record_dir: None }
     }
 }
@@ -115,7 +115,7 @@ enum AttachMode {
 
 /// The names that a frontend has for a queue, and the entries of its rings.
 struct Plan<'n, const RINGS: usize, const CHANNELS: usize> {
-    names: &'n Names<RINGS, CHANNELS>,
+    names: &'n QueueNames<RINGS, CHANNELS>,
     entries: [Entry; RINGS],
 }
 
@@ -127,9 +127,9 @@ impl Rings {
         Self { platform, options, connects, bound_since, record, how: AttachMode::Fresh }
     }
 
-    /// Limits of the rings, for [`Limits::put`].
+    /// Limits of the rings, for [`QueueLimits::put`].
     #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> QueueLimits {
         self.options.limits
     }
 
@@ -155,7 +155,7 @@ impl Rings {
     pub fn connect<const R: usize, const C: usize>(
         &mut self,
         device: &mut Device<'_>,
-        names: &Names<R, C>,
+        names: &QueueNames<R, C>,
         entries: [Entry; R],
     ) -> Result<Vec<Queue<R, C>>, Error> {
         self.connects.push_back(Instant::now());
@@ -175,7 +175,7 @@ impl Rings {
     pub fn take_over<const R: usize, const C: usize>(
         &mut self,
         device: &mut Device<'_>,
-        names: &Names<R, C>,
+        names: &QueueNames<R, C>,
         entries: [Entry; R],
     ) -> Result<Option<Vec<Queue<R, C>>>, Error> {
         match self.attach(device, &Plan { names, entries }, AttachMode::TakeOver) {

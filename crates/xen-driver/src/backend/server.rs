@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
-use xenbus::bus::News;
+use xenbus::bus::DeviceNews;
 use xenbus::{Bus, Error, Id, Side};
 use xenstore::Client;
 
@@ -113,7 +113,7 @@ impl<B: Backend> Server<B> {
     ///
     /// # Errors
     /// The store or the event channels are gone. What goes wrong with one device ends that device.
-    pub fn turn(&mut self, timeout: Duration) -> Result<Vec<News>, Error> {
+    pub fn turn(&mut self, timeout: Duration) -> Result<Vec<DeviceNews>, Error> {
         let now = self.now();
         if self.asked_store {
             self.take_store_events()?;

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Duration;
 use xen::evtchn::EventChannels;
-use xenbus::bus::News;
+use xenbus::bus::DeviceNews;
 use xenbus::{Bus, Driver, Error};
 use xenstore::{Client, Event};
 
@@ -49,7 +49,7 @@ pub trait Devices {
     fn look_next(&mut self, store: &mut Client) -> Result<bool, Error>;
 
     /// Events of devices since this was last called.
-    fn take_news(&mut self) -> Vec<News>;
+    fn take_news(&mut self) -> Vec<DeviceNews>;
 
     /// Works for each device; how much there was to do.
     ///
@@ -78,7 +78,7 @@ impl<F: Frontend> Devices for Bus<F> {
         Bus::look_next(self, store)
     }
 
-    fn take_news(&mut self) -> Vec<News> {
+    fn take_news(&mut self) -> Vec<DeviceNews> {
         Bus::take_news(self)
     }
 
@@ -135,7 +135,7 @@ impl fmt::Debug for Guest {
 #[derive(Debug, Default)]
 pub struct Turn {
     /// Events of devices, with the place of their kind among those of the turn.
-    pub news: Vec<(usize, News)>,
+    pub news: Vec<(usize, DeviceNews)>,
     /// Watch events that are not of the devices.
     pub events: Vec<Event>,
 }

@@ -4,7 +4,7 @@ use super::Platform;
 use crate::channel::Channel;
 use xen::gnttab::{OfferedPage, PageAccess};
 use xen_io::ring::FrontRing;
-use xenbus::negotiate::{self, Limits, Names};
+use xenbus::negotiate::{self, QueueLimits, QueueNames};
 use xenbus::{Device, Error};
 
 /// One queue of a device: its rings, and the event channels beside them.
@@ -24,8 +24,8 @@ pub struct Queue<const RINGS: usize, const CHANNELS: usize> {
 pub fn offer<const R: usize, const C: usize>(
     platform: &Platform,
     device: &mut Device<'_>,
-    names: &Names<R, C>,
-    limits: Limits,
+    names: &QueueNames<R, C>,
+    limits: QueueLimits,
     entry_bytes: [usize; R],
 ) -> Result<Vec<Queue<R, C>>, Error> {
     let queues = (0..limits.queues_max).map(|_| queue(platform, device, limits, entry_bytes));
@@ -41,7 +41,7 @@ pub fn offer<const R: usize, const C: usize>(
 fn queue<const R: usize, const C: usize>(
     platform: &Platform,
     device: &Device<'_>,
-    limits: Limits,
+    limits: QueueLimits,
     entry_bytes: [usize; R],
 ) -> Result<Queue<R, C>, Error> {
     let mut rings = Vec::with_capacity(R);

@@ -5,7 +5,7 @@ use super::report::say;
 use crate::backend::{Backend, Server};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use xenbus::bus::{DeviceEvent, News};
+use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Id, State};
 
 /// Most lines that the log has of one device in [`A_MINUTE`].
@@ -76,7 +76,12 @@ impl Log {
     }
 
     /// Tells what has happened to a device.
-    pub(super) fn tell<B: Backend>(&mut self, server: &mut Server<B>, kinds: &[&str], news: &News) {
+    pub(super) fn tell<B: Backend>(
+        &mut self,
+        server: &mut Server<B>,
+        kinds: &[&str],
+        news: &DeviceNews,
+    ) {
         let id = news.id;
         let allowed = self.allows(id);
         if matches!(news.what, DeviceEvent::Removed) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use xen::Port;
 use xen_driver::backend::rings::{Queue, Rings};
 use xen_driver::backend::{Backend, TurnOutcome};
-use xenbus::negotiate::Names;
+use xenbus::negotiate::QueueNames;
 use xenbus::{Device, Driver, Error, Progress};
 
 pub(crate) struct Back {
@@ -39,12 +39,12 @@ impl Driver for Back {
         if !self.rings.may_connect(device)? {
             return Ok(Progress::Pending);
         }
-        self.queue = self.rings.connect(device, &Names::PLAIN, [ENTRY])?.pop();
+        self.queue = self.rings.connect(device, &QueueNames::PLAIN, [ENTRY])?.pop();
         Ok(Progress::Done)
     }
 
     fn reattach(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
-        let queues = self.rings.take_over(device, &Names::PLAIN, [ENTRY])?;
+        let queues = self.rings.take_over(device, &QueueNames::PLAIN, [ENTRY])?;
         let Some(mut queue) = queues.into_iter().flatten().next() else {
             return Ok(Progress::Pending);
         };

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use xen_driver::Channel;
 use xen_driver::frontend::rings::{Queue, offer};
 use xen_driver::frontend::{Frontend, Platform, ring};
-use xenbus::negotiate::{Limits, Names};
+use xenbus::negotiate::{QueueLimits, QueueNames};
 use xenbus::{Device, Driver, Error, Progress};
 
 pub(crate) struct Front {
@@ -26,7 +26,7 @@ impl Front {
 impl Driver for Front {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         let sizes = [ENTRY.bytes];
-        let queues = offer(&self.platform, device, &Names::PLAIN, Limits::PLAIN, sizes)?;
+        let queues = offer(&self.platform, device, &QueueNames::PLAIN, QueueLimits::PLAIN, sizes)?;
         let ends = |Queue { rings: [ring], channels: [channel] }| (ring::Ring::new(ring), channel);
         self.queue = queues.into_iter().map(ends).next();
         Ok(Progress::Done)

@@ -1,7 +1,7 @@
 //! The course of one device at one end: its progress and its next step. It knows no store.
 
 use crate::side::Side;
-use crate::state::{Action, DeviceUse, IllegalMove, Peer, react};
+use crate::state::{DeviceUse, EndAction, IllegalMove, PeerState, react};
 use xen_io::xenbus::State;
 
 /// The most times that a peer may begin anew without being connected in between.
@@ -27,11 +27,11 @@ pub(super) struct Course {
 
 /// The next step of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(super) enum CourseStep {
     /// Take over the connection of a process that has ended.
     Adopt,
     /// An action of the tables.
-    Act(Action),
+    Act(EndAction),
 }
 
 impl Course {
@@ -127,20 +127,20 @@ impl Course {
     }
 
     /// The next step, with the peer as it is.
-    pub(super) fn next(&mut self, peer: Peer) -> Result<Step, IllegalMove> {
+    pub(super) fn next(&mut self, peer: PeerState) -> Result<CourseStep, IllegalMove> {
         // While its driver waits for something the peer may have left: nothing is to be taken over then.
         let is_left = self.waits && !peer.has_rings();
         if self.orphan && self.standing == DeviceUse::Wanted && !is_left {
-            return Ok(Step::Adopt);
+            return Ok(CourseStep::Adopt);
         }
         self.waits = false;
         self.orphan = self.orphan && !is_left;
         let action = react(self.side, self.own, peer, self.standing)?;
-        if !matches!(action, Action::Stay | Action::Refresh | Action::Close) {
+        if !matches!(action, EndAction::Stay | EndAction::Refresh | EndAction::Close) {
             self.refreshed = false;
             self.complained = None;
         }
-        Ok(Step::Act(action))
+        Ok(CourseStep::Act(action))
     }
 
     /// Notes that the driver may hold resources of the peer.
@@ -218,21 +218,29 @@ mod tests {
         }
         let mut course = found(Side::Backend, Connected);
         assert!(course.is_held());
-        assert_eq!(course.next(Peer::Is(Connected)), Ok(Step::Adopt));
+        assert_eq!(course.next(PeerState::Is(Connected)), Ok(CourseStep::Adopt));
         course.end_adoption();
-        assert_eq!(course.next(Peer::Is(Connected)), Ok(Step::Act(Action::Stay)));
+        assert_eq!(course.next(PeerState::Is(Connected)), Ok(CourseStep::Act(EndAction::Stay)));
     }
 
     #[test]
     fn nothing_is_taken_over_from_a_peer_that_has_left_meanwhile() {
         let mut course = found(Side::Backend, Connected);
         course.wait();
-        assert_eq!(course.next(Peer::Is(Connected)), Ok(Step::Adopt));
-        assert_eq!(course.next(Peer::Gone), Ok(Step::Act(Action::Release)));
+        assert_eq!(course.next(PeerState::Is(Connected)), Ok(CourseStep::Adopt));
+        assert_eq!(course.next(PeerState::Gone), Ok(CourseStep::Act(EndAction::Release)));
         assert!(!course.waits());
-        assert_eq!(course.next(Peer::Is(Connected)), Ok(Step::Act(Action::Stay)), "no orphan");
+        assert_eq!(
+            course.next(PeerState::Is(Connected)),
+            Ok(CourseStep::Act(EndAction::Stay)),
+            "no orphan"
+        );
         let mut course = Course::found(Side::Backend, Connected, false).unwrap();
-        assert_eq!(course.next(Peer::Is(Connected)), Ok(Step::Act(Action::Close)), "not wanted");
+        assert_eq!(
+            course.next(PeerState::Is(Connected)),
+            Ok(CourseStep::Act(EndAction::Close)),
+            "not wanted"
+        );
     }
 
     #[test]
@@ -280,8 +288,8 @@ mod tests {
         let mut course = found(Side::Backend, Connected);
         course.enter(Closed);
         course.note(Closing, false);
-        for peer in [Peer::Gone, Peer::Is(Initialising), Peer::Is(Closed)] {
-            assert_eq!(course.next(peer), Ok(Step::Act(Action::Release)));
+        for peer in [PeerState::Gone, PeerState::Is(Initialising), PeerState::Is(Closed)] {
+            assert_eq!(course.next(peer), Ok(CourseStep::Act(EndAction::Release)));
         }
     }
 
@@ -290,11 +298,11 @@ mod tests {
         let mut course = found(Side::Frontend, Connected);
         assert!(course.take_complaint(Closing));
         assert!(!course.take_complaint(Closing));
-        assert_eq!(course.next(Peer::Is(Connected)), Ok(Step::Act(Action::Refresh)));
+        assert_eq!(course.next(PeerState::Is(Connected)), Ok(CourseStep::Act(EndAction::Refresh)));
         assert!(!course.take_complaint(Closing));
         assert_eq!(
-            course.next(Peer::Is(Reconfiguring)),
-            Ok(Step::Act(Action::Reconfigure(Reconfiguring)))
+            course.next(PeerState::Is(Reconfiguring)),
+            Ok(CourseStep::Act(EndAction::Reconfigure(Reconfiguring)))
         );
         assert!(course.take_complaint(Closing));
     }

@@ -8,7 +8,7 @@ use xenstore::{Client, Event, Store};
 use xenstore_core::wire;
 
 /// One end of all devices of one kind in one domain.
-pub(super) struct End {
+pub(super) struct BusEnd {
     side: Side,
     domid: DomId,
     kind: String,
@@ -17,14 +17,14 @@ pub(super) struct End {
 
 /// The part of an end that a watch event is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Subject {
+pub(super) enum WatchSubject {
     /// All devices: some may have come or gone.
     All,
     /// One device.
     Device(Id),
 }
 
-impl End {
+impl BusEnd {
     pub(super) fn new(side: Side, domid: DomId, kind: &str) -> Self {
         Self { side, domid, kind: kind.into(), root: path::root(side, domid, kind) }
     }
@@ -103,15 +103,15 @@ impl End {
     }
 
     /// The subject of a watch event; `None` where the watch is not this end's.
-    pub(super) fn subject(&self, event: &Event) -> Option<Subject> {
+    pub(super) fn subject(&self, event: &Event) -> Option<WatchSubject> {
         let rest = event.token.strip_prefix(self.token(None).as_bytes())?;
         if rest.is_empty() {
             let device = self.device_at(&event.path);
-            return Some(device.map_or(Subject::All, Subject::Device));
+            return Some(device.map_or(WatchSubject::All, WatchSubject::Device));
         }
         let mut numbers = rest.strip_prefix(b":")?.split(|byte| *byte == b'/');
         let frontend = DomId(path::number(numbers.next()?)?);
-        Some(Subject::Device(Id { frontend, devid: path::number(numbers.next()?)? }))
+        Some(WatchSubject::Device(Id { frontend, devid: path::number(numbers.next()?)? }))
     }
 
     /// `xenbus:backend/vbd`, with `:3/51712` behind it for the watch of one peer.
@@ -135,20 +135,20 @@ mod tests {
 
     const ID: Id = Id { frontend: DomId(3), devid: 51712 };
 
-    fn subject(end: &End, token: &str, path: &str) -> Option<Subject> {
+    fn subject(end: &BusEnd, token: &str, path: &str) -> Option<WatchSubject> {
         end.subject(&Event { path: path.into(), token: token.into() })
     }
 
     #[test]
     fn an_event_is_about_a_device_or_about_all() {
-        let end = End::new(Side::Backend, DomId::DOM0, "vbd");
+        let end = BusEnd::new(Side::Backend, DomId::DOM0, "vbd");
         let root = "/local/domain/0/backend/vbd";
         let own = |path: &str| subject(&end, "xenbus:backend/vbd", &format!("{root}{path}"));
-        assert_eq!(own(""), Some(Subject::All));
-        assert_eq!(own("/3"), Some(Subject::All));
-        assert_eq!(own("/3/51712/state"), Some(Subject::Device(ID)));
+        assert_eq!(own(""), Some(WatchSubject::All));
+        assert_eq!(own("/3"), Some(WatchSubject::All));
+        assert_eq!(own("/3/51712/state"), Some(WatchSubject::Device(ID)));
         let peer = |token: &str| subject(&end, token, "/local/domain/3/device/vbd/51712/state");
-        assert_eq!(peer(&end.token(Some(ID))), Some(Subject::Device(ID)));
+        assert_eq!(peer(&end.token(Some(ID))), Some(WatchSubject::Device(ID)));
         for not_ours in [
             "",
             "xenbus:frontend/vbd",
@@ -162,9 +162,9 @@ mod tests {
 
     #[test]
     fn each_side_has_its_own_paths() {
-        let backend = End::new(Side::Backend, DomId(1), "vbd");
+        let backend = BusEnd::new(Side::Backend, DomId(1), "vbd");
         assert_eq!(backend.device_path(ID), "/local/domain/1/backend/vbd/3/51712");
-        let frontend = End::new(Side::Frontend, DomId(3), "vbd");
+        let frontend = BusEnd::new(Side::Frontend, DomId(3), "vbd");
         assert_eq!(frontend.device_path(ID), "/local/domain/3/device/vbd/51712");
         assert_eq!(frontend.root(), "/local/domain/3/device/vbd");
     }

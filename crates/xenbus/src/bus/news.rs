@@ -6,7 +6,7 @@ use xen_io::xenbus::State;
 
 /// Something that happened to a device, for the log and for whoever waits.
 #[derive(Debug)]
-pub struct News {
+pub struct DeviceNews {
     /// Which device.
     pub id: Id,
     /// The event.

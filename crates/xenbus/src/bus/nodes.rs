@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::path;
 use crate::side::Side;
-use crate::state::Peer;
+use crate::state::PeerState;
 use xen::DomId;
 use xen_io::xenbus::{State, number};
 use xenstore::{Client, Store};
@@ -14,14 +14,14 @@ const ERROR_MAX: usize = 512;
 const ERRNO_MAX: i32 = 4096;
 
 /// The nodes of one end that the toolstack has written, and its state.
-pub(super) struct Nodes {
+pub(super) struct EndNodes {
     pub(super) peer: DomId,
     pub(super) peer_path: String,
     pub(super) state: State,
     pub(super) online: bool,
 }
 
-impl Nodes {
+impl EndNodes {
     /// Reads them; `None` where there is no such device.
     pub(super) fn read(store: &mut Client, side: Side, path: &str) -> Result<Option<Self>, Error> {
         let (peer_name, id_name) = match side {
@@ -52,13 +52,13 @@ fn is_online(store: &mut Client, path: &str) -> Result<bool, Error> {
 }
 
 /// Reads the state of the other end.
-pub(super) fn peer_state(store: &mut Client, peer_path: &str) -> Result<Peer, Error> {
+pub(super) fn peer_state(store: &mut Client, peer_path: &str) -> Result<PeerState, Error> {
     let value = match store.try_read(format!("{peer_path}/state")) {
         // The domain's nodes belong to another one by now.
         Err(error) if error.refusal().is_some() => None,
         value => value?,
     };
-    Ok(value.map_or(Peer::Gone, |value| Peer::Is(State::parse(&value))))
+    Ok(value.map_or(PeerState::Gone, |value| PeerState::Is(State::parse(&value))))
 }
 
 /// Reads the reason that a backend gives a device up. There is none if it was asked to close

@@ -1,15 +1,15 @@
 //! One device with its driver: does the steps of its course, in the store and with the driver.
 
-use super::course::{Course, RESTARTS_MAX, Step};
-use super::end::End;
-use super::news::{DeviceEvent, News};
-use super::nodes::{Nodes, peer_error, peer_state, write, write_error};
+use super::course::{Course, CourseStep, RESTARTS_MAX};
+use super::end::BusEnd;
+use super::news::{DeviceEvent, DeviceNews};
+use super::nodes::{EndNodes, peer_error, peer_state, write, write_error};
 use crate::device::Device;
 use crate::driver::{Driver, Progress};
 use crate::error::Error;
 use crate::path::Id;
 use crate::side::Side;
-use crate::state::Action;
+use crate::state::EndAction;
 use xen::DomId;
 use xen_io::xenbus::State;
 use xenstore::Client;
@@ -23,20 +23,20 @@ type PutNodes = Vec<(String, Vec<u8>)>;
 /// The surroundings of a device: what its steps need, and all devices of its bus share.
 pub(super) struct BusContext<'a, D> {
     pub(super) store: &'a mut Client,
-    pub(super) end: &'a End,
+    pub(super) end: &'a BusEnd,
     /// Makes the driver of a device.
     pub(super) make: &'a mut dyn FnMut(Id) -> D,
-    pub(super) news: &'a mut Vec<News>,
+    pub(super) news: &'a mut Vec<DeviceNews>,
 }
 
 impl<D> BusContext<'_, D> {
     fn tell(&mut self, id: Id, what: DeviceEvent) {
-        self.news.push(News { id, what });
+        self.news.push(DeviceNews { id, what });
     }
 }
 
 /// A device, its course and its driver.
-pub(super) struct Slot<D> {
+pub(super) struct DeviceSlot<D> {
     id: Id,
     course: Course,
     peer: DomId,
@@ -45,10 +45,10 @@ pub(super) struct Slot<D> {
     driver: D,
 }
 
-impl<D: Driver> Slot<D> {
+impl<D: Driver> DeviceSlot<D> {
     /// A device that was found; `None` where its course is over.
-    pub(super) fn found(around: &mut BusContext<'_, D>, id: Id, nodes: Nodes) -> Option<Self> {
-        let Nodes { peer, peer_path, state, online } = nodes;
+    pub(super) fn found(around: &mut BusContext<'_, D>, id: Id, nodes: EndNodes) -> Option<Self> {
+        let EndNodes { peer, peer_path, state, online } = nodes;
         let course = Course::found(around.end.side(), state, online)?;
         let path = around.end.device_path(id);
         Some(Self { id, course, peer, path, peer_path, driver: (around.make)(id) })
@@ -67,7 +67,7 @@ impl<D: Driver> Slot<D> {
     }
 
     /// Notes the nodes that the toolstack has written.
-    pub(super) fn note(&mut self, nodes: &Nodes) {
+    pub(super) fn note(&mut self, nodes: &EndNodes) {
         self.course.note(nodes.state, nodes.online);
     }
 
@@ -90,8 +90,8 @@ impl<D: Driver> Slot<D> {
         for _ in 0..STEPS_MAX {
             let peer = peer_state(around.store, &self.peer_path)?;
             let progress = match self.course.next(peer) {
-                Ok(Step::Adopt) => self.adopt(around)?,
-                Ok(Step::Act(action)) => self.perform(around, action)?,
+                Ok(CourseStep::Adopt) => self.adopt(around)?,
+                Ok(CourseStep::Act(action)) => self.perform(around, action)?,
                 Err(illegal) => return self.complain(around, illegal.peer, illegal.into()),
             };
             if progress == Progress::Pending {
@@ -106,7 +106,7 @@ impl<D: Driver> Slot<D> {
         // The store has no watch of this end's after a migration.
         around.end.unwatch_peer(around.store, self.id, &self.peer_path);
         let _ = self.call(around, Driver::release);
-        let nodes = Nodes::read(around.store, around.end.side(), &self.path)?;
+        let nodes = EndNodes::read(around.store, around.end.side(), &self.path)?;
         let Some(nodes) = nodes else { return Ok(()) };
         self.course.let_go();
         self.peer = nodes.peer;
@@ -172,30 +172,30 @@ impl<D: Driver> Slot<D> {
     fn perform(
         &mut self,
         around: &mut BusContext<'_, D>,
-        action: Action,
+        action: EndAction,
     ) -> Result<Progress, Error> {
         let (side, opened) = (around.end.side(), self.course.opened());
-        if side == Side::Frontend && matches!(action, Action::Close | Action::Release) {
+        if side == Side::Frontend && matches!(action, EndAction::Close | EndAction::Release) {
             self.tell_why(around)?;
         }
         match action {
-            Action::Stay if side == Side::Backend => {
+            EndAction::Stay if side == Side::Backend => {
                 if self.course.own() == State::Connected {
                     let _ = self.call(around, Driver::nodes_changed);
                 }
                 Ok(Progress::Pending)
             }
             // The device is forgotten once its nodes are gone; till then it stays closed.
-            Action::Stay | Action::Remove => Ok(Progress::Pending),
-            Action::Open => self.run(around, opened, Driver::open),
-            Action::Connect => self.run(around, State::Connected, Driver::connect),
-            Action::Refresh => self.refresh(around).map(|()| Progress::Pending),
-            Action::Reconfigure(next) => {
+            EndAction::Stay | EndAction::Remove => Ok(Progress::Pending),
+            EndAction::Open => self.run(around, opened, Driver::open),
+            EndAction::Connect => self.run(around, State::Connected, Driver::connect),
+            EndAction::Refresh => self.refresh(around).map(|()| Progress::Pending),
+            EndAction::Reconfigure(next) => {
                 self.run(around, next, |driver, device| driver.reconfigure(device, next))
             }
-            Action::Close => self.close(around),
-            Action::Release => self.release(around),
-            Action::Restart => self.restart(around),
+            EndAction::Close => self.close(around),
+            EndAction::Release => self.release(around),
+            EndAction::Restart => self.restart(around),
         }
     }
 

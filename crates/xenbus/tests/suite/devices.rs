@@ -1,7 +1,7 @@
 //! Both ends of a device against the real daemon: finding each other, closing, coming back, and peers
 //! that do what they should not.
 
-use crate::greeter::{Back, Front};
+use crate::greeter::{GreeterBackend, GreeterFrontend};
 use conformance::{Daemon, Kind, Options};
 use loopback::Host;
 use loopback::evtchn::Channels;
@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GUEST: DomId = DomId(3);
 const ID: Id = Id { frontend: GUEST, devid: 7 };
 
-type FrontBus = Bus<Front<Channels, Grants>>;
-type BackBus = Bus<Back<Channels, Grants>>;
+type FrontBus = Bus<GreeterFrontend<Channels, Grants>>;
+type BackBus = Bus<GreeterBackend<Channels, Grants>>;
 
 /// A daemon, a toolstack, and two ends that have not looked yet.
 struct Scene {
@@ -40,7 +40,7 @@ fn front_bus(host: &Host, store: &mut Client) -> FrontBus {
     let host = host.clone();
     let make = move |_| {
         let (evtchn, grants) = (Arc::clone(&evtchn), host.gnttab(GUEST));
-        Front { evtchn, grants, page: None }
+        GreeterFrontend { evtchn, grants, page: None }
     };
     Bus::start(store, Side::Frontend, GUEST, "greeter", make).unwrap()
 }
@@ -50,7 +50,7 @@ fn back_bus(host: &Host, store: &mut Client) -> BackBus {
     let host = host.clone();
     let make = move |_| {
         let (evtchn, grants) = (Arc::clone(&evtchn), host.gnttab(DomId::DOM0));
-        Back { evtchn, grants, page: None }
+        GreeterBackend { evtchn, grants, page: None }
     };
     Bus::start(store, Side::Backend, DomId::DOM0, "greeter", make).unwrap()
 }

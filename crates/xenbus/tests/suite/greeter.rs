@@ -7,13 +7,13 @@ use xen::{GrantRef, Port};
 use xenbus::{Device, Driver, Error, Progress};
 
 /// The frontend: a page for the greeting, and a port on which to be told.
-pub(crate) struct Front<E, G> {
+pub(crate) struct GreeterFrontend<E, G> {
     pub(crate) evtchn: Arc<Mutex<E>>,
     pub(crate) grants: G,
     pub(crate) page: Option<(OfferedPage, Port)>,
 }
 
-impl<E: EventChannels, G: GrantOffer> Driver for Front<E, G> {
+impl<E: EventChannels, G: GrantOffer> Driver for GreeterFrontend<E, G> {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         let page = self.grants.offer(device.peer(), PageAccess::ReadWrite);
         let page = page.map_err(Error::platform("offering the page"))?;
@@ -39,13 +39,13 @@ impl<E: EventChannels, G: GrantOffer> Driver for Front<E, G> {
 }
 
 /// The backend: maps the page, writes, notifies.
-pub(crate) struct Back<E, G> {
+pub(crate) struct GreeterBackend<E, G> {
     pub(crate) evtchn: Arc<Mutex<E>>,
     pub(crate) grants: G,
     pub(crate) page: Option<(Mapping, Port)>,
 }
 
-impl<E: EventChannels, G: GrantMap> Driver for Back<E, G> {
+impl<E: EventChannels, G: GrantMap> Driver for GreeterBackend<E, G> {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         device.put("feature-shout", 1);
         Ok(Progress::Done)

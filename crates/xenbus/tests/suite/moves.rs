@@ -2,34 +2,34 @@
 //! states, in every order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use xenbus::state::{Action, DeviceUse, Peer, react};
+use xenbus::state::{DeviceUse, EndAction, PeerState, react};
 use xenbus::{Side, State};
 
 const STANDINGS: [DeviceUse; 2] = [DeviceUse::Wanted, DeviceUse::Leaving];
 const SIDES: [Side; 2] = [Side::Frontend, Side::Backend];
 
 /// The state that an action leads to; `None` where the device is forgotten.
-fn after(side: Side, own: State, action: Action) -> Option<State> {
+fn after(side: Side, own: State, action: EndAction) -> Option<State> {
     Some(match (action, side) {
-        (Action::Stay | Action::Refresh, _) => own,
-        (Action::Open, Side::Frontend) => State::Initialised,
-        (Action::Open | Action::Restart, Side::Backend) => State::InitWait,
-        (Action::Restart, Side::Frontend) => State::Initialising,
-        (Action::Connect, _) => State::Connected,
-        (Action::Reconfigure(next), _) => next,
-        (Action::Close, _) => State::Closing,
-        (Action::Release, _) => State::Closed,
-        (Action::Remove, _) => return None,
+        (EndAction::Stay | EndAction::Refresh, _) => own,
+        (EndAction::Open, Side::Frontend) => State::Initialised,
+        (EndAction::Open | EndAction::Restart, Side::Backend) => State::InitWait,
+        (EndAction::Restart, Side::Frontend) => State::Initialising,
+        (EndAction::Connect, _) => State::Connected,
+        (EndAction::Reconfigure(next), _) => next,
+        (EndAction::Close, _) => State::Closing,
+        (EndAction::Release, _) => State::Closed,
+        (EndAction::Remove, _) => return None,
     })
 }
 
-type Pair = (State, State);
+type StatePair = (State, State);
 
 /// Returns the pairs that one step of either end leads to, each seeing the other's current state.
-fn moves((front, back): Pair, standing: DeviceUse) -> Vec<Pair> {
+fn moves((front, back): StatePair, standing: DeviceUse) -> Vec<StatePair> {
     let mut found = Vec::new();
     let step = |side, own, peer| {
-        let action = react(side, own, Peer::Is(peer), standing).ok()?;
+        let action = react(side, own, PeerState::Is(peer), standing).ok()?;
         after(side, own, action).filter(|next| *next != own)
     };
     found.extend(step(Side::Frontend, front, back).map(|next| (next, back)));
@@ -38,7 +38,7 @@ fn moves((front, back): Pair, standing: DeviceUse) -> Vec<Pair> {
 }
 
 /// All pairs that can be reached, and those of them where nothing moves any more.
-fn explore(start: Pair, standing: DeviceUse) -> (BTreeSet<Pair>, BTreeSet<Pair>) {
+fn explore(start: StatePair, standing: DeviceUse) -> (BTreeSet<StatePair>, BTreeSet<StatePair>) {
     let (mut seen, mut still, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![start]);
     while let Some(pair) = open.pop() {
         if !seen.insert(pair) {
@@ -54,7 +54,7 @@ fn explore(start: Pair, standing: DeviceUse) -> (BTreeSet<Pair>, BTreeSet<Pair>)
 }
 
 /// True if a pair can be reached from itself: then two ends might go round for ever.
-fn circles(start: Pair, standing: DeviceUse) -> bool {
+fn circles(start: StatePair, standing: DeviceUse) -> bool {
     moves(start, standing).into_iter().any(|next| explore(next, standing).0.contains(&start))
 }
 
@@ -130,20 +130,20 @@ fn every_cell_is_as_expected() {
             assert_eq!(row.len(), State::ALL.len());
             for (peer, letter) in State::ALL.into_iter().zip(row.chars()) {
                 let wanted = match letter {
-                    '.' => Some(Action::Stay),
-                    'O' => Some(Action::Open),
-                    'N' => Some(Action::Connect),
-                    'F' => Some(Action::Refresh),
-                    'G' => Some(Action::Reconfigure(State::Reconfiguring)),
-                    'H' => Some(Action::Reconfigure(State::Reconfigured)),
-                    'B' => Some(Action::Reconfigure(State::Connected)),
-                    'C' => Some(Action::Close),
-                    'D' => Some(Action::Release),
-                    'A' => Some(Action::Restart),
-                    'R' => Some(Action::Remove),
+                    '.' => Some(EndAction::Stay),
+                    'O' => Some(EndAction::Open),
+                    'N' => Some(EndAction::Connect),
+                    'F' => Some(EndAction::Refresh),
+                    'G' => Some(EndAction::Reconfigure(State::Reconfiguring)),
+                    'H' => Some(EndAction::Reconfigure(State::Reconfigured)),
+                    'B' => Some(EndAction::Reconfigure(State::Connected)),
+                    'C' => Some(EndAction::Close),
+                    'D' => Some(EndAction::Release),
+                    'A' => Some(EndAction::Restart),
+                    'R' => Some(EndAction::Remove),
                     _ => None,
                 };
-                let got = react(side, own, Peer::Is(peer), standing).ok();
+                let got = react(side, own, PeerState::Is(peer), standing).ok();
                 assert_eq!(got, wanted, "{side} {own} against {peer}, {standing:?}");
             }
         }
@@ -156,7 +156,7 @@ fn every_cell_leads_somewhere_or_is_illegal() {
     for side in SIDES {
         for standing in STANDINGS {
             for own in State::ALL {
-                for peer in State::ALL.map(Peer::Is).into_iter().chain([Peer::Gone]) {
+                for peer in State::ALL.map(PeerState::Is).into_iter().chain([PeerState::Gone]) {
                     let result = react(side, own, peer, standing);
                     let what = format!("{side} {own} against {peer:?}, {standing:?}: {result:?}");
                     match result {
@@ -165,18 +165,21 @@ fn every_cell_leads_somewhere_or_is_illegal() {
                             assert_eq!(standing, DeviceUse::Wanted, "one may always leave: {what}");
                             assert!(illegal.to_string().contains("no legal move"));
                         }
-                        Ok(Action::Open) => assert!(own <= State::InitWait, "{what}"),
-                        Ok(Action::Connect) => {
+                        Ok(EndAction::Open) => assert!(own <= State::InitWait, "{what}"),
+                        Ok(EndAction::Connect) => {
                             assert!(matches!(own, State::InitWait | State::Initialised), "{what}");
                         }
-                        Ok(Action::Refresh) => {
-                            assert_eq!((side, peer), (Side::Frontend, Peer::Is(State::Connected)));
+                        Ok(EndAction::Refresh) => {
+                            assert_eq!(
+                                (side, peer),
+                                (Side::Frontend, PeerState::Is(State::Connected))
+                            );
                         }
-                        Ok(Action::Release) => assert_ne!(own, State::Closed, "{what}"),
-                        Ok(Action::Restart) => assert!(own >= State::Connected, "{what}"),
-                        Ok(Action::Remove) => assert_eq!(standing, DeviceUse::Leaving, "{what}"),
-                        Ok(Action::Close) => assert!(own != State::Closing, "{what}"),
-                        Ok(Action::Stay | Action::Reconfigure(_)) => {}
+                        Ok(EndAction::Release) => assert_ne!(own, State::Closed, "{what}"),
+                        Ok(EndAction::Restart) => assert!(own >= State::Connected, "{what}"),
+                        Ok(EndAction::Remove) => assert_eq!(standing, DeviceUse::Leaving, "{what}"),
+                        Ok(EndAction::Close) => assert!(own != State::Closing, "{what}"),
+                        Ok(EndAction::Stay | EndAction::Reconfigure(_)) => {}
                     }
                     let name = format!("{result:?}");
                     let name = name.split(['(', ' ']).nth(1).unwrap_or_default().to_owned();
@@ -248,12 +251,12 @@ fn a_peer_that_is_gone_is_let_go() {
     for side in SIDES {
         for own in State::ALL {
             for standing in STANDINGS {
-                let action = react(side, own, Peer::Gone, standing).unwrap();
+                let action = react(side, own, PeerState::Gone, standing).unwrap();
                 let idle = matches!(own, State::Unknown | State::Closed);
                 let wanted = match (idle, standing) {
-                    (false, _) => Action::Release,
-                    (true, DeviceUse::Wanted) => Action::Stay,
-                    (true, DeviceUse::Leaving) => Action::Remove,
+                    (false, _) => EndAction::Release,
+                    (true, DeviceUse::Wanted) => EndAction::Stay,
+                    (true, DeviceUse::Leaving) => EndAction::Remove,
                 };
                 assert_eq!(action, wanted, "{side} {own} {standing:?}");
             }
@@ -270,34 +273,34 @@ fn the_odd_cases() {
     };
     let (front, back) = (Side::Frontend, Side::Backend);
     for (what, side, own, peer, action) in [
-        ("skips InitWait", back, Initialising, Initialised, Action::Open),
-        ("and is connected", back, InitWait, Initialised, Action::Connect),
-        ("was Connected all the time", back, InitWait, Connected, Action::Connect),
-        ("died and came back", back, Connected, Initialising, Action::Restart),
-        ("is seen twice", back, Connected, Initialised, Action::Stay),
-        ("reconnects after Closed", back, Closed, Initialising, Action::Restart),
-        ("is quicker than the watch", back, Closed, Initialised, Action::Restart),
-        ("is found in use", front, Initialising, Connected, Action::Close),
-        ("offers twice (state 2 race)", front, Initialised, InitWait, Action::Stay),
-        ("began anew", front, Connected, InitWait, Action::Restart),
-        ("has a new size", front, Connected, Connected, Action::Refresh),
-        ("closes", front, Connected, Closing, Action::Close),
-        ("is Closed at once", front, Connected, Closed, Action::Release),
-        ("reconfigures", front, Connected, Reconfiguring, Action::Reconfigure(Reconfiguring)),
-        ("has done so", front, Reconfiguring, Reconfigured, Action::Reconfigure(Connected)),
-        ("has not looked yet", back, Reconfiguring, Connected, Action::Stay),
-        ("follows", back, Reconfiguring, Reconfiguring, Action::Reconfigure(Reconfigured)),
-        ("goes on", back, Reconfigured, Connected, Action::Reconfigure(Connected)),
-        ("is found reconfiguring", front, Initialising, Reconfiguring, Action::Close),
-        ("was not waited for", front, Initialised, Reconfiguring, Action::Connect),
-        ("waits for its peer", back, Closing, Connected, Action::Stay),
-        ("begins anew in the middle", back, Closing, Initialised, Action::Restart),
-        ("was Connected before that was seen", back, Closed, Connected, Action::Restart),
-        ("closes before it has connected", back, InitWait, Closed, Action::Release),
-        ("says nothing that makes sense", back, Connected, Unknown, Action::Release),
-        ("has nothing to close", back, Closed, Unknown, Action::Stay),
+        ("skips InitWait", back, Initialising, Initialised, EndAction::Open),
+        ("and is connected", back, InitWait, Initialised, EndAction::Connect),
+        ("was Connected all the time", back, InitWait, Connected, EndAction::Connect),
+        ("died and came back", back, Connected, Initialising, EndAction::Restart),
+        ("is seen twice", back, Connected, Initialised, EndAction::Stay),
+        ("reconnects after Closed", back, Closed, Initialising, EndAction::Restart),
+        ("is quicker than the watch", back, Closed, Initialised, EndAction::Restart),
+        ("is found in use", front, Initialising, Connected, EndAction::Close),
+        ("offers twice (state 2 race)", front, Initialised, InitWait, EndAction::Stay),
+        ("began anew", front, Connected, InitWait, EndAction::Restart),
+        ("has a new size", front, Connected, Connected, EndAction::Refresh),
+        ("closes", front, Connected, Closing, EndAction::Close),
+        ("is Closed at once", front, Connected, Closed, EndAction::Release),
+        ("reconfigures", front, Connected, Reconfiguring, EndAction::Reconfigure(Reconfiguring)),
+        ("has done so", front, Reconfiguring, Reconfigured, EndAction::Reconfigure(Connected)),
+        ("has not looked yet", back, Reconfiguring, Connected, EndAction::Stay),
+        ("follows", back, Reconfiguring, Reconfiguring, EndAction::Reconfigure(Reconfigured)),
+        ("goes on", back, Reconfigured, Connected, EndAction::Reconfigure(Connected)),
+        ("is found reconfiguring", front, Initialising, Reconfiguring, EndAction::Close),
+        ("was not waited for", front, Initialised, Reconfiguring, EndAction::Connect),
+        ("waits for its peer", back, Closing, Connected, EndAction::Stay),
+        ("begins anew in the middle", back, Closing, Initialised, EndAction::Restart),
+        ("was Connected before that was seen", back, Closed, Connected, EndAction::Restart),
+        ("closes before it has connected", back, InitWait, Closed, EndAction::Release),
+        ("says nothing that makes sense", back, Connected, Unknown, EndAction::Release),
+        ("has nothing to close", back, Closed, Unknown, EndAction::Stay),
     ] {
-        let got = react(side, own, Peer::Is(peer), DeviceUse::Wanted);
+        let got = react(side, own, PeerState::Is(peer), DeviceUse::Wanted);
         assert_eq!(got, Ok(action), "a peer that {what}");
     }
 }
@@ -321,13 +324,13 @@ fn what_the_docs_tell_of_our_answers_is_so() {
         };
         let owns = if backend == "any" { State::ALL[2..].to_vec() } else { vec![number(backend)] };
         for own in owns {
-            let peer = Peer::Is(number(frontend));
+            let peer = PeerState::Is(number(frontend));
             let answer = match react(Side::Backend, own, peer, DeviceUse::Wanted) {
                 Err(_) => "error",
-                Ok(Action::Stay) if own == State::Closed && ours == "Closed" => "Closed",
-                Ok(Action::Stay) => "stays",
-                Ok(Action::Release) => "Closed",
-                Ok(Action::Restart) => "InitWait",
+                Ok(EndAction::Stay) if own == State::Closed && ours == "Closed" => "Closed",
+                Ok(EndAction::Stay) => "stays",
+                Ok(EndAction::Release) => "Closed",
+                Ok(EndAction::Restart) => "InitWait",
                 Ok(other) => panic!("{row}: {other:?}"),
             };
             assert_eq!(answer, ours, "{own} {row}");

@@ -3,18 +3,19 @@
 use conformance::{Daemon, Kind, Options};
 use std::time::{Duration, Instant};
 use xen::{DomId, GrantRef, Port};
-use xenbus::negotiate::{Limits, Names, Queue};
+use xenbus::negotiate::{Queue, QueueLimits, QueueNames};
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Device, Driver, Error, Id, Progress, Side, State, path};
 use xenstore::{Client, Store};
 
 /// The names of a vif (`io/netif.h`).
-const VIF: Names<2, 2> = Names {
+const VIF: QueueNames<2, 2> = QueueNames {
     rings: ["tx-ring-ref", "rx-ring-ref"],
     channels: ["event-channel-tx", "event-channel-rx"],
 };
-const CONTROL: Names<1, 1> = Names { rings: ["ctrl-ring-ref"], channels: ["event-channel-ctrl"] };
-const LIMITS: Limits = Limits { order_max: 1, queues_max: 2 };
+const CONTROL: QueueNames<1, 1> =
+    QueueNames { rings: ["ctrl-ring-ref"], channels: ["event-channel-ctrl"] };
+const LIMITS: QueueLimits = QueueLimits { order_max: 1, queues_max: 2 };
 
 const GUEST: DomId = DomId(3);
 const ID: Id = Id { frontend: GUEST, devid: 0 };
@@ -26,9 +27,9 @@ fn queue(first: u32, pages: u32) -> Queue<2, 2> {
 }
 
 /// A frontend that names these rings and ports.
-struct Front(Vec<Queue<2, 2>>);
+struct NamingFrontend(Vec<Queue<2, 2>>);
 
-impl Driver for Front {
+impl Driver for NamingFrontend {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         VIF.put(device, &self.0);
         let control = Queue { rings: [vec![GrantRef(99)]], ports: [Port(98)] };
@@ -47,9 +48,9 @@ impl Driver for Front {
 
 /// A backend that keeps the queues that it has read.
 #[derive(Default)]
-struct Back(Vec<Queue<2, 2>>);
+struct ReadingBackend(Vec<Queue<2, 2>>);
 
-impl Driver for Back {
+impl Driver for ReadingBackend {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         LIMITS.put(device);
         Ok(Progress::Done)
@@ -87,11 +88,12 @@ fn meet(queues: &[Queue<2, 2>]) -> Option<MeetingOutcome> {
     let (mut tool, mut front_store, mut back_store) = (client(), client(), client());
     tool.introduce(GUEST.0, 1, 1).unwrap();
     let queues = queues.to_vec();
-    let make = move |_| Front(queues.clone());
+    let make = move |_| NamingFrontend(queues.clone());
     let mut front = Bus::start(&mut front_store, Side::Frontend, GUEST, "vif", make).unwrap();
-    let mut back =
-        Bus::start(&mut back_store, Side::Backend, DomId::DOM0, "vif", |_| Back::default())
-            .unwrap();
+    let mut back = Bus::start(&mut back_store, Side::Backend, DomId::DOM0, "vif", |_| {
+        ReadingBackend::default()
+    })
+    .unwrap();
     let device = NewDevice::new("vif", ID, DomId::DOM0);
     toolstack::add(&mut tool, &device).unwrap();
     let end = Instant::now() + Duration::from_secs(10);

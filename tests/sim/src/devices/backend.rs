@@ -12,7 +12,7 @@ use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen_driver::Backend as _;
 use xen_driver::backend::Platform;
-use xenbus::bus::News;
+use xenbus::bus::DeviceNews;
 use xenbus::{Bus, Error, Id, Side};
 use xenstore::Client;
 
@@ -79,7 +79,7 @@ impl<K: Kind> Backend<K> {
     ///
     /// # Errors
     /// The error of a store or platform that is gone.
-    pub(super) fn turn(&mut self, now: Instant) -> Result<Vec<News>, Error> {
+    pub(super) fn turn(&mut self, now: Instant) -> Result<Vec<DeviceNews>, Error> {
         (self.sleeps, self.turned_at) = (false, now);
         loop {
             let mut evtchn = self.evtchn.borrow_mut();

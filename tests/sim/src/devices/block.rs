@@ -13,7 +13,7 @@ use xen_block::front::{self, Buffer, Completion, DiskRequest, Front, Part};
 use xen_driver::backend::{self, rings};
 use xen_driver::frontend;
 use xen_io::blkif::Status;
-use xenbus::negotiate::Limits;
+use xenbus::negotiate::QueueLimits;
 use xenbus::toolstack::NewDevice;
 use xenbus::{Device, Error};
 
@@ -46,7 +46,7 @@ impl Kind for Block {
 
     fn front(platform: frontend::Platform) -> Front {
         let frontend::Platform { evtchn, grants } = platform;
-        let rings = Limits { order_max: 1, queues_max: 2 };
+        let rings = QueueLimits { order_max: 1, queues_max: 2 };
         let options = front::Options { rings, buffers: 32, ..front::Options::default() };
         Front::new(Rc::new(front::Platform { evtchn, grants, options }))
     }

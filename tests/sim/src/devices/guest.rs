@@ -13,7 +13,7 @@ use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
 use xen_driver::Devices;
 use xen_driver::frontend;
-use xenbus::bus::{DeviceEvent, News};
+use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Error, Side, State};
 use xenstore::{Client, Event};
 
@@ -79,7 +79,7 @@ impl<K: Kind> Devices for UsedDevices<K> {
         self.bus.look_next(store)
     }
 
-    fn take_news(&mut self) -> Vec<News> {
+    fn take_news(&mut self) -> Vec<DeviceNews> {
         self.bus.take_news()
     }
 
@@ -144,11 +144,11 @@ impl<K: Kind> Guest<K> {
     ///
     /// # Errors
     /// The error of a store or platform that is gone.
-    pub(super) fn turn(&mut self) -> Result<Vec<News>, Error> {
+    pub(super) fn turn(&mut self) -> Result<Vec<DeviceNews>, Error> {
         self.used.sleeps = false;
         let turn = self.guest.turn(&mut [&mut self.used], Duration::ZERO, &[])?;
-        let news: Vec<News> = turn.news.into_iter().map(|(_, news)| news).collect();
-        for News { id, what } in &news {
+        let news: Vec<DeviceNews> = turn.news.into_iter().map(|(_, news)| news).collect();
+        for DeviceNews { id, what } in &news {
             if matches!(what, DeviceEvent::State(State::Closed) | DeviceEvent::Removed)
                 && let Some(ledger) = self.used.ledgers.get_mut(&id.devid)
             {

@@ -18,7 +18,7 @@ use xen::shared::SharedPage;
 use xen::{DomId, GrantRef};
 use xen_io::ring::offset;
 use xenbus::State;
-use xenbus::bus::{DeviceEvent, News};
+use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::toolstack::NewDevice;
 use xenstore::{Client, Store};
 use xenstored::log::{Level, Log};
@@ -285,7 +285,7 @@ impl<K: Kind> Host<K> {
     }
 
     /// Checks that a device fails only after a fault.
-    fn check_news(&mut self, news: &News) -> Result<(), String> {
+    fn check_news(&mut self, news: &DeviceNews) -> Result<(), String> {
         let slot = self.slots.iter_mut().find(|slot| slot.domid == news.id.frontend);
         let Some(slot) = slot else { return Err(format!("no such device: {news:?}")) };
         match &news.what {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use xen_block::front::{Options, disks::Disks, fuse::Fuse};
 use xen_block::vbd;
 use xen_driver::process::guest::Connections;
-use xenbus::bus::{DeviceEvent, News};
+use xenbus::bus::{DeviceEvent, DeviceNews};
 
 /// Serves until the test ends it.
 pub(crate) fn play() {
@@ -47,7 +47,7 @@ pub(crate) fn play() {
     }
 }
 
-fn tell(news: &News) {
+fn tell(news: &DeviceNews) {
     let name = vbd::name(news.id.devid);
     match &news.what {
         DeviceEvent::State(state) => println!("> {} {name}", format!("{state:?}").to_lowercase()),
