@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use xen_block::Page;
+use xen_block::RequestPage;
 use xen_block::disk::places::Places;
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
 
@@ -57,7 +57,7 @@ fuzz_target!(|input: &[u8]| {
             io.sectors = 8;
         }
         if matches!(op, Op::Read | Op::Write) {
-            io.pieces.push(Piece { page: Page::private(), offset: 0, len: 4096 });
+            io.pieces.push(Piece { page: RequestPage::private(), offset: 0, len: 4096 });
         }
         match disk.submit(io) {
             Ok(None) => pending += 1,

@@ -5,7 +5,7 @@ use crate::load::{DEPTH, Load, Meter, Sectors, Throughput};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::path::Path;
 use std::time::Duration;
-use xen_block::Page;
+use xen_block::RequestPage;
 use xen_block::disk::file::{Cache, File, IoMethod, Options};
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece};
 
@@ -14,7 +14,7 @@ pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Throughput
     let (access, cache) = (DiskAccess::ReadOnly, Cache::Direct);
     let mut disk = File::open(path, Options { access, cache, way: IoMethod::Uring })?;
     let mut sectors = Sectors::new(load, disk.geometry().sectors);
-    let page = |_| Piece { page: Page::private(), offset: 0, len: 4096 };
+    let page = |_| Piece { page: RequestPage::private(), offset: 0, len: 4096 };
     let request = |_| {
         let mut io = Io::empty();
         (io.op, io.sectors) = (Op::Read, load.pages as u64 * 8);

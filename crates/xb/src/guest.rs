@@ -21,8 +21,8 @@ use xen_block::front::Options;
 use xen_block::front::disks::Disks;
 use xen_block::front::fuse::Fuse;
 use xen_block::vbd;
-use xen_driver::process::guest::Connections;
-use xen_driver::{Devices, Guest};
+use xen_driver::process::guest::GuestConnections;
+use xen_driver::{Guest, GuestDevices};
 use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
 use xenbus::bus::{DeviceEvent, DeviceNews};
@@ -75,8 +75,8 @@ pub fn run(line: &str) -> Result<u8, Error> {
     // First: where there is no FUSE, the number of its descriptor is not yet reused.
     let fuse = xen_hosted::guest_devices();
     // Not in a guest of Xen, whose kernel has its devices.
-    let mut open =
-        Connections::hosted().map_err(|error| Error::Refused(format!("guest-init: {error}")))?;
+    let mut open = GuestConnections::hosted()
+        .map_err(|error| Error::Refused(format!("guest-init: {error}")))?;
     let (store, platform) = (&mut open.store, open.platform.clone());
     // Made with these flags, as the sandbox has no ioctl(2) to change them.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -118,7 +118,7 @@ impl Init {
             }
             let sleep =
                 self.kill_at.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
-            let kinds: &mut [&mut dyn Devices] = &mut [&mut self.disks];
+            let kinds: &mut [&mut dyn GuestDevices] = &mut [&mut self.disks];
             let turn = self.guest.turn(kinds, sleep, &[self.children.as_fd()])?;
             turn.news.iter().for_each(|(_, news)| tell(news));
             for event in &turn.events {

@@ -23,10 +23,10 @@ use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
 use xen::{DomId, Port};
 use xen_driver::Channel;
-use xen_driver::backend::pages::Grants;
-use xen_driver::backend::rings::{self, Entry, Rings};
+use xen_driver::backend::pages::GrantUse;
+use xen_driver::backend::rings::{self, EntryFormat, Rings};
 use xen_driver::backend::throttle::{self, Throttle};
-use xen_driver::backend::{self, Backend, Source, TurnOutcome};
+use xen_driver::backend::{self, Backend, DescriptorId, TurnOutcome};
 use xen_io::blkif::{Layout, RequestLimits, info, names};
 use xenbus::negotiate::QueueNames;
 use xenbus::{Device, Driver, Error, Progress};
@@ -44,13 +44,13 @@ pub const LIMIT_REQUESTS: &str = "limit-requests-per-second";
 pub struct Options {
     /// The limits of its rings, and of how often a frontend may connect: each connection opens the
     /// disk as well.
-    pub rings: rings::Options,
+    pub rings: rings::RingOptions,
     /// The most segments of an indirect request.
     pub indirect_segments_max: u16,
     /// The most pages of one queue that stay mapped.
     pub persistent_max: usize,
     /// The limits of bytes and requests a second.
-    pub throttle: throttle::Limits,
+    pub throttle: throttle::RateLimits,
 }
 
 impl Default for Options {
@@ -58,10 +58,10 @@ impl Default for Options {
     /// persistent pages in a queue; no limits of bytes and requests.
     fn default() -> Self {
         Self {
-            rings: rings::Options::default(),
+            rings: rings::RingOptions::default(),
             indirect_segments_max: 256,
             persistent_max: 1056,
-            throttle: throttle::Limits::default(),
+            throttle: throttle::RateLimits::default(),
         }
     }
 }
@@ -85,7 +85,7 @@ impl fmt::Debug for Platform {
 }
 
 /// The server of all block devices of a domain.
-pub type Server = xen_driver::Server<Back>;
+pub type Server = xen_driver::BackendServer<Back>;
 
 /// Returns the server of all devices of these kinds in a domain.
 ///
@@ -105,12 +105,12 @@ pub fn serve(
 struct ConnectedDevice {
     disk: Box<dyn Disk>,
     /// The source of the disk's descriptor, among all descriptors of this process.
-    source: Source,
+    source: DescriptorId,
     geometry: Geometry,
     discard: Discard,
     queues: Vec<Queue>,
     throttle: Throttle,
-    limits: throttle::Limits,
+    limits: throttle::RateLimits,
     taking: RequestIntake,
 }
 
@@ -187,7 +187,7 @@ impl Back {
     }
 
     /// Sets new limits.
-    pub fn limit(&mut self, limits: throttle::Limits) {
+    pub fn limit(&mut self, limits: throttle::RateLimits) {
         if let Some(connected) = &mut self.connected
             && connected.limits != limits
         {
@@ -197,13 +197,13 @@ impl Back {
     }
 
     /// Returns the limits in this end's nodes; where a node is missing, the limit of all devices.
-    fn read_limits(&self, device: &mut Device<'_>) -> Result<throttle::Limits, Error> {
+    fn read_limits(&self, device: &mut Device<'_>) -> Result<throttle::RateLimits, Error> {
         let all = self.platform.options.throttle;
         // A value of 0 means no limit, also where all devices have one.
         let own = |said: Option<u64>, all| said.map_or(all, |most| (most > 0).then_some(most));
         let bytes = device.own_number(LIMIT_BYTES)?;
         let requests = device.own_number(LIMIT_REQUESTS)?;
-        Ok(throttle::Limits {
+        Ok(throttle::RateLimits {
             bytes_per_second: own(bytes, all.bytes_per_second),
             requests_per_second: own(requests, all.requests_per_second),
         })
@@ -226,7 +226,7 @@ impl Back {
 
     /// Returns the limits, while the device is connected.
     #[must_use]
-    pub fn limits(&self) -> Option<throttle::Limits> {
+    pub fn limits(&self) -> Option<throttle::RateLimits> {
         self.connected.as_ref().map(|connected| connected.limits)
     }
 
@@ -383,7 +383,7 @@ impl Back {
             peer: device.peer(),
             layout,
             limits,
-            grants: if persistent { Grants::Persistent } else { Grants::Once },
+            grants: if persistent { GrantUse::Persistent } else { GrantUse::Once },
             persistent_max: options.persistent_max,
         };
         let now = Instant::now();
@@ -391,7 +391,7 @@ impl Back {
         let queues = numbered.map(|(number, rings)| Queue::new(rings, number, setup, now));
         Ok(ConnectedDevice {
             disk,
-            source: Source::new(),
+            source: DescriptorId::new(),
             geometry,
             discard,
             queues: queues.collect(),
@@ -434,12 +434,12 @@ fn layout(device: &mut Device<'_>) -> Result<Layout, Error> {
 }
 
 /// Returns the entries of a ring of this layout. The record stores their format as a number.
-fn entry(layout: Layout) -> Entry {
+fn entry(layout: Layout) -> EntryFormat {
     let format = match layout {
         Layout::X86_32 => 32,
         Layout::X86_64 => 64,
     };
-    Entry { bytes: layout.entry_bytes(), format }
+    EntryFormat { bytes: layout.entry_bytes(), format }
 }
 
 /// The longest time that the server of a disk may be away when another process has served the disk
@@ -568,7 +568,7 @@ impl Backend for Back {
         self.connected.as_ref()?.throttle.ready(now).err()
     }
 
-    fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+    fn sources(&self) -> impl Iterator<Item = (DescriptorId, BorrowedFd<'_>)> {
         let connected = self.connected.as_ref();
         connected.and_then(|connected| Some((connected.source, connected.disk.fd()?))).into_iter()
     }

@@ -27,7 +27,7 @@ pub mod target;
 
 pub use lock::wait_for_locks;
 
-use crate::Page;
+use crate::RequestPage;
 use crate::vectors::Vectors;
 use rustix::io::Errno;
 use std::fmt;
@@ -76,7 +76,7 @@ pub enum Op {
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// The page.
-    pub page: Page,
+    pub page: RequestPage,
     /// The offset in the page, in bytes.
     pub offset: u16,
     /// The number of bytes; `offset + len` is at most 4096.

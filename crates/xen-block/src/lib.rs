@@ -27,4 +27,4 @@ mod vectors;
 
 pub use back::{Back, Server};
 pub use front::Front;
-pub use xen_driver::backend::pages::Page;
+pub use xen_driver::backend::pages::RequestPage;

@@ -349,7 +349,7 @@ mod tests {
         for sector in 0..count {
             let mut io = Io::empty();
             (io.op, io.sector, io.sectors) = (Op::Read, sector, 1);
-            io.pieces.push(Piece { page: crate::Page::private(), offset: 0, len: 512 });
+            io.pieces.push(Piece { page: crate::RequestPage::private(), offset: 0, len: 512 });
             assert!(ring.push(io).is_ok());
         }
     }

@@ -53,7 +53,7 @@ fn serves(target: &Target, record_dir: &Path) {
     let (host, socket, stop) =
         (scene.host.clone(), scene.daemon.socket(), Arc::new(AtomicBool::new(false)));
     let (stopped, target) = (Arc::clone(&stop), target.clone());
-    let rings = rings::Options::recorded_in(record_dir);
+    let rings = rings::RingOptions::recorded_in(record_dir);
     let serving = std::thread::spawn(move || {
         let options = back::Options { rings, ..back::Options::default() };
         let mut server = support::server_at(&host, &socket, options, open(target));

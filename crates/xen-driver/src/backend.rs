@@ -1,6 +1,6 @@
 //! The backend's end of a device type.
 //!
-//! A [`Backend`] is the driver of one device; a [`Server`] has all of them, in one thread that sleeps in one place.
+//! A [`Backend`] is the driver of one device; a [`BackendServer`] has all of them, in one thread that sleeps in one place.
 //! [`Rings`] gives a backend the rings and event channels that a frontend has named, and takes them over from a process
 //! that was killed.
 //!
@@ -27,7 +27,7 @@ pub mod throttle;
 mod waiter;
 
 pub use rings::Rings;
-pub use server::Server;
+pub use server::BackendServer;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -55,7 +55,7 @@ impl fmt::Debug for Platform {
     }
 }
 
-/// The backend of one device: a [`Driver`] whose rings a [`Server`] has served.
+/// The backend of one device: a [`Driver`] whose rings a [`BackendServer`] has served.
 ///
 /// The server calls [`work`](Backend::work) for every device in each of its turns, whoever has notified, as to look into
 /// a ring costs less than to find out.
@@ -83,8 +83,8 @@ pub trait Backend: Driver {
     }
 
     /// Descriptors that poll readable when there is something for it besides requests: what it has asked of a disk, a
-    /// packet of a network. Each has a name of its own ([`Source::new`]).
-    fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+    /// packet of a network. Each has a name of its own ([`DescriptorId::new`]).
+    fn sources(&self) -> impl Iterator<Item = (DescriptorId, BorrowedFd<'_>)> {
         std::iter::empty()
     }
 
@@ -131,9 +131,9 @@ pub struct TurnOutcome {
 /// The name of a descriptor that a server waits for. A descriptor's number is soon another's; no two of a process have
 /// the same name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Source(u64);
+pub struct DescriptorId(u64);
 
-impl Source {
+impl DescriptorId {
     /// A name for a descriptor that was just opened.
     #[expect(clippy::new_without_default, reason = "each is another")]
     #[must_use]

@@ -1,7 +1,7 @@
 //! The frontend's end of device types: what a guest has of them.
 //!
 //! A [`Guest`] takes the events of one store connection and one set of event channels to the devices of all kinds; each
-//! kind is a [`Devices`], in the simplest case the [`Bus`](xenbus::Bus) of a [`Frontend`]. A backend need not be
+//! kind is a [`GuestDevices`], in the simplest case the [`Bus`](xenbus::Bus) of a [`Frontend`]. A backend need not be
 //! trusted: it can answer wrongly, late or never, and see what is granted to it; nothing else.
 //!
 //! | module | what it is |
@@ -16,7 +16,7 @@ pub mod guest;
 pub mod ring;
 pub mod rings;
 
-pub use guest::{Devices, Frontend, Guest};
+pub use guest::{Frontend, Guest, GuestDevices};
 
 use std::cell::RefCell;
 use std::fmt;

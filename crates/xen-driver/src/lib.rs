@@ -15,6 +15,6 @@ pub mod channel;
 pub mod frontend;
 pub mod process;
 
-pub use backend::{Backend, Server};
+pub use backend::{Backend, BackendServer};
 pub use channel::Channel;
-pub use frontend::{Devices, Guest};
+pub use frontend::{Guest, GuestDevices};

@@ -1,6 +1,6 @@
 //! The process of a driver: what a `main()` does beside reading its command line.
 //!
-//! [`Program::serve`] takes the platform of the machine, real Xen's or a hosted host's, locks what one process alone may
+//! [`BackendProgram::serve`] takes the platform of the machine, real Xen's or a hosted host's, locks what one process alone may
 //! serve, gives up its privileges, and serves until the process is ended. Ended in whatever way and started again, it
 //! goes on where it was.
 //!
@@ -21,7 +21,7 @@ mod platform;
 mod report;
 mod statistics;
 
-use crate::backend::{Backend, Platform, Server};
+use crate::backend::{Backend, BackendServer, Platform};
 use clock::{COARSE, coarse_time};
 use lock::lock;
 use log::Log;
@@ -36,14 +36,14 @@ use xen::DomId;
 use xenbus::Error;
 use xenstore::Client;
 
-pub use report::Failure;
+pub use report::ProgramFailure;
 
 /// The time between two looks for changes of devices; the statistics are written as often.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
 /// A backend's program.
 #[derive(Clone, Copy, Debug)]
-pub struct Program {
+pub struct BackendProgram {
     /// Its name, which begins each line of its log; its folder below `/run` has it too.
     pub name: &'static str,
     /// The variable of the environment with which, set to 1, it keeps all privileges.
@@ -70,7 +70,7 @@ pub struct KernelBackend {
 
 /// The means with which a program begins to serve.
 #[derive(Debug)]
-pub struct Start<'k> {
+pub struct ProgramStart<'k> {
     /// The connection to the store.
     pub store: Client,
     /// The domain where it runs.
@@ -83,7 +83,7 @@ pub struct Start<'k> {
     pub record_dir: PathBuf,
 }
 
-impl Program {
+impl BackendProgram {
     /// Serves the devices of the kinds that are `wanted`, with the server that `begin` makes. The records are in
     /// `record_dir`, where that is said.
     ///
@@ -93,8 +93,8 @@ impl Program {
         &self,
         wanted: &[String],
         record_dir: Option<PathBuf>,
-        begin: impl FnOnce(Start<'_>) -> Result<Server<B>, Error>,
-    ) -> Result<std::convert::Infallible, Failure> {
+        begin: impl FnOnce(ProgramStart<'_>) -> Result<BackendServer<B>, Error>,
+    ) -> Result<std::convert::Infallible, ProgramFailure> {
         let MachinePlatform { platform, domid, run_dir, lock_dir } = platform::provided(self.name)?;
         let record_dir = record_dir.unwrap_or(run_dir);
         let on_xen = domid.is_none();
@@ -108,7 +108,7 @@ impl Program {
         let mut statistics = Statistics::create(self.name, &record_dir);
         let mut log = Log::new(self.name);
         self.give_up_privileges()?;
-        let mut server = begin(Start { store, domid, kinds: &kinds, platform, record_dir })?;
+        let mut server = begin(ProgramStart { store, domid, kinds: &kinds, platform, record_dir })?;
         self.say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
         let watched = self.kernel.filter(|kernel| on_xen && kinds.contains(&kernel.kind));
         let (mut looked, mut loaded) = (coarse_time(), false);
@@ -143,7 +143,11 @@ impl Program {
     }
 
     /// The kinds to be served; on Xen not one that the kernel serves already.
-    fn kinds<'w>(&self, wanted: &'w [String], on_xen: bool) -> Result<Vec<&'w str>, Failure> {
+    fn kinds<'w>(
+        &self,
+        wanted: &'w [String],
+        on_xen: bool,
+    ) -> Result<Vec<&'w str>, ProgramFailure> {
         let theirs = self.kernel.filter(|kernel| on_xen && kernel.is_loaded());
         let mut kinds = Vec::new();
         for kind in wanted {
@@ -167,7 +171,7 @@ impl Program {
         lock_dir: &Path,
         kinds: &[&str],
         record_dir: &Path,
-    ) -> Result<Vec<OwnedFd>, Failure> {
+    ) -> Result<Vec<OwnedFd>, ProgramFailure> {
         let lock =
             |dir, name: &str, what: &str| lock(dir, name, &format!("another {} {what}", self.name));
         let mut locks = vec![lock(record_dir, "lock", "has its record there")?];
@@ -178,7 +182,7 @@ impl Program {
     }
 
     /// Keeps no more rights than to look at what guests give takes.
-    fn give_up_privileges(&self) -> Result<(), Failure> {
+    fn give_up_privileges(&self) -> Result<(), ProgramFailure> {
         let (name, unfiltered) = (self.name, self.unfiltered);
         if std::env::var_os(unfiltered).is_some_and(|value| value == "1") {
             eprintln!("{name}: {unfiltered} is set: all privileges are kept");

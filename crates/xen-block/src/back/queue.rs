@@ -8,7 +8,7 @@ use std::time::Instant;
 use xen::gnttab::{GrantMap, PageAccess};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
-use xen_driver::backend::pages::{Grants, Pages};
+use xen_driver::backend::pages::{GrantUse, QueuePages};
 use xen_driver::backend::ring::{Ring, UnansweredRequest};
 use xen_driver::backend::rings;
 use xen_driver::backend::throttle::Throttle;
@@ -86,7 +86,7 @@ pub(super) struct Queue {
     number: u16,
     layout: Layout,
     limits: RequestLimits,
-    pages: Pages,
+    pages: QueuePages,
     slots: Vec<Slot>,
     /// The number of sectors in requests whose answer is not shown yet.
     answered_sectors: u64,
@@ -110,7 +110,7 @@ pub(super) struct Setup {
     pub(super) peer: DomId,
     pub(super) layout: Layout,
     pub(super) limits: RequestLimits,
-    pub(super) grants: Grants,
+    pub(super) grants: GrantUse,
     pub(super) persistent_max: usize,
 }
 
@@ -146,7 +146,7 @@ impl Queue {
             number,
             layout,
             limits,
-            pages: Pages::new(peer, grants, persistent_max),
+            pages: QueuePages::new(peer, grants, persistent_max),
             slots: (0..count).map(slot).collect(),
             answered_sectors: 0,
             spare: Vec::with_capacity(count),

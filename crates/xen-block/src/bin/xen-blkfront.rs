@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use xen::shared::PAGE_SIZE;
 use xen_block::front::{Buffer, Completion, DiskRequest, Front, Offer, Options, Part, Platform};
 use xen_block::vbd;
-use xen_driver::Devices;
+use xen_driver::GuestDevices;
 use xen_driver::frontend::{self, guest};
-use xen_driver::process::guest::Connections;
+use xen_driver::process::guest::GuestConnections;
 use xen_io::blkif::Status;
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Id, Side, State};
@@ -196,7 +196,7 @@ struct Disk {
     done: Vec<Completion>,
 }
 
-impl Devices for Disk {
+impl GuestDevices for Disk {
     fn note(&mut self, store: &mut Client, event: &Event) -> DeviceResult<bool> {
         self.bus.note(store, event)
     }
@@ -238,7 +238,7 @@ struct Guest {
 impl Guest {
     /// Connects the disk `devid`.
     fn connect(devid: u32) -> Result<Self> {
-        let mut open = Connections::open()?;
+        let mut open = GuestConnections::open()?;
         let frontend::Platform { evtchn, grants } = open.platform.clone();
         let options = Options { buffers: DEPTH * REQUEST_PAGES, ..Options::default() };
         let platform = Rc::new(Platform { evtchn, grants, options });

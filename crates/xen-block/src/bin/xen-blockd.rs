@@ -9,7 +9,7 @@ use xen_block::disk::{self, qcow2, target};
 use xen_block::filter;
 use xen_driver::backend::{rings, throttle};
 use xen_driver::process::lock::LET_GO_WITHIN;
-use xen_driver::process::{Failure, KernelBackend, Program};
+use xen_driver::process::{BackendProgram, KernelBackend, ProgramFailure};
 
 const USAGE: &str = "\
 usage: xen-blockd [--kind KIND]... [--record-dir DIR] [--image-dir DIR]... [--limit-bytes N] [--limit-requests N]
@@ -28,7 +28,7 @@ On Xen, or on the hosted host that XEN_HOSTED_HOST names.";
 
 const VERSION: &str = concat!("xen-blockd ", env!("CARGO_PKG_VERSION"));
 
-const PROGRAM: Program = Program {
+const PROGRAM: BackendProgram = BackendProgram {
     name: "xen-blockd",
     unfiltered: "XEN_BLOCKD_UNFILTERED",
     kernel: Some(KernelBackend {
@@ -72,7 +72,7 @@ struct Arguments {
     kinds: Vec<String>,
     record_dir: Option<PathBuf>,
     image_dirs: Vec<PathBuf>,
-    throttle: throttle::Limits,
+    throttle: throttle::RateLimits,
     /// Images to check; with any, the program does nothing else.
     check: Vec<PathBuf>,
 }
@@ -80,7 +80,7 @@ struct Arguments {
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Action, String> {
         let mut kinds = Vec::new();
-        let (mut record_dir, mut throttle) = (None, throttle::Limits::default());
+        let (mut record_dir, mut throttle) = (None, throttle::RateLimits::default());
         let (mut image_dirs, mut looks, mut check) = (Vec::new(), false, Vec::new());
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -138,11 +138,11 @@ fn check(arguments: &Arguments) -> ExitCode {
     code
 }
 
-fn serve(arguments: Arguments) -> Result<std::convert::Infallible, Failure> {
+fn serve(arguments: Arguments) -> Result<std::convert::Infallible, ProgramFailure> {
     let Arguments { kinds, record_dir, image_dirs, throttle, .. } = arguments;
     PROGRAM.serve(&kinds, record_dir, |start| {
         disk::wait_for_locks(LET_GO_WITHIN);
-        let rings = rings::Options::recorded_in(start.record_dir);
+        let rings = rings::RingOptions::recorded_in(start.record_dir);
         let options = Options { rings, throttle, ..Options::default() };
         let places = Places::new(image_dirs);
         let open = Open::Aside(Box::new(move |device| target::job(device, &places)));

@@ -5,9 +5,9 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
 //! use xen_block::front::{Options, disks::Disks, fuse::Fuse};
-//! use xen_driver::process::guest::Connections;
+//! use xen_driver::process::guest::GuestConnections;
 //!
-//! let mut open = Connections::open()?;
+//! let mut open = GuestConnections::open()?;
 //! let (domid, platform) = (open.domid, open.platform.clone());
 //! let options = Options { buffers: 128, ..Options::default() };
 //! let mut disks = Disks::start(&mut open.store, domid, platform, options)?;
@@ -32,7 +32,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use xen::DomId;
-use xen_driver::Devices;
+use xen_driver::GuestDevices;
 use xen_driver::frontend::{self, guest};
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Error, Id, Side, State};
@@ -125,7 +125,7 @@ impl Disks {
     }
 }
 
-impl Devices for Disks {
+impl GuestDevices for Disks {
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         self.bus.note(store, event)
     }

@@ -5,7 +5,7 @@ use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::{DomId, GrantRef};
 use xen_driver::Channel;
 use xen_driver::frontend::buffers::{Buffer, Buffers};
-use xen_driver::frontend::ring::{Id, Ring, UnexpectedResponse};
+use xen_driver::frontend::ring::{Ring, RingRequestId, UnexpectedResponse};
 use xen_driver::frontend::rings;
 use xen_io::blkif::{
     Body, INDIRECT_PAGES_MAX, Layout, Request, RequestBytes, ResponseBytes, SEGMENT_SIZE,
@@ -264,7 +264,7 @@ impl Queue {
             return Ok(None);
         }
         let response = self.response.parse();
-        let id = Id::from_wire(response.id);
+        let id = RingRequestId::from_wire(response.id);
         let open = self.ring.asked(id)?;
         if response.operation != open.operation {
             let (asked, answered) = (open.operation, response.operation);

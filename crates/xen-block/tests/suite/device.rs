@@ -174,7 +174,7 @@ fn a_large_discard_keeps_nobody_waiting() {
     });
     let mut setup = Setup::new(open);
     setup.back.throttle =
-        throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+        throttle::RateLimits { bytes_per_second: Some(1 << 20), requests_per_second: None };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let sectors = (64 << 20) / 512 - 8;
     scene.front().submit(0, DiskRequest::Discard { tag: 900, sector: 8, sectors }, &[]).unwrap();
@@ -203,7 +203,7 @@ fn a_limit_of_bytes_slows_a_device_down() {
     let (_, open) = memory(Memory::new(8192));
     let mut setup = Setup::new(open);
     setup.back.throttle =
-        throttle::Limits { bytes_per_second: Some(8 << 20), requests_per_second: None };
+        throttle::RateLimits { bytes_per_second: Some(8 << 20), requests_per_second: None };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let start = Instant::now();
     for _ in 0..6 {
@@ -214,7 +214,8 @@ fn a_limit_of_bytes_slows_a_device_down() {
     // The limit is set again while the device is connected; a value that is no number changes
     // nothing.
     let node = format!("{}/{LIMIT_BYTES}", device().backend_path());
-    let slower = throttle::Limits { bytes_per_second: Some(1 << 20), requests_per_second: None };
+    let slower =
+        throttle::RateLimits { bytes_per_second: Some(1 << 20), requests_per_second: None };
     for value in ["much", "1048576"] {
         scene.tool.write(&node, value).unwrap();
     }
@@ -229,7 +230,7 @@ fn a_limit_of_bytes_slows_a_device_down() {
     // A value of 0 means no limit, also where all devices have one.
     scene.tool.write(&node, "0").unwrap();
     scene.until("no limit", |scene| {
-        scene.back_bus().driver(ID).unwrap().limits() == Some(throttle::Limits::default())
+        scene.back_bus().driver(ID).unwrap().limits() == Some(throttle::RateLimits::default())
     });
 }
 
@@ -400,7 +401,7 @@ fn without_io_uring_threads_do_it() {
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, IoMethod::Uring);
         let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
         assert!(format!("{disk:?}").contains("threads"), "{disk:?}");
-        let page = xen_block::Page::private();
+        let page = xen_block::RequestPage::private();
         let mut io = Io::empty();
         (io.op, io.sector, io.sectors) = (Op::Read, 8, 8);
         io.pieces.push(Piece { page: page.clone(), offset: 0, len: 4096 });
@@ -459,7 +460,7 @@ fn requests_under_way_survive_a_suspend() {
     let again = disk.clone();
     let open: Box<OpenDisk> = Box::new(move |_| Ok(Box::new(again.clone())));
     let smaller = back::Options {
-        rings: rings::Options { limits: QueueLimits::PLAIN, ..rings::Options::default() },
+        rings: rings::RingOptions { limits: QueueLimits::PLAIN, ..rings::RingOptions::default() },
         indirect_segments_max: 0,
         ..back::Options::default()
     };
@@ -593,7 +594,7 @@ fn limits_slow_a_device_down() {
     let (_, open) = memory(Memory::new(8192));
     let mut setup = Setup::new(open);
     setup.back.throttle =
-        throttle::Limits { requests_per_second: Some(200), bytes_per_second: None };
+        throttle::RateLimits { requests_per_second: Some(200), bytes_per_second: None };
     let Some(mut scene) = Scene::connected(setup) else { return };
     let start = Instant::now();
     for _ in 0..60 {

@@ -77,7 +77,7 @@ impl Scene {
         assert_eq!(refusal(store.read("/local/domain/2/data")), Some(Errno::ACCESS));
         assert_eq!(refusal(store.write("/local/domain/0/backend/vbd", "")), Some(Errno::ACCESS));
 
-        let rings = rings::Options::recorded_in(record_dir);
+        let rings = rings::RingOptions::recorded_in(record_dir);
         let options = back::Options { rings, ..back::Options::default() };
         let platform = back::Platform {
             evtchn: Rc::new(RefCell::new(host.evtchn(DRIVER))),

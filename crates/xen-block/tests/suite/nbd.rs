@@ -167,7 +167,7 @@ impl NbdScene {
         let (folder, image, socket) = image(name)?;
         let records = folder.file("records");
         std::fs::create_dir(&records).unwrap();
-        let rings = rings::Options::recorded_in(records);
+        let rings = rings::RingOptions::recorded_in(records);
         let options = back::Options { rings, ..back::Options::default() };
         let setup = Setup { back: options.clone(), ..Setup::named() };
         let server = Some(QemuNbd::start(&socket, &image, &[]));

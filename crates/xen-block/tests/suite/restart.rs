@@ -64,7 +64,7 @@ struct KillableServer {
 
 impl KillableServer {
     fn new(folder: &Folder) -> Self {
-        let rings = rings::Options::recorded_in(&folder.0);
+        let rings = rings::RingOptions::recorded_in(&folder.0);
         let options = back::Options { rings, ..back::Options::default() };
         let disk = PersistentDisk(Rc::new(RefCell::new(Memory::new(8192))));
         Self { disk, hold: Rc::default(), options }

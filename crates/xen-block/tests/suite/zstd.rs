@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use xen_block::Page;
+use xen_block::RequestPage;
 use xen_block::disk::places::Places;
 use xen_block::disk::pool::PooledDisk;
 use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
@@ -28,7 +28,7 @@ impl Image {
     }
 
     /// Does one request of at most 4096 bytes; `Err` is its error.
-    fn ask(&mut self, op: Op, sector: u64, sectors: u64, page: &Page) -> Result<(), Errno> {
+    fn ask(&mut self, op: Op, sector: u64, sectors: u64, page: &RequestPage) -> Result<(), Errno> {
         let mut io = Io::empty();
         (io.op, io.sector) = (op, sector);
         if op != Op::Flush {
@@ -50,7 +50,7 @@ impl Image {
     }
 
     fn read(&mut self, sector: u64, sectors: u64) -> Result<Vec<u8>, Errno> {
-        let page = Page::private();
+        let page = RequestPage::private();
         self.ask(Op::Read, sector, sectors, &page)?;
         let mut bytes = vec![0; sectors as usize * 512];
         page.copy_out(0, &mut bytes).unwrap();
@@ -58,7 +58,7 @@ impl Image {
     }
 
     fn write(&mut self, sector: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let page = Page::private();
+        let page = RequestPage::private();
         page.copy_in(0, bytes).unwrap();
         self.ask(Op::Write, sector, bytes.len() as u64 / 512, &page)
     }
@@ -133,9 +133,9 @@ fn compressed_clusters_are_written() {
             wanted[sector as usize * 512..][..bytes.len()].copy_from_slice(&bytes);
             assert_eq!(disk.read(sector, sectors), Ok(bytes));
         }
-        disk.ask(Op::Discard, 512, 700, &Page::private()).unwrap();
+        disk.ask(Op::Discard, 512, 700, &RequestPage::private()).unwrap();
         wanted[512 * 512..1212 * 512].fill(0);
-        disk.ask(Op::Discard, last - 1, 2, &Page::private()).unwrap();
+        disk.ask(Op::Discard, last - 1, 2, &RequestPage::private()).unwrap();
         wanted[(last as usize - 1) * 512..].fill(0);
         assert!(disk.all() == wanted, "{cluster}");
         drop(disk);
@@ -215,7 +215,7 @@ fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
     disk.write(0, &[0; 4096]).unwrap();
     assert_eq!(disk.read(128, 1), Err(Errno::IO));
     assert_eq!(disk.write(129, &[1; 512]), Err(Errno::IO));
-    assert_eq!(disk.ask(Op::Discard, 129, 1, &Page::private()), Err(Errno::IO));
+    assert_eq!(disk.ask(Op::Discard, 129, 1, &RequestPage::private()), Err(Errno::IO));
     disk.write(1, &[1; 512]).unwrap();
     assert_eq!(disk.read(1, 1), Ok(vec![1; 512]));
 }
@@ -259,7 +259,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         let mut disk = Image::open(&image, DiskAccess::ReadWrite);
         assert_eq!(disk.read(sector, 1), Err(Errno::IO), "{what}");
         assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
-        let discarded = disk.ask(Op::Discard, sector + 9, 8, &Page::private());
+        let discarded = disk.ask(Op::Discard, sector + 9, 8, &RequestPage::private());
         assert_eq!(discarded, Err(Errno::IO), "{what}");
         assert_eq!(disk.read(0, 1).unwrap(), wanted[..512], "{what}");
         disk.write(1, &[7; 512]).unwrap();

@@ -4,14 +4,14 @@
 
 mod page;
 
-pub use page::Page;
+pub use page::RequestPage;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use xen::gnttab::{CopySegment, GrantMap, Mapping, PageAccess};
 use xen::{DomId, Error, GrantRef};
 
 /// A hash for grant references, which are small numbers; the table is small too, so that a guest that
-/// chooses them badly makes a walk through [`Pages::max`] entries at most, for itself.
+/// chooses them badly makes a walk through [`QueuePages::max`] entries at most, for itself.
 #[derive(Default)]
 struct GrantHasher(u64);
 
@@ -32,14 +32,14 @@ impl Hasher for GrantHasher {
     }
 }
 
-struct Entry {
-    page: Page,
+struct KeptPage {
+    page: RequestPage,
     used: u64,
 }
 
 /// The use that a frontend makes of its grants (`feature-persistent`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Grants {
+pub enum GrantUse {
     /// Each for one request.
     Once,
     /// Grants that the frontend uses again: they stay mapped.
@@ -47,19 +47,19 @@ pub enum Grants {
 }
 
 /// The pages of one queue.
-pub struct Pages {
+pub struct QueuePages {
     peer: DomId,
-    grants: Grants,
+    grants: GrantUse,
     max: usize,
-    kept: HashMap<u32, Entry, BuildHasherDefault<GrantHasher>>,
+    kept: HashMap<u32, KeptPage, BuildHasherDefault<GrantHasher>>,
     clock: u64,
     mapped: Vec<Result<Mapping, Error>>,
 }
 
-impl Pages {
+impl QueuePages {
     /// No page yet, of a frontend in domain `peer`; at most `max` stay mapped.
     #[must_use]
-    pub fn new(peer: DomId, grants: Grants, max: usize) -> Self {
+    pub fn new(peer: DomId, grants: GrantUse, max: usize) -> Self {
         let kept = HashMap::default();
         Self { peer, grants, max, kept, clock: 0, mapped: Vec::new() }
     }
@@ -85,9 +85,9 @@ impl Pages {
         map: &mut dyn GrantMap,
         grants: &[GrantRef],
         access: PageAccess,
-        mut take: impl FnMut(Page),
+        mut take: impl FnMut(RequestPage),
     ) -> Result<(), Error> {
-        if self.grants == Grants::Persistent {
+        if self.grants == GrantUse::Persistent {
             return grants.iter().try_for_each(|grant| {
                 take(self.keep(map, *grant)?);
                 Ok(())
@@ -96,7 +96,7 @@ impl Pages {
         self.mapped.clear();
         map.map_batch(self.peer, grants, access, &mut self.mapped);
         for mapped in self.mapped.drain(..) {
-            take(Page::new(mapped?.into_page()));
+            take(RequestPage::new(mapped?.into_page()));
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Pages {
         grant: GrantRef,
         to: &mut [u8],
     ) -> Result<(), Error> {
-        if self.grants == Grants::Persistent {
+        if self.grants == GrantUse::Persistent {
             let page = self.keep(map, grant)?;
             return page.copy_out(0, to).map_err(|_| Error::Inval);
         }
@@ -123,7 +123,7 @@ impl Pages {
     }
 
     /// A page that stays mapped, if there is room.
-    fn keep(&mut self, map: &mut dyn GrantMap, grant: GrantRef) -> Result<Page, Error> {
+    fn keep(&mut self, map: &mut dyn GrantMap, grant: GrantRef) -> Result<RequestPage, Error> {
         if let Some(entry) = self.kept.get_mut(&grant.0) {
             entry.used = self.clock;
             return Ok(entry.page.clone());
@@ -132,12 +132,12 @@ impl Pages {
         // in use ("Bad page map" in domain 0), and the next process's requests fail. For writing too, as any request may
         // use it next; the frontend has to allow that.
         let mapping = map.map(self.peer, grant, PageAccess::ReadWrite)?;
-        let page = Page::new(mapping.into_page());
+        let page = RequestPage::new(mapping.into_page());
         if self.kept.len() >= self.max {
             self.evict();
         }
         if self.kept.len() < self.max {
-            let entry = Entry { page: page.clone(), used: self.clock };
+            let entry = KeptPage { page: page.clone(), used: self.clock };
             self.kept.insert(grant.0, entry);
         }
         Ok(page)

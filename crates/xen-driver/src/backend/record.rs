@@ -70,7 +70,7 @@ pub(super) struct RingRecord {
 
 /// The record of a device.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct DeviceRecord {
     /// Locked; to be held by all who have requests under way.
     pub(super) guard: OwnedFd,
     pub(super) rings: Vec<RingRecord>,
@@ -86,7 +86,7 @@ pub struct UnansweredRequest {
 }
 
 /// Makes the record of a device that has just been connected, in place of any that was there.
-pub(super) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
+pub(super) fn create(path: &Path, shape: Shape) -> Result<DeviceRecord, Errno> {
     if shape.rings > RINGS_MAX || shape.entries > ENTRIES_MAX {
         return Err(Errno::INVAL);
     }
@@ -108,11 +108,11 @@ pub(super) fn create(path: &Path, shape: Shape) -> Result<Record, Errno> {
     for (number, word) in shape.words().into_iter().enumerate() {
         first.store_u32(number * 4, word).map_err(|_| Errno::FAULT)?;
     }
-    Ok(Record { guard: file, rings })
+    Ok(DeviceRecord { guard: file, rings })
 }
 
 /// Opens the record that a process before this one has left; `EWOULDBLOCK` while that has I/O under way.
-pub(super) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
+pub(super) fn open(path: &Path, shape: Shape) -> Result<DeviceRecord, Errno> {
     let file = existing(path)?;
     lock(&file)?;
     let wanted = (shape.pages() * PAGE_SIZE) as u64;
@@ -130,7 +130,7 @@ pub(super) fn open(path: &Path, shape: Shape) -> Result<Record, Errno> {
             return Err(Errno::INVAL);
         }
     }
-    Ok(Record { guard: file, rings })
+    Ok(DeviceRecord { guard: file, rings })
 }
 
 /// Takes away what a process before this one has left of a device that is not taken over; `EWOULDBLOCK`
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn a_successor_finds_what_was_not_answered() {
         let path = std::env::temp_dir().join(format!("xen-driver-record-{}", std::process::id()));
-        let Record { guard, rings } = create(&path, SHAPE).unwrap();
+        let DeviceRecord { guard, rings } = create(&path, SHAPE).unwrap();
         let start = u32::MAX - 1;
         for (number, slot) in [0, 40, 63, 3].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(open(&path, SHAPE).unwrap_err(), Errno::WOULDBLOCK);
         assert_eq!(discard(&path), Err(Errno::WOULDBLOCK));
         drop(guard);
-        let Record { guard, rings } = free(|| open(&path, SHAPE)).unwrap();
+        let DeviceRecord { guard, rings } = free(|| open(&path, SHAPE)).unwrap();
         assert_eq!(rings[1].req_cons(), Ok(2));
         let shown = start.wrapping_add(1);
         let left = [(0, 0), (40, 1), (3, 3)];

@@ -4,7 +4,7 @@
 //! [`Rings::connect`] or [`Rings::take_over`], and ends with [`Rings::give_back`].
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::record::{self, REQUEST_BYTES_MAX, Record, RingRecord, Shape};
+use super::record::{self, DeviceRecord, REQUEST_BYTES_MAX, RingRecord, Shape};
 use super::ring::Ring;
 use super::{Platform, TurnOutcome};
 use crate::channel::Channel;
@@ -26,7 +26,7 @@ const BOUND_MAX: Duration = Duration::from_secs(2);
 
 /// Limits of the rings of a device, and the place of their record.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct RingOptions {
     /// Largest ring and most queues.
     pub limits: QueueLimits,
     /// Most connects of a frontend, and the time within which they are counted: for what is more it waits. Each time its
@@ -37,7 +37,7 @@ pub struct Options {
     pub record_dir: Option<PathBuf>,
 }
 
-impl Default for Options {
+impl Default for RingOptions {
     /// Rings of 16 pages, 4 queues, 16 connects in 10 s; no record.
     fn default() -> Self {
         let limits = QueueLimits { order_max: 4, queues_max: 4 };
@@ -45,7 +45,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl RingOptions {
     /// These limits, and a record in this folder.
     #[must_use]
     pub fn recorded_in(folder: impl Into<PathBuf>) -> Self {
@@ -55,7 +55,7 @@ impl Options {
 
 /// The entries of a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub struct EntryFormat {
     /// Bytes of the larger of a request and a response; at most 112, where a record is kept.
     pub bytes: usize,
     /// The device type's number for their format, the same for all rings of a device. A record of another one is not
@@ -89,7 +89,7 @@ impl Queue<1, 1> {
 /// The rings of one device, from its backend's view.
 pub struct Rings {
     platform: Platform,
-    options: Options,
+    options: RingOptions,
     /// When the frontend has connected lately, the first first.
     connects: VecDeque<Instant>,
     /// When a process that was killed was first seen to have the frontend's port still.
@@ -114,15 +114,15 @@ enum AttachMode {
 }
 
 /// The names that a frontend has for a queue, and the entries of its rings.
-struct Plan<'n, const RINGS: usize, const CHANNELS: usize> {
+struct QueuePlan<'n, const RINGS: usize, const CHANNELS: usize> {
     names: &'n QueueNames<RINGS, CHANNELS>,
-    entries: [Entry; RINGS],
+    entries: [EntryFormat; RINGS],
 }
 
 impl Rings {
     /// The rings of a device that was found.
     #[must_use]
-    pub fn new(platform: Platform, options: Options) -> Self {
+    pub fn new(platform: Platform, options: RingOptions) -> Self {
         let (connects, bound_since, record) = (VecDeque::new(), None, None);
         Self { platform, options, connects, bound_since, record, how: AttachMode::Fresh }
     }
@@ -156,10 +156,10 @@ impl Rings {
         &mut self,
         device: &mut Device<'_>,
         names: &QueueNames<R, C>,
-        entries: [Entry; R],
+        entries: [EntryFormat; R],
     ) -> Result<Vec<Queue<R, C>>, Error> {
         self.connects.push_back(Instant::now());
-        let queues = self.attach(device, &Plan { names, entries }, AttachMode::Fresh);
+        let queues = self.attach(device, &QueuePlan { names, entries }, AttachMode::Fresh);
         if queues.is_err() {
             self.give_up();
         }
@@ -176,9 +176,9 @@ impl Rings {
         &mut self,
         device: &mut Device<'_>,
         names: &QueueNames<R, C>,
-        entries: [Entry; R],
+        entries: [EntryFormat; R],
     ) -> Result<Option<Vec<Queue<R, C>>>, Error> {
-        match self.attach(device, &Plan { names, entries }, AttachMode::TakeOver) {
+        match self.attach(device, &QueuePlan { names, entries }, AttachMode::TakeOver) {
             Ok(queues) => {
                 self.bound_since = None;
                 Ok(Some(queues))
@@ -244,7 +244,7 @@ impl Rings {
     fn attach<const R: usize, const C: usize>(
         &mut self,
         device: &mut Device<'_>,
-        plan: &Plan<'_, R, C>,
+        plan: &QueuePlan<'_, R, C>,
         how: AttachMode,
     ) -> Result<Vec<Queue<R, C>>, Error> {
         self.how = how;
@@ -288,7 +288,7 @@ impl Rings {
                 (path, record)
             }
         };
-        let Record { guard, rings } = record.map_err(|errno| match errno {
+        let DeviceRecord { guard, rings } = record.map_err(|errno| match errno {
             Errno::WOULDBLOCK => Error::Busy("a process before has I/O under way".to_owned()),
             errno => Error::Driver(format!("the record of requests in flight: {errno}")),
         })?;
@@ -307,7 +307,7 @@ impl Rings {
         &self,
         peer: DomId,
         queue: &negotiate::Queue<R, C>,
-        plan: &Plan<'_, R, C>,
+        plan: &QueuePlan<'_, R, C>,
         records: &mut impl Iterator<Item = RingRecord>,
         how: AttachMode,
     ) -> Result<Queue<R, C>, Error> {

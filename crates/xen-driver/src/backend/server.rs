@@ -31,7 +31,7 @@ const EVENTS_MAX: u32 = 64;
 const LOOKS_MAX: Duration = Duration::from_micros(200);
 
 /// A server of the backends of one domain, of one kind (`vbd`) or of several that are served alike (`qdisk`).
-pub struct Server<B: Backend> {
+pub struct BackendServer<B: Backend> {
     store: Client,
     buses: Vec<Bus<B>>,
     evtchn: Rc<RefCell<dyn EventChannels>>,
@@ -56,16 +56,16 @@ pub struct Server<B: Backend> {
     /// A backend may have a complaint that nobody was told of.
     complaints: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
-    clock: (Instant, Clock),
+    clock: (Instant, ClockUse),
 }
 
-impl<B: Backend> std::fmt::Debug for Server<B> {
+impl<B: Backend> std::fmt::Debug for BackendServer<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("buses", &self.buses).finish_non_exhaustive()
+        f.debug_struct("BackendServer").field("buses", &self.buses).finish_non_exhaustive()
     }
 }
 
-impl<B: Backend> Server<B> {
+impl<B: Backend> BackendServer<B> {
     /// Serves all devices below `/local/domain/<domid>/backend/<kind>`, for each of `kinds`; `make` makes the backend of
     /// each, which uses these event channels.
     ///
@@ -98,7 +98,7 @@ impl<B: Backend> Server<B> {
             look_at: now,
             asked_store: true,
             complaints: false,
-            clock: (now, Clock::Old),
+            clock: (now, ClockUse::Old),
         })
     }
 
@@ -140,16 +140,16 @@ impl<B: Backend> Server<B> {
     /// work, a turn takes the time at which the one before has shown its answers, or else began.
     fn now(&mut self) -> Instant {
         let (last, clock) = self.clock;
-        if clock == Clock::Once && self.spin_max.is_zero() {
-            self.clock.1 = Clock::Old;
+        if clock == ClockUse::Once && self.spin_max.is_zero() {
+            self.clock.1 = ClockUse::Old;
             return last;
         }
         let now = Instant::now();
-        if clock == Clock::Asked {
+        if clock == ClockUse::Asked {
             // From now: where a turn takes longer than that, each would ask once more than it has to.
             self.ask_at = now + ASK_STORE;
         }
-        self.clock = (now, Clock::Once);
+        self.clock = (now, ClockUse::Once);
         now
     }
 
@@ -248,7 +248,7 @@ impl<B: Backend> Server<B> {
                         }
                         self.complaints |= worked.complains;
                         if let Some(shown) = worked.shown {
-                            self.clock = (shown, Clock::Once);
+                            self.clock = (shown, ClockUse::Once);
                         }
                     }
                     Err(error) => failed.push((at, id, error)),
@@ -349,7 +349,7 @@ impl<B: Backend> Server<B> {
         if woken.events {
             self.take_port_events()?;
         }
-        self.clock.1 = Clock::Asked;
+        self.clock.1 = ClockUse::Asked;
         Ok(())
     }
 
@@ -396,7 +396,7 @@ fn drivers<B: Backend>(buses: &mut [Bus<B>]) -> impl Iterator<Item = (usize, Id,
 
 /// The use made of a reading of the clock since it was taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Clock {
+enum ClockUse {
     /// Nothing: it will do once more.
     Once,
     /// A turn that took it for its own.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// At most so much; `None` is no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Limits {
+pub struct RateLimits {
     /// Bytes a second, read and written together.
     pub bytes_per_second: Option<u64>,
     /// Requests a second.
@@ -34,7 +34,7 @@ impl Bucket {
     }
 }
 
-/// Keeps to [`Limits`].
+/// Keeps to [`RateLimits`].
 #[derive(Debug, Default)]
 pub struct Throttle {
     bytes: Option<Bucket>,
@@ -44,10 +44,10 @@ pub struct Throttle {
 impl Throttle {
     /// Keeps to these.
     #[must_use]
-    pub fn new(limits: Limits, now: Instant) -> Self {
+    pub fn new(limits: RateLimits, now: Instant) -> Self {
         let bucket =
             |per_second: Option<u64>| per_second.map(|per_second| Bucket { per_second, even: now });
-        let Limits { bytes_per_second, requests_per_second } = limits;
+        let RateLimits { bytes_per_second, requests_per_second } = limits;
         Self { bytes: bucket(bytes_per_second), requests: bucket(requests_per_second) }
     }
 
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     /// Requests of 4096 bytes that pass in ten seconds.
-    fn passed(limits: Limits) -> u64 {
+    fn passed(limits: RateLimits) -> u64 {
         let start = Instant::now();
         let (mut throttle, mut now, mut count) = (Throttle::new(limits, start), start, 0);
         while now < start + Duration::from_secs(10) {
@@ -100,12 +100,12 @@ mod tests {
 
     #[test]
     fn limits_hold_over_time() {
-        let requests = Limits { requests_per_second: Some(100), ..Limits::default() };
+        let requests = RateLimits { requests_per_second: Some(100), ..RateLimits::default() };
         assert!((995..=1011).contains(&passed(requests)), "{}", passed(requests));
-        let bytes = Limits { bytes_per_second: Some(1 << 20), ..Limits::default() };
+        let bytes = RateLimits { bytes_per_second: Some(1 << 20), ..RateLimits::default() };
         assert!((2550..=2590).contains(&passed(bytes)), "{}", passed(bytes));
-        let both = Limits { requests_per_second: Some(10), ..bytes };
+        let both = RateLimits { requests_per_second: Some(10), ..bytes };
         assert!((98..=103).contains(&passed(both)), "{}", passed(both));
-        assert!(!Throttle::new(Limits::default(), Instant::now()).is_limited());
+        assert!(!Throttle::new(RateLimits::default(), Instant::now()).is_limited());
     }
 }

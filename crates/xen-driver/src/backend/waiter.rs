@@ -6,7 +6,7 @@
 //! which have fired.
 #![allow(unsafe_code)]
 
-use super::Source;
+use super::DescriptorId;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -39,11 +39,11 @@ pub(super) struct WakeReasons {
 pub(super) struct Waiter {
     /// With a ring, the sources alone.
     epoll: OwnedFd,
-    ring: Option<Ring>,
+    ring: Option<WaiterRing>,
     /// True if the store's descriptor is that of the event channels.
     shared: bool,
     /// The sources in the set.
-    sources: BTreeSet<Source>,
+    sources: BTreeSet<DescriptorId>,
 }
 
 impl Waiter {
@@ -53,7 +53,7 @@ impl Waiter {
         // A store that is reached by an event channel has the same descriptor.
         let shared = store.as_raw_fd() == evtchn.fd().as_raw_fd();
         let ring = if evtchn.is_device() && !shared {
-            Ring::new(store, evtchn.fd(), epoll.as_fd())
+            WaiterRing::new(store, evtchn.fd(), epoll.as_fd())
         } else {
             None
         };
@@ -69,7 +69,7 @@ impl Waiter {
     /// The sources to wait for from now on. Those that are closed are gone from the set by themselves.
     pub(super) fn watch<'a>(
         &mut self,
-        sources: impl Iterator<Item = (Source, BorrowedFd<'a>)>,
+        sources: impl Iterator<Item = (DescriptorId, BorrowedFd<'a>)>,
     ) -> Result<(), Errno> {
         let before = std::mem::take(&mut self.sources);
         for (source, fd) in sources {
@@ -125,12 +125,12 @@ fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<WakeReasons, Errno> {
 }
 
 /// The waiter's io_uring, which waits for the same descriptors.
-struct Ring {
+struct WaiterRing {
     ring: IoUring,
     /// The store, the device of the event channels, and the epoll set of the sources.
-    store: Polled,
-    device: Polled,
-    sources: Polled,
+    store: PolledDescriptor,
+    device: PolledDescriptor,
+    sources: PolledDescriptor,
     /// The buffer that the kernel writes to while it waits for the device.
     fired: Box<[u8; PORTS * 4]>,
     /// Ports to be written to the device, and how many.
@@ -138,12 +138,12 @@ struct Ring {
 }
 
 /// A descriptor, and whether the kernel waits for it.
-struct Polled {
+struct PolledDescriptor {
     fd: types::Fd,
     armed: bool,
 }
 
-impl Polled {
+impl PolledDescriptor {
     fn new(fd: BorrowedFd<'_>) -> Self {
         Self { fd: types::Fd(fd.as_raw_fd()), armed: false }
     }
@@ -161,7 +161,7 @@ impl Polled {
 const READ: u64 = 3;
 const UNMASK: u64 = 4;
 
-impl Ring {
+impl WaiterRing {
     /// `None` where the kernel has no io_uring, or one that cannot do that (before Linux 5.17).
     fn new(store: BorrowedFd<'_>, evtchn: BorrowedFd<'_>, sources: BorrowedFd<'_>) -> Option<Self> {
         let ring = IoUring::new(8).ok()?;
@@ -169,9 +169,9 @@ impl Ring {
             ring.params().is_feature_ext_arg() && ring.params().is_feature_skip_cqe_on_success();
         able.then(|| Self {
             ring,
-            store: Polled::new(store),
-            device: Polled::new(evtchn),
-            sources: Polled::new(sources),
+            store: PolledDescriptor::new(store),
+            device: PolledDescriptor::new(evtchn),
+            sources: PolledDescriptor::new(sources),
             fired: Box::new([0; PORTS * 4]),
             unmasked: (Box::new([0; PORTS * 4]), 0),
         })
@@ -276,7 +276,7 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
+impl Drop for WaiterRing {
     /// The kernel may write there until it has taken the ring apart, some time later.
     fn drop(&mut self) {
         if self.device.armed {
@@ -296,13 +296,13 @@ mod tests {
     use xen::{DomId, Error};
 
     /// A stand-in for `/dev/xen/evtchn`: `ours` is the process's end, the other end the kernel's.
-    struct Device {
+    struct EvtchnDevice {
         ours: UnixStream,
         is_device: bool,
         came: Vec<Port>,
     }
 
-    impl Device {
+    impl EvtchnDevice {
         fn new(is_device: bool) -> (Self, UnixStream) {
             let (ours, kernels) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
@@ -322,7 +322,7 @@ mod tests {
         }
     }
 
-    impl EventChannels for Device {
+    impl EventChannels for EvtchnDevice {
         fn fd(&self) -> BorrowedFd<'_> {
             self.ours.as_fd()
         }
@@ -367,8 +367,8 @@ mod tests {
     }
 
     /// A waiter for such a device, whose other end is the kernel's, and for a store.
-    fn scene(is_device: bool) -> (Waiter, Device, UnixStream, OwnedFd) {
-        let (device, kernel) = Device::new(is_device);
+    fn scene(is_device: bool) -> (Waiter, EvtchnDevice, UnixStream, OwnedFd) {
+        let (device, kernel) = EvtchnDevice::new(is_device);
         let store = signal();
         let waiter = Waiter::new(store.as_fd(), &device).unwrap();
         (waiter, device, kernel, store)
@@ -376,7 +376,11 @@ mod tests {
 
     /// Returns the outcome of a wait. The kernel may interrupt a sleep, as for a signal, but not
     /// each one.
-    fn woken(waiter: &mut Waiter, device: &mut Device, timeout: Duration) -> Option<WakeReasons> {
+    fn woken(
+        waiter: &mut Waiter,
+        device: &mut EvtchnDevice,
+        timeout: Duration,
+    ) -> Option<WakeReasons> {
         let mut sleeps = (0..10).map(|_| waiter.wait(device, true, timeout).unwrap());
         sleeps.find(|woken| *woken != WakeReasons::default())
     }
@@ -453,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_store_behind_the_event_channels_shares_their_descriptor() {
-        let (mut device, mut kernel) = Device::new(false);
+        let (mut device, mut kernel) = EvtchnDevice::new(false);
         let mut waiter = Waiter::new(device.ours.try_clone().unwrap().as_fd(), &device).unwrap();
         assert!(!waiter.shared);
         let fd = device.ours.as_raw_fd();
@@ -468,7 +472,7 @@ mod tests {
     fn sources_are_waited_for_while_they_are_at_work() {
         let (mut waiter, mut device, _kernel, _store) = scene(true);
         let source = signal();
-        waiter.watch([(Source::new(), source.as_fd())].into_iter()).unwrap();
+        waiter.watch([(DescriptorId::new(), source.as_fd())].into_iter()).unwrap();
         raise(&source);
         for at_work in [false, true, false] {
             let begin = Instant::now();
@@ -500,7 +504,7 @@ mod tests {
             let (mut waiter, mut device, _kernel, _store) = scene(is_device);
             let mut source = signal();
             for number in 0..4 {
-                let name = Source::new();
+                let name = DescriptorId::new();
                 waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
                 waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
                 raise(&source);

@@ -35,7 +35,7 @@ pub trait Frontend: Driver {
 ///
 /// The bus of a [`Frontend`] is one. What goes wrong with one device ends that device: errors are those of the store
 /// and of the platform.
-pub trait Devices {
+pub trait GuestDevices {
     /// Takes a watch event; false where it is not about these devices ([`Bus::note`]).
     ///
     /// # Errors
@@ -69,7 +69,7 @@ pub trait Devices {
     }
 }
 
-impl<F: Frontend> Devices for Bus<F> {
+impl<F: Frontend> GuestDevices for Bus<F> {
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         Bus::note(self, store, event)
     }
@@ -133,7 +133,7 @@ impl fmt::Debug for Guest {
 
 /// The outcome of one turn.
 #[derive(Debug, Default)]
-pub struct Turn {
+pub struct GuestTurn {
     /// Events of devices, with the place of their kind among those of the turn.
     pub news: Vec<(usize, DeviceNews)>,
     /// Watch events that are not of the devices.
@@ -160,11 +160,11 @@ impl Guest {
     /// The store or the platform is gone. What goes wrong with one device ends that device.
     pub fn turn(
         &mut self,
-        kinds: &mut [&mut dyn Devices],
+        kinds: &mut [&mut dyn GuestDevices],
         timeout: Duration,
         also: &[BorrowedFd<'_>],
-    ) -> Result<Turn, Error> {
-        let mut turn = Turn::default();
+    ) -> Result<GuestTurn, Error> {
+        let mut turn = GuestTurn::default();
         self.take_port_events()?;
         let more = self.take_store_events(kinds, &mut turn)?;
         for (at, devices) in kinds.iter_mut().enumerate() {
@@ -192,8 +192,8 @@ impl Guest {
     /// backend that writes without end does not keep this guest from its other devices.
     fn take_store_events(
         &mut self,
-        kinds: &mut [&mut dyn Devices],
-        turn: &mut Turn,
+        kinds: &mut [&mut dyn GuestDevices],
+        turn: &mut GuestTurn,
     ) -> Result<bool, Error> {
         let mut left = EVENTS_MAX;
         while left > 0
@@ -227,7 +227,7 @@ impl Guest {
 
     fn sleep(
         &self,
-        kinds: &[&mut dyn Devices],
+        kinds: &[&mut dyn GuestDevices],
         timeout: Duration,
         also: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {

@@ -9,9 +9,9 @@ use xenbus::Error;
 
 /// The id of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Id(u64);
+pub struct RingRequestId(u64);
 
-impl Id {
+impl RingRequestId {
     fn new(turn: u32, slot: u32) -> Self {
         Self(u64::from(turn) << 32 | u64::from(slot))
     }
@@ -35,7 +35,7 @@ impl Id {
 
 /// An answer to what was not asked, or was answered already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct UnexpectedResponse(pub Id);
+pub struct UnexpectedResponse(pub RingRequestId);
 
 impl fmt::Display for UnexpectedResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,7 +52,7 @@ impl From<UnexpectedResponse> for Error {
 }
 
 /// A place for a request. Its `asked` is kept and used again, with the memory that it has.
-struct Slot<T> {
+struct RequestSlot<T> {
     turn: u32,
     open: bool,
     asked: T,
@@ -61,7 +61,7 @@ struct Slot<T> {
 /// A ring; `T` is what its user has to know of a request until that is answered.
 pub struct Ring<T> {
     ring: FrontRing,
-    slots: Vec<Slot<T>>,
+    slots: Vec<RequestSlot<T>>,
     free: Vec<u32>,
 }
 
@@ -76,7 +76,7 @@ impl<T: Default> Ring<T> {
     #[must_use]
     pub fn new(ring: FrontRing) -> Self {
         let count = ring.count();
-        let slot = |_| Slot { turn: 0, open: false, asked: T::default() };
+        let slot = |_| RequestSlot { turn: 0, open: false, asked: T::default() };
         Self { ring, slots: (0..count).map(slot).collect(), free: (0..count).rev().collect() }
     }
 
@@ -96,10 +96,10 @@ impl<T: Default> Ring<T> {
     ///
     /// # Errors
     /// [`RingError::Full`].
-    pub fn next_id(&self) -> Result<Id, RingError> {
+    pub fn next_id(&self) -> Result<RingRequestId, RingError> {
         let number = self.free.last().ok_or(RingError::Full)?;
         let slot = self.slots.get(*number as usize).ok_or(RingError::Full)?;
-        Ok(Id::new(slot.turn.wrapping_add(1), *number))
+        Ok(RingRequestId::new(slot.turn.wrapping_add(1), *number))
     }
 
     /// Puts a request into the ring, where the backend sees it with [`Ring::push`]. It has the id of [`Ring::next_id`];
@@ -137,9 +137,9 @@ impl<T: Default> Ring<T> {
     ///
     /// # Errors
     /// [`UnexpectedResponse`].
-    pub fn asked(&mut self, id: Id) -> Result<&mut T, UnexpectedResponse> {
+    pub fn asked(&mut self, id: RingRequestId) -> Result<&mut T, UnexpectedResponse> {
         match self.slots.get_mut(id.slot()) {
-            Some(slot) if slot.open && Id::new(slot.turn, id.slot() as u32) == id => {
+            Some(slot) if slot.open && RingRequestId::new(slot.turn, id.slot() as u32) == id => {
                 Ok(&mut slot.asked)
             }
             _ => Err(UnexpectedResponse(id)),
@@ -147,7 +147,7 @@ impl<T: Default> Ring<T> {
     }
 
     /// An open request has its answer; another may have its slot.
-    pub fn end(&mut self, id: Id) {
+    pub fn end(&mut self, id: RingRequestId) {
         if self.asked(id).is_ok()
             && let Some(slot) = self.slots.get_mut(id.slot())
         {

@@ -1,6 +1,6 @@
 //! The program of a guest: its connections to the store and to its platform.
 
-use super::Failure;
+use super::ProgramFailure;
 use super::platform::own_domid;
 use crate::frontend::{Guest, Platform};
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ use xen_linux::Machine;
 use xenstore::Client;
 
 /// The connections of a guest's program.
-pub struct Connections {
+pub struct GuestConnections {
     /// The guest's number.
     pub domid: DomId,
     /// The connection to the store.
@@ -22,19 +22,19 @@ pub struct Connections {
     pub platform: Platform,
 }
 
-impl fmt::Debug for Connections {
+impl fmt::Debug for GuestConnections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connections").field("domid", &self.domid).finish_non_exhaustive()
+        f.debug_struct("GuestConnections").field("domid", &self.domid).finish_non_exhaustive()
     }
 }
 
-impl Connections {
+impl GuestConnections {
     /// Opens them: those of the hosted domain whose program this is, else those of a guest's kernel on Xen. To be called
     /// once in a process.
     ///
     /// # Errors
     /// This is no guest, or the store or the platform cannot be reached.
-    pub fn open() -> Result<Self, Failure> {
+    pub fn open() -> Result<Self, ProgramFailure> {
         match xen_hosted::Platform::guest() {
             Ok(platform) => Self::over(&platform),
             Err(GuestError::Missing(missing)) if xen_linux::machine() == Machine::Bare => {
@@ -49,11 +49,11 @@ impl Connections {
     ///
     /// # Errors
     /// This is no such program, or its broker cannot be reached.
-    pub fn hosted() -> Result<Self, Failure> {
+    pub fn hosted() -> Result<Self, ProgramFailure> {
         Self::over(&xen_hosted::Platform::guest()?)
     }
 
-    fn over(hosted: &xen_hosted::Platform) -> Result<Self, Failure> {
+    fn over(hosted: &xen_hosted::Platform) -> Result<Self, ProgramFailure> {
         let failed = |what| move |error| format!("{what}: {error}");
         let evtchn = hosted
             .channels()
@@ -67,7 +67,7 @@ impl Connections {
         Ok(Self { domid: hosted.domid(), store, platform: Platform { evtchn, grants } })
     }
 
-    fn on_xen() -> Result<Self, Failure> {
+    fn on_xen() -> Result<Self, ProgramFailure> {
         let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
         let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
         let mut store = Client::open()?;

@@ -2,7 +2,7 @@
 
 use super::clock::coarse_time;
 use super::report::say;
-use crate::backend::{Backend, Server};
+use crate::backend::{Backend, BackendServer};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use xenbus::bus::{DeviceEvent, DeviceNews};
@@ -48,7 +48,11 @@ impl Log {
     }
 
     /// Tells the complaints of backends since the last time; not more often than each second.
-    pub(super) fn tell_complaints<B: Backend>(&mut self, server: &mut Server<B>, kinds: &[&str]) {
+    pub(super) fn tell_complaints<B: Backend>(
+        &mut self,
+        server: &mut BackendServer<B>,
+        kinds: &[&str],
+    ) {
         self.complaints |= server.take_complaints();
         if self.complaints && coarse_time().saturating_sub(self.complaints_told) >= A_SECOND {
             (self.complaints, self.complaints_told) = (false, coarse_time());
@@ -59,7 +63,7 @@ impl Log {
     /// Tells those of one device, or of all.
     fn tell_complaints_of<B: Backend>(
         &mut self,
-        server: &mut Server<B>,
+        server: &mut BackendServer<B>,
         kinds: &[&str],
         only: Option<Id>,
     ) {
@@ -78,7 +82,7 @@ impl Log {
     /// Tells what has happened to a device.
     pub(super) fn tell<B: Backend>(
         &mut self,
-        server: &mut Server<B>,
+        server: &mut BackendServer<B>,
         kinds: &[&str],
         news: &DeviceNews,
     ) {

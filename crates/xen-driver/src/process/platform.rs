@@ -1,6 +1,6 @@
 //! Event channels and grants of the machine: a hosted host's where the environment names one, else Xen's.
 
-use super::Failure;
+use super::ProgramFailure;
 use crate::backend::Platform;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(super) struct MachinePlatform {
 }
 
 /// The platform of a program of this name.
-pub(super) fn provided(name: &str) -> Result<MachinePlatform, Failure> {
+pub(super) fn provided(name: &str) -> Result<MachinePlatform, ProgramFailure> {
     if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
         let host = HostDir::new(dir);
         let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
@@ -53,7 +53,7 @@ pub(super) fn provided(name: &str) -> Result<MachinePlatform, Failure> {
 }
 
 /// The number of the domain where this runs; a node of its own.
-pub(super) fn own_domid(store: &mut Client) -> Result<DomId, Failure> {
+pub(super) fn own_domid(store: &mut Client) -> Result<DomId, ProgramFailure> {
     let text = store.read("domid").map_err(|error| {
         format!(
             "which domain is this? its node domid cannot be read ({error}); xen-init-dom0 writes it"

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Write;
 
 /// A sentence for whoever has started the process: why it does not serve, or no longer.
-pub type Failure = Box<dyn std::error::Error>;
+pub type ProgramFailure = Box<dyn std::error::Error>;
 
 /// A line for the log. Where it cannot be written, devices are served all the same.
 pub(super) fn say(name: &str, line: fmt::Arguments<'_>) {

@@ -1,7 +1,7 @@
 //! The counters of all devices, for tools: a file beside the records, a line a device, the last line `end`.
 
 use super::report::say;
-use crate::backend::{Backend, Server};
+use crate::backend::{Backend, BackendServer};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ impl Statistics {
     }
 
     /// Writes it anew where anything has changed. Devices are served without it as well.
-    pub(super) fn write<B: Backend>(&mut self, server: &mut Server<B>, kinds: &[&str]) {
+    pub(super) fn write<B: Backend>(&mut self, server: &mut BackendServer<B>, kinds: &[&str]) {
         let text = text(server, kinds);
         if text == self.written {
             return;
@@ -49,7 +49,7 @@ impl Statistics {
     }
 }
 
-fn text<B: Backend>(server: &mut Server<B>, kinds: &[&str]) -> String {
+fn text<B: Backend>(server: &mut BackendServer<B>, kinds: &[&str]) -> String {
     let mut text = String::new();
     for kind in kinds {
         for (id, back) in server.bus(kind).into_iter().flat_map(Bus::drivers) {

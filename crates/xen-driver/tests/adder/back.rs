@@ -9,7 +9,7 @@ use xen_driver::backend::{Backend, TurnOutcome};
 use xenbus::negotiate::QueueNames;
 use xenbus::{Device, Driver, Error, Progress};
 
-pub(crate) struct Back {
+pub(crate) struct AdderBackend {
     rings: Rings,
     queue: Option<Queue<1, 1>>,
     /// Additions under way, oldest first: when each ends, its slot, its answer.
@@ -17,7 +17,7 @@ pub(crate) struct Back {
     replayed: usize,
 }
 
-impl Back {
+impl AdderBackend {
     pub(crate) fn new(rings: Rings) -> Self {
         Self { rings, queue: None, open: VecDeque::new(), replayed: 0 }
     }
@@ -29,7 +29,7 @@ impl Back {
     }
 }
 
-impl Driver for Back {
+impl Driver for AdderBackend {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         self.rings.limits().put(device);
         Ok(Progress::Done)
@@ -63,7 +63,7 @@ impl Driver for Back {
     }
 }
 
-impl Backend for Back {
+impl Backend for AdderBackend {
     fn work(&mut self, now: Instant, _: Option<Duration>) -> Result<TurnOutcome, Error> {
         let (mut worked, mut request) = (TurnOutcome::default(), [0; 16]);
         let Some(mut queue) = self.queue.take() else { return Ok(worked) };

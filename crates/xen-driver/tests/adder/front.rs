@@ -8,7 +8,7 @@ use xen_driver::frontend::{Frontend, Platform, ring};
 use xenbus::negotiate::{QueueLimits, QueueNames};
 use xenbus::{Device, Driver, Error, Progress};
 
-pub(crate) struct Front {
+pub(crate) struct AdderFrontend {
     platform: Platform,
     queue: Option<(ring::Ring<(u32, u32)>, Channel)>,
     /// Numbers to be added.
@@ -17,13 +17,13 @@ pub(crate) struct Front {
     pub(crate) sums: Vec<((u32, u32), u64)>,
 }
 
-impl Front {
+impl AdderFrontend {
     pub(crate) fn new(platform: Platform) -> Self {
         Self { platform, queue: None, wanted: VecDeque::new(), sums: Vec::new() }
     }
 }
 
-impl Driver for Front {
+impl Driver for AdderFrontend {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         let sizes = [ENTRY.bytes];
         let queues = offer(&self.platform, device, &QueueNames::PLAIN, QueueLimits::PLAIN, sizes)?;
@@ -43,13 +43,13 @@ impl Driver for Front {
     }
 }
 
-impl Frontend for Front {
+impl Frontend for AdderFrontend {
     fn work(&mut self) -> Result<usize, Error> {
         let (mut moved, mut answer) = (0, [0; 16]);
         let Some((ring, channel)) = &mut self.queue else { return Ok(0) };
         while ring.take(&mut answer)? {
             let (id, sum) = decode(answer);
-            let id = ring::Id::from_wire(id);
+            let id = ring::RingRequestId::from_wire(id);
             self.sums.push((*ring.asked(id)?, sum));
             ring.end(id);
             moved += 1;

@@ -4,14 +4,14 @@ mod back;
 mod front;
 mod wire;
 
-use back::Back;
-use front::Front;
+use back::AdderBackend;
+use front::AdderFrontend;
 use rustix::thread::CapabilitySet;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use xen::DomId;
-use xen_driver::backend::{Rings, Server, rings::Options};
-use xen_driver::process::{Program, Start, guest::Connections};
+use xen_driver::backend::{BackendServer, Rings, rings::RingOptions};
+use xen_driver::process::{BackendProgram, ProgramStart, guest::GuestConnections};
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side};
 
@@ -24,21 +24,22 @@ fn part() {
 fn backend() {
     let confine =
         |_: &[u32]| confine::capabilities::keep(CapabilitySet::empty()).map_err(|e| e.to_string());
-    let program = Program { name: "adder", unfiltered: "ADDER_UNFILTERED", kernel: None, confine };
+    let program =
+        BackendProgram { name: "adder", unfiltered: "ADDER_UNFILTERED", kernel: None, confine };
     let served = program.serve(&[wire::KIND.into()], None, |start| {
-        let Start { store, domid, kinds, platform, record_dir } = start;
-        let (evtchn, options) = (platform.evtchn.clone(), Options::recorded_in(record_dir));
-        let make = move |_| Back::new(Rings::new(platform.clone(), options.clone()));
-        Server::start(store, domid, kinds, evtchn, make)
+        let ProgramStart { store, domid, kinds, platform, record_dir } = start;
+        let (evtchn, options) = (platform.evtchn.clone(), RingOptions::recorded_in(record_dir));
+        let make = move |_| AdderBackend::new(Rings::new(platform.clone(), options.clone()));
+        BackendServer::start(store, domid, kinds, evtchn, make)
     });
     panic!("{}", served.unwrap_err());
 }
 
 /// Asks for sums without end, and tells of each thousand. Each is answered once, and before many later ones.
 fn guest() {
-    let mut open = Connections::open().unwrap();
+    let mut open = GuestConnections::open().unwrap();
     let (store, platform) = (&mut open.store, open.platform.clone());
-    let make = move |_| Front::new(platform.clone());
+    let make = move |_| AdderFrontend::new(platform.clone());
     let mut bus = Bus::start(store, Side::Frontend, open.domid, wire::KIND, make).unwrap();
     let (mut guest, mut count, mut open) = (open.guest(), 0_u32, BTreeSet::new());
     let mut next = 0_u32;

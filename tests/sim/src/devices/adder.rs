@@ -18,23 +18,23 @@ mod wire;
 pub(super) struct Adder;
 
 impl Kind for Adder {
-    type Front = front::Front;
-    type Back = back::Back;
+    type Front = front::AdderFrontend;
+    type Back = back::AdderBackend;
     type Media = ();
     type Ledger = Sums;
 
     const NAME: &'static str = wire::KIND;
 
     fn front(platform: frontend::Platform) -> Self::Front {
-        front::Front::new(platform)
+        front::AdderFrontend::new(platform)
     }
 
     fn backs(
         platform: backend::Platform,
-        options: rings::Options,
+        options: rings::RingOptions,
         (): (),
     ) -> Box<dyn Fn() -> Self::Back> {
-        Box::new(move || back::Back::new(Rings::new(platform.clone(), options.clone())))
+        Box::new(move || back::AdderBackend::new(Rings::new(platform.clone(), options.clone())))
     }
 
     fn channels(_: &Self::Front) -> usize {
@@ -52,7 +52,7 @@ pub(super) struct Sums {
 }
 
 impl Ledger for Sums {
-    type Front = front::Front;
+    type Front = front::AdderFrontend;
 
     fn ask(&mut self, front: &mut Self::Front, rng: &mut Rng) {
         while self.open.len() < 40 && rng.chance(700) {

@@ -53,7 +53,7 @@ impl Kind for Block {
 
     fn backs(
         platform: backend::Platform,
-        options: rings::Options,
+        options: rings::RingOptions,
         disks: Disks,
     ) -> Box<dyn Fn() -> Back> {
         let backend::Platform { evtchn, grants } = platform;

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
-use xen_driver::Devices;
+use xen_driver::GuestDevices;
 use xen_driver::frontend;
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Error, Side, State};
@@ -70,7 +70,7 @@ impl<K: Kind> UsedDevices<K> {
     }
 }
 
-impl<K: Kind> Devices for UsedDevices<K> {
+impl<K: Kind> GuestDevices for UsedDevices<K> {
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         self.bus.note(store, event)
     }

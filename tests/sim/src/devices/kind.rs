@@ -35,7 +35,7 @@ pub(super) trait Kind: 'static {
     /// Makes the maker of the backends of all devices.
     fn backs(
         platform: backend::Platform,
-        options: rings::Options,
+        options: rings::RingOptions,
         media: Self::Media,
     ) -> Box<dyn Fn() -> Self::Back>;
 }
@@ -75,7 +75,7 @@ pub(super) trait Ledger: Default {
 
 /// Returns the options of a backend: its record is in this folder, and its limit of connects covers
 /// a run.
-pub(super) fn options(record_dir: &Path) -> rings::Options {
+pub(super) fn options(record_dir: &Path) -> rings::RingOptions {
     let connects_max = (u32::MAX, std::time::Duration::from_secs(1));
-    rings::Options { connects_max, ..rings::Options::recorded_in(record_dir) }
+    rings::RingOptions { connects_max, ..rings::RingOptions::recorded_in(record_dir) }
 }

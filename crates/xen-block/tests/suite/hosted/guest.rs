@@ -7,12 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 use xen_block::front::{Options, disks::Disks, fuse::Fuse};
 use xen_block::vbd;
-use xen_driver::process::guest::Connections;
+use xen_driver::process::guest::GuestConnections;
 use xenbus::bus::{DeviceEvent, DeviceNews};
 
 /// Serves until the test ends it.
 pub(crate) fn play() {
-    let mut open = Connections::open().unwrap();
+    let mut open = GuestConnections::open().unwrap();
     let platform = open.platform.clone();
     let options = Options { buffers: 160, ..Options::default() };
     let mut disks = Disks::start(&mut open.store, open.domid, platform, options).unwrap();

@@ -9,21 +9,21 @@ use xen::shared::{PageError, SharedPage};
 /// A page that requests name: a guest's, mapped, or one of this process. Cloned, it stays mapped until
 /// the last clone is gone.
 #[derive(Clone, Debug)]
-pub struct Page(Arc<Shared>);
+pub struct RequestPage(Arc<SyncPage>);
 
 #[derive(Debug)]
-struct Shared(SharedPage);
+struct SyncPage(SharedPage);
 
 // SAFETY: a `SharedPage` is not `Sync` only because copies of two threads could meet in the same bytes.
 // These pages are written by a guest, or by the kernel for it, at any time, so every byte may be old or
 // new anyway; each access is one volatile access, and no reference to the bytes exists.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SyncPage {}
 
-impl Page {
+impl RequestPage {
     /// Takes over a page.
     #[must_use]
     pub fn new(page: SharedPage) -> Self {
-        Self(Arc::new(Shared(page)))
+        Self(Arc::new(SyncPage(page)))
     }
 
     /// A page of zeroes of this process.

@@ -10,22 +10,22 @@ use xen::gnttab::PageAccess;
 use xen::shared::{PAGE_SIZE, SharedPage, Unmap};
 
 /// Pages of a file, mapped together, unmapped together.
-struct Mapped {
+struct FileMapping {
     base: NonNull<u8>,
     len: usize,
 }
 
 // SAFETY: the mapping belongs to no thread.
-unsafe impl Send for Mapped {}
+unsafe impl Send for FileMapping {}
 // SAFETY: there is no access through it but by the pages.
-unsafe impl Sync for Mapped {}
+unsafe impl Sync for FileMapping {}
 
-impl Unmap for Mapped {
+impl Unmap for FileMapping {
     /// The last page that is dropped drops the whole mapping.
     fn unmap(&self, _: NonNull<u8>) {}
 }
 
-impl Drop for Mapped {
+impl Drop for FileMapping {
     fn drop(&mut self) {
         // SAFETY: mapped by `map_file` with this length; the pages that pointed there are gone, as
         // each of them holds this owner.
@@ -40,7 +40,7 @@ pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedP
     // SAFETY: a new mapping, at an address of the kernel's choice.
     let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) }?;
     let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::FAULT)?;
-    let owner = Arc::new(Mapped { base, len });
+    let owner = Arc::new(FileMapping { base, len });
     let page = |number: usize| {
         // SAFETY: inside the mapping, which is aligned and lives as long as the owner; nobody else
         // holds a view of these pages in this process.
