@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use xen_block::RequestPage;
-use xen_block::disk::places::Places;
-use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
+use xen_block::disk::image_dirs::ImageDirs;
+use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Piece, qcow2};
 
 /// The folder of the image; in memory, as it is written for each input.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -33,30 +33,30 @@ fuzz_target!(|input: &[u8]| {
     let before = blocks();
     let writes = how & 1 != 0;
     let access = if writes { DiskAccess::ReadWrite } else { DiskAccess::ReadOnly };
-    let places = Places::default().with_file("/dev/null".into());
-    let opened = qcow2::open(&image, access, &places);
+    let image_dirs = ImageDirs::default().with_file("/dev/null".into());
+    let opened = qcow2::open(&image, access, &image_dirs);
     assert!(blocks() <= before, "opening has made the file larger");
     let Ok(mut disk) = opened else { return };
     let sectors = disk.geometry().sectors;
     let mut pending = 0;
     for (tag, op, sector) in [
-        (0, Op::Read, 0),
-        (1, Op::Read, u64::from(how) << 3),
-        (2, Op::Write, u64::from(behind) << 3),
-        (3, Op::Discard, 0),
-        (4, Op::Read, sectors.saturating_sub(8)),
-        (5, Op::Flush, 0),
+        (0, DiskOp::Read, 0),
+        (1, DiskOp::Read, u64::from(how) << 3),
+        (2, DiskOp::Write, u64::from(behind) << 3),
+        (3, DiskOp::Discard, 0),
+        (4, DiskOp::Read, sectors.saturating_sub(8)),
+        (5, DiskOp::Flush, 0),
     ] {
-        let is_change = matches!(op, Op::Write | Op::Discard);
+        let is_change = matches!(op, DiskOp::Write | DiskOp::Discard);
         if sector.saturating_add(8) > sectors || (is_change && !writes) {
             continue;
         }
-        let mut io = Io::empty();
+        let mut io = DiskIo::empty();
         (io.tag, io.op, io.sector) = (tag, op, sector);
-        if op != Op::Flush {
+        if op != DiskOp::Flush {
             io.sectors = 8;
         }
-        if matches!(op, Op::Read | Op::Write) {
+        if matches!(op, DiskOp::Read | DiskOp::Write) {
             io.pieces.push(Piece { page: RequestPage::private(), offset: 0, len: 4096 });
         }
         match disk.submit(io) {

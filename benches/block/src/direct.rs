@@ -6,22 +6,22 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::path::Path;
 use std::time::Duration;
 use xen_block::RequestPage;
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
-use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
+use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Piece};
 
 /// Reads the file at `path` for the given time.
 pub(crate) fn read(path: &Path, load: Load, time: Duration) -> Result<Throughput> {
     let (access, cache) = (DiskAccess::ReadOnly, Cache::Direct);
-    let mut disk = File::open(path, Options { access, cache, way: IoMethod::Uring })?;
+    let mut disk = FileDisk::open(path, Options { access, cache, way: IoMethod::Uring })?;
     let mut sectors = Sectors::new(load, disk.geometry().sectors);
     let page = |_| Piece { page: RequestPage::private(), offset: 0, len: 4096 };
     let request = |_| {
-        let mut io = Io::empty();
-        (io.op, io.sectors) = (Op::Read, load.pages as u64 * 8);
+        let mut io = DiskIo::empty();
+        (io.op, io.sectors) = (DiskOp::Read, load.pages as u64 * 8);
         io.pieces = (0..load.pages).map(page).collect();
         io
     };
-    let mut idle: Vec<Box<Io>> = (0..DEPTH).map(request).collect();
+    let mut idle: Vec<Box<DiskIo>> = (0..DEPTH).map(request).collect();
     let (meter, mut count) = (Meter::start(time), 0);
     while meter.running() {
         while let Some(mut io) = idle.pop() {

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use table::{Format, Place, Quantity, ROWS, Reader, Row};
-use xen_block::disk::target::Target;
+use xen_block::disk::target::DiskTarget;
 
 const HELP: &str = "\
 cargo xtask bench block [OPTION...]
@@ -198,11 +198,11 @@ impl Files {
         bytes
     }
 
-    fn target(&self, place: Place, format: Format) -> Result<Target> {
+    fn target(&self, place: Place, format: Format) -> Result<DiskTarget> {
         let path = self.image(place, format)?;
         Ok(match format {
-            Format::Raw => Target::Raw(path),
-            Format::Qcow2 => Target::Qcow2(path),
+            Format::Raw => DiskTarget::Raw(path),
+            Format::Qcow2 => DiskTarget::Qcow2(path),
         })
     }
 

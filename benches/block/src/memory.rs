@@ -15,11 +15,11 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
-use xen_block::Server;
-use xen_block::back::{self, Open};
-use xen_block::disk::places::Places;
+use xen_block::BlockServer;
+use xen_block::back::{self, OpenMethod};
+use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::target;
-use xen_block::front::{self, DiskRequest, Front, Part};
+use xen_block::front::{self, BlockFrontend, BufferSectors, DiskRequest};
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side, State};
 use xenstore::Client;
@@ -56,16 +56,16 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
     tool.introduce(GUEST.0, 1, 1)?;
     let (options, open) = (
         back::Options::default(),
-        Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
+        OpenMethod::Aside(Box::new(|device| target::job(device, &ImageDirs::default()))),
     );
     let server = support::server_at(&host, &daemon.socket(), options, open);
     let mut store = Client::connect(daemon.socket())?;
-    let platform = Rc::new(front::Platform {
+    let platform = Rc::new(front::FrontendContext {
         evtchn: Rc::new(RefCell::new(host.evtchn(GUEST))),
         grants: Rc::new(RefCell::new(host.gnttab(GUEST))),
         options: front::Options::default(),
     });
-    let make = move |_| Front::new(Rc::clone(&platform));
+    let make = move |_| BlockFrontend::new(Rc::clone(&platform));
     let bus = Bus::start(&mut store, Side::Frontend, GUEST, "vbd", make)?;
     let disks: u32 = disks.parse()?;
     let ids: Vec<Id> =
@@ -98,13 +98,17 @@ pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
 
 /// The frontends of the guests, and the backend.
 struct MemoryBench {
-    server: Server,
+    server: BlockServer,
     store: Client,
-    bus: Bus<Front>,
+    bus: Bus<BlockFrontend>,
 }
 
 impl MemoryBench {
-    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Bus<Front>) -> bool) -> Result<()> {
+    fn until(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Bus<BlockFrontend>) -> bool,
+    ) -> Result<()> {
         let end = Instant::now() + WITHIN;
         while !done(&mut self.bus) {
             while let Some(event) = self.store.poll_event()? {
@@ -121,7 +125,7 @@ impl MemoryBench {
     fn read(&mut self, id: Id) -> Result<()> {
         let front = self.bus.driver(id).ok_or("the device is gone")?;
         for tag in 0..REQUESTS as u64 {
-            let buffers = (0..PAGES).map(|_| front.take_buffer().map(Part::whole));
+            let buffers = (0..PAGES).map(|_| front.take_buffer().map(BufferSectors::whole));
             let parts = buffers.collect::<Option<Vec<_>>>().ok_or("too few buffers")?;
             front.submit(0, DiskRequest::Read { tag, sector: tag * PAGES as u64 * 8 }, &parts)?;
         }

@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use xen::evtchn::EventChannels;
 use xen_block::back::{self, OpenDisk};
-use xen_block::disk::places::Places;
-use xen_block::disk::target::Target;
-use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io};
+use xen_block::disk::image_dirs::ImageDirs;
+use xen_block::disk::target::DiskTarget;
+use xen_block::disk::{Disk, DiskAccess, DiskIo, Finished, Geometry};
 use xen_block::front::export::Export;
-use xen_block::front::{DiskRequest, Part};
+use xen_block::front::{BufferSectors, DiskRequest};
 
 /// The longest time that any operation outside of a measurement may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(20);
@@ -35,13 +35,13 @@ impl Disk for InstantDisk {
         }
     }
 
-    fn submit(&mut self, io: Box<Io>) -> std::result::Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> std::result::Result<Option<Finished>, Box<DiskIo>> {
         Ok(Some((io, Ok(()))))
     }
 }
 
-fn opens(target: Target) -> Box<OpenDisk> {
-    Box::new(move |_| target.open(DiskAccess::ReadOnly, &Places::default()))
+fn opens(target: DiskTarget) -> Box<OpenDisk> {
+    Box::new(move |_| target.open(DiskAccess::ReadOnly, &ImageDirs::default()))
 }
 
 /// A backend in a thread of its own, and a frontend that is connected to it.
@@ -52,7 +52,7 @@ struct BackendThread {
 }
 
 impl BackendThread {
-    fn start(target: &Target, buffers: usize) -> Result<Self> {
+    fn start(target: &DiskTarget, buffers: usize) -> Result<Self> {
         let mut setup = Setup::new(opens(target.clone()));
         setup.front.buffers = buffers;
         // The scene's own server is not used: the one of the thread serves instead.
@@ -105,7 +105,8 @@ fn read_through(
     time: Duration,
     mut between: impl FnMut(&mut Scene, usize) -> Result<()>,
 ) -> Result<Throughput> {
-    let parts: Vec<Part> = scene.buffers(DEPTH * load.pages).into_iter().map(Part::whole).collect();
+    let parts: Vec<BufferSectors> =
+        scene.buffers(DEPTH * load.pages).into_iter().map(BufferSectors::whole).collect();
     let sectors = scene.front().info().ok_or("the device is not connected")?.sectors;
     let mut sectors = Sectors::new(load, sectors);
     let mut idle: Vec<u64> = (0..DEPTH as u64).collect();
@@ -134,7 +135,7 @@ fn read_through(
 }
 
 /// Reads through a frontend in this thread and a backend in another.
-pub(crate) fn read(target: &Target, load: Load, time: Duration) -> Result<Throughput> {
+pub(crate) fn read(target: &DiskTarget, load: Load, time: Duration) -> Result<Throughput> {
     let mut backend = BackendThread::start(target, DEPTH * load.pages)?;
     let throughput = read_through(&mut backend.scene, load, time, |scene, took| {
         if took > 0 || scene.front().final_check()? { Ok(()) } else { wait(scene) }
@@ -156,7 +157,7 @@ pub(crate) fn at_once(time: Duration) -> Result<Throughput> {
 
 /// Serves a frontend's device over NBD, while `client` uses it from a thread of its own.
 pub(crate) fn export(
-    target: &Target,
+    target: &DiskTarget,
     socket: PathBuf,
     client: impl FnOnce(PathBuf) -> Result<Throughput> + Send + 'static,
 ) -> Result<Throughput> {

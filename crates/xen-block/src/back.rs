@@ -1,6 +1,6 @@
 //! The backend of one block device.
 //!
-//! [`Back`] is the driver that a bus calls; [`Back::work`] serves its rings. The module `queue`
+//! [`BlockBackend`] is the driver that a bus calls; [`BlockBackend::work`] serves its rings. The module `queue`
 //! takes requests off a ring, checks them, gives them to the disk with the guest's own pages, and
 //! answers them.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
@@ -9,9 +9,9 @@ mod opening;
 mod queue;
 
 use crate::disk::{Disk, DiskAccess, Geometry};
-use crate::stats::{Kind, Stats};
+use crate::stats::{RequestCounters, Stats};
 use opening::PendingDisk;
-pub use opening::{Job, MakeJob, Open, OpenDisk};
+pub use opening::{MakeJob, OpenDisk, OpenJob, OpenMethod};
 use queue::{Discard, Queue, QueueContext, QueueTurn, Setup, queue_of};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -67,25 +67,25 @@ impl Default for Options {
 }
 
 /// The state that all devices of a backend share.
-pub struct Platform {
+pub struct BackendContext {
     /// The event channels of this process.
     pub evtchn: Rc<RefCell<dyn EventChannels>>,
     /// The mapper of the guests' grants.
     pub grants: Rc<RefCell<dyn GrantMap>>,
     /// The method of opening disks.
-    pub open: Open,
+    pub open: OpenMethod,
     /// The limits of each device.
     pub options: Options,
 }
 
-impl fmt::Debug for Platform {
+impl fmt::Debug for BackendContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Platform").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("BackendContext").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
 /// The server of all block devices of a domain.
-pub type Server = xen_driver::BackendServer<Back>;
+pub type BlockServer = xen_driver::BackendServer<BlockBackend>;
 
 /// Returns the server of all devices of these kinds in a domain.
 ///
@@ -95,10 +95,12 @@ pub fn serve(
     store: Client,
     domid: DomId,
     kinds: &[&str],
-    platform: Platform,
-) -> Result<Server, Error> {
+    platform: BackendContext,
+) -> Result<BlockServer, Error> {
     let (evtchn, platform) = (Rc::clone(&platform.evtchn), Rc::new(platform));
-    Server::start(store, domid, kinds, evtchn, move |_| Back::new(Rc::clone(&platform)))
+    BlockServer::start(store, domid, kinds, evtchn, move |_| {
+        BlockBackend::new(Rc::clone(&platform))
+    })
 }
 
 /// The state of a connected device.
@@ -146,8 +148,8 @@ enum RequestIntake {
 }
 
 /// The backend of one device.
-pub struct Back {
-    platform: Rc<Platform>,
+pub struct BlockBackend {
+    platform: Rc<BackendContext>,
     opening: PendingDisk,
     /// While the server of a disk that was served before is away: the time when that was found, and
     /// the time of the next try.
@@ -162,16 +164,16 @@ pub struct Back {
     stats: Stats,
 }
 
-impl fmt::Debug for Back {
+impl fmt::Debug for BlockBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Back").field("stats", &self.stats).finish_non_exhaustive()
+        f.debug_struct("BlockBackend").field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 
-impl Back {
+impl BlockBackend {
     /// Creates the backend of a new device.
     #[must_use]
-    pub fn new(platform: Rc<Platform>) -> Self {
+    pub fn new(platform: Rc<BackendContext>) -> Self {
         let (evtchn, grants) = (Rc::clone(&platform.evtchn), Rc::clone(&platform.grants));
         let rings =
             Rings::new(backend::Platform { evtchn, grants }, platform.options.rings.clone());
@@ -448,7 +450,7 @@ const AWAY_MAX: Duration = Duration::from_secs(60);
 /// The interval between two tries to open such a disk.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-impl Driver for Back {
+impl Driver for BlockBackend {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         self.rings.limits().put(device);
         // Linux's frontend looks for this one before it is connected.
@@ -535,7 +537,7 @@ impl Driver for Back {
     }
 }
 
-impl Backend for Back {
+impl Backend for BlockBackend {
     fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<TurnOutcome, Error> {
         let worked = self.work_once(now, patience);
         if worked.is_err()
@@ -610,7 +612,7 @@ impl Backend for Back {
             ("flush", &stats.flush),
             ("discard", &stats.discard),
         ] {
-            let Kind { requests, sectors, merges, errors, latency } = of;
+            let RequestCounters { requests, sectors, merges, errors, latency } = of;
             let (half, most) = (latency.quantile_us(0.5), latency.quantile_us(0.99));
             let buckets = latency.buckets().map(|count| count.to_string()).join(",");
             // A write into a string cannot fail.

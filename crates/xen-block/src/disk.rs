@@ -7,7 +7,7 @@
 //! | [`qcow2`] | qcow2 images, with backing files |
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
 //! | [`fault`] | a wrapper of another disk that injects faults |
-//! | [`image`], [`open`], [`places`] | faults of images, opening files, the permitted folders |
+//! | [`image`], [`open`], [`image_dirs`] | faults of images, opening files, the permitted folders |
 //! | `escaped_path` | a path for a log |
 //! | [`target`] | disks by name, as toolstacks write them |
 //! | [`pool`] | threads for disks whose calls block |
@@ -16,11 +16,11 @@ mod escaped_path;
 pub mod fault;
 pub mod file;
 pub mod image;
+pub mod image_dirs;
 mod lock;
 pub mod memory;
 pub mod nbd;
 pub mod open;
-pub mod places;
 pub mod pool;
 pub mod qcow2;
 pub mod target;
@@ -60,7 +60,7 @@ pub enum DiskAccess {
 
 /// An operation of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Op {
+pub enum DiskOp {
     /// Reads the sectors into the pieces.
     Read,
     /// Writes the pieces onto the sectors.
@@ -85,11 +85,11 @@ pub struct Piece {
 
 /// One request. It belongs to the disk until the disk gives it back.
 #[derive(Debug)]
-pub struct Io {
+pub struct DiskIo {
     /// The caller's name for the request.
     pub tag: u64,
     /// The operation.
-    pub op: Op,
+    pub op: DiskOp,
     /// The first sector, in units of 512 bytes.
     pub sector: u64,
     /// The number of sectors; reads and writes have as many as the pieces have.
@@ -99,13 +99,13 @@ pub struct Io {
     pub(crate) vectors: Vectors,
 }
 
-impl Io {
+impl DiskIo {
     /// Creates an empty request, to be filled.
     #[must_use]
     pub fn empty() -> Box<Self> {
         let vectors = Vectors::default();
         let (tag, sector, sectors) = (0, 0, 0);
-        Box::new(Self { tag, op: Op::Flush, sector, sectors, pieces: Vec::new(), vectors })
+        Box::new(Self { tag, op: DiskOp::Flush, sector, sectors, pieces: Vec::new(), vectors })
     }
 
     /// Returns the offset of the first byte.
@@ -150,7 +150,7 @@ impl Io {
     /// Copies `from` into the pieces, one after the other.
     ///
     /// # Errors
-    /// As [`Io::gather`].
+    /// As [`DiskIo::gather`].
     pub fn scatter(&self, from: &[u8]) -> Result<(), Errno> {
         let mut rest = from;
         for piece in &self.pieces {
@@ -162,7 +162,7 @@ impl Io {
 }
 
 /// A finished request with its result.
-pub type Finished = (Box<Io>, Result<(), Errno>);
+pub type Finished = (Box<DiskIo>, Result<(), Errno>);
 
 /// The storage of a device's sectors. The caller checks requests: they lie inside the disk and
 /// consist of whole sectors. They may end in any order.
@@ -175,7 +175,7 @@ pub trait Disk: fmt::Debug {
     /// # Errors
     /// Gives the request back where there is no room for it at the moment: to be tried again when
     /// one has finished.
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>>;
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>>;
 
     /// Starts the submitted requests; to be called after a batch.
     fn start(&mut self) {}

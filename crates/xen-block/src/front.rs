@@ -1,6 +1,6 @@
 //! The frontend of one block device.
 //!
-//! [`Front`] is the driver that a bus calls. Data goes through [`Buffer`]s: pages that are granted
+//! [`BlockFrontend`] is the driver that a bus calls. Data goes through [`Buffer`]s: pages that are granted
 //! to the backend once and used again and again. Between two connections (a resume, or a backend
 //! that was started again) the requests without an answer are kept, and then submitted again.
 //!
@@ -31,7 +31,7 @@ use xen_io::blkif::{Layout, SEGMENTS_MAX, SEGMENTS_PER_PAGE, info, names};
 use xenbus::negotiate::{self, QueueNames};
 use xenbus::{Device, Driver, Error, Progress};
 
-pub use queue::{Completion, DiskRequest, Part, SubmitError};
+pub use queue::{BufferSectors, Completion, DiskRequest, SubmitError};
 pub use xen_driver::frontend::buffers::Buffer;
 
 /// The options of a frontend.
@@ -53,7 +53,7 @@ impl Default for Options {
 }
 
 /// The state that all frontends of a domain share.
-pub struct Platform {
+pub struct FrontendContext {
     /// The event channels of this process.
     pub evtchn: Rc<RefCell<dyn EventChannels>>,
     /// The source of the grants that frontends offer.
@@ -62,9 +62,9 @@ pub struct Platform {
     pub options: Options,
 }
 
-impl fmt::Debug for Platform {
+impl fmt::Debug for FrontendContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Platform").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("FrontendContext").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -111,8 +111,8 @@ impl Offer {
 }
 
 /// The frontend of one device.
-pub struct Front {
-    platform: Rc<Platform>,
+pub struct BlockFrontend {
+    platform: Rc<FrontendContext>,
     buffers: Buffers,
     queues: Vec<Queue>,
     /// The pages for the segments of indirect requests, until it is known if the backend takes
@@ -126,16 +126,16 @@ pub struct Front {
     users: usize,
 }
 
-impl fmt::Debug for Front {
+impl fmt::Debug for BlockFrontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Front").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("BlockFrontend").field("info", &self.info).finish_non_exhaustive()
     }
 }
 
-impl Front {
+impl BlockFrontend {
     /// Creates the frontend of a new device.
     #[must_use]
-    pub fn new(platform: Rc<Platform>) -> Self {
+    pub fn new(platform: Rc<FrontendContext>) -> Self {
         let buffers = Buffers::new(Rc::clone(&platform.grants), platform.options.buffers);
         Self {
             platform,
@@ -202,7 +202,7 @@ impl Front {
         self.resubmit.len() + self.queues.iter().map(Queue::in_flight).sum::<usize>()
     }
 
-    /// Puts a request into the ring of a queue. The backend sees it after [`Front::push`].
+    /// Puts a request into the ring of a queue. The backend sees it after [`BlockFrontend::push`].
     ///
     /// # Errors
     /// [`SubmitError`]: the request is not possible now, or never.
@@ -210,7 +210,7 @@ impl Front {
         &mut self,
         queue: usize,
         want: DiskRequest,
-        parts: &[Part],
+        parts: &[BufferSectors],
     ) -> Result<(), SubmitError> {
         let info = self.info.ok_or(SubmitError::NotConnected)?;
         check(&info, &want, parts)?;
@@ -277,7 +277,7 @@ impl Front {
     /// Checks once more, before the loop sleeps, if there is an answer.
     ///
     /// # Errors
-    /// As [`Front::take`].
+    /// As [`BlockFrontend::take`].
     pub fn final_check(&mut self) -> Result<bool, Error> {
         let mut more = self.resubmit.has_failed();
         for queue in &mut self.queues {
@@ -340,7 +340,7 @@ impl Front {
 }
 
 /// Checks if the device can ever do the request.
-fn check(info: &Info, want: &DiskRequest, parts: &[Part]) -> Result<(), SubmitError> {
+fn check(info: &Info, want: &DiskRequest, parts: &[BufferSectors]) -> Result<(), SubmitError> {
     let taken = |offer: Offer| offer == Offer::Taken;
     let possible = match want {
         DiskRequest::Read { .. } => !parts.is_empty(),
@@ -361,7 +361,7 @@ fn indirect_pages(buffers: usize) -> usize {
     buffers / (SEGMENTS_MAX + 1) + 1
 }
 
-impl Driver for Front {
+impl Driver for BlockFrontend {
     fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
         let untrusted = device.own_number::<u32>(names::TRUSTED)? == Some(0);
         self.buffers.set_trust(if untrusted { Trust::Untrusted } else { Trust::Trusted });

@@ -25,6 +25,6 @@ mod sys;
 pub mod vbd;
 mod vectors;
 
-pub use back::{Back, Server};
-pub use front::Front;
+pub use back::{BlockBackend, BlockServer};
+pub use front::BlockFrontend;
 pub use xen_driver::backend::pages::RequestPage;

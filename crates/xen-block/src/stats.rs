@@ -5,7 +5,7 @@ use xen_driver::backend::histogram::Histogram;
 
 /// The counters of one kind of request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Kind {
+pub struct RequestCounters {
     /// The number of answered requests.
     pub requests: u64,
     /// The number of sectors, of 512 bytes, in these requests.
@@ -22,13 +22,13 @@ pub struct Kind {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
     /// Reads.
-    pub read: Kind,
+    pub read: RequestCounters,
     /// Writes.
-    pub write: Kind,
+    pub write: RequestCounters,
     /// Flushes, and barriers without data.
-    pub flush: Kind,
+    pub flush: RequestCounters,
     /// Discards.
-    pub discard: Kind,
+    pub discard: RequestCounters,
     /// The number of requests refused before they got to the disk: they make no sense, or their
     /// pages cannot be reached. No other counter includes them.
     pub wrong: u64,

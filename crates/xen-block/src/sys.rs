@@ -2,7 +2,7 @@
 //! bytes of a file.
 #![allow(unsafe_code)]
 
-use crate::disk::{Io, Op, Piece};
+use crate::disk::{DiskIo, DiskOp, Piece};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -12,23 +12,27 @@ use xen::gnttab::PageAccess;
 use xen::shared::PAGE_SIZE;
 
 /// Checks that the pieces lie inside their pages.
-fn check(io: &Io) -> Result<(), Errno> {
+fn check(io: &DiskIo) -> Result<(), Errno> {
     let inside = |piece: &Piece| {
         usize::from(piece.offset) + usize::from(piece.len) <= PAGE_SIZE
-            && (io.op != Op::Read || piece.page.access() == PageAccess::ReadWrite)
+            && (io.op != DiskOp::Read || piece.page.access() == PageAccess::ReadWrite)
     };
     if io.pieces.iter().all(inside) { Ok(()) } else { Err(Errno::FAULT) }
 }
 
 /// Does a request on a file, and waits for it. Starts at byte `done`, if a part has been done
 /// before.
-pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Result<(), Errno> {
+pub(crate) fn transfer(
+    file: BorrowedFd<'_>,
+    io: &mut DiskIo,
+    mut done: usize,
+) -> Result<(), Errno> {
     match io.op {
-        Op::Flush => return rustix::fs::fdatasync(file),
-        Op::Discard => {
+        DiskOp::Flush => return rustix::fs::fdatasync(file),
+        DiskOp::Discard => {
             return rustix::fs::fallocate(file, PUNCH, io.offset(), io.sectors * 512);
         }
-        Op::Read | Op::Write => check(io)?,
+        DiskOp::Read | DiskOp::Write => check(io)?,
     }
     let bytes = io.bytes();
     io.point_at_pieces();
@@ -42,7 +46,7 @@ pub(crate) fn transfer(file: BorrowedFd<'_>, io: &mut Io, mut done: usize) -> Re
         // read (`check`); the kernel copies as another domain may write, which promises nothing.
         let result = unsafe {
             match io.op {
-                Op::Read => libc::preadv(fd, list.as_ptr(), count, at),
+                DiskOp::Read => libc::preadv(fd, list.as_ptr(), count, at),
                 _ => libc::pwritev(fd, list.as_ptr(), count, at),
             }
         };
@@ -81,7 +85,7 @@ pub(crate) enum WaitOutcome {
 /// An io_uring for one file, with the requests that are under way in it.
 pub(crate) struct Uring {
     ring: IoUring,
-    slots: Vec<Option<Box<Io>>>,
+    slots: Vec<Option<Box<DiskIo>>>,
     free: Vec<usize>,
     unsubmitted: usize,
     /// The most requests that [`Uring::submit_and_wait`] waits for.
@@ -118,8 +122,8 @@ impl Uring {
     }
 
     /// Puts a request into the queue; gives it back if there is no room, or it is not possible.
-    pub(crate) fn push(&mut self, mut io: Box<Io>) -> Result<(), (Box<Io>, Errno)> {
-        if matches!(io.op, Op::Read | Op::Write)
+    pub(crate) fn push(&mut self, mut io: Box<DiskIo>) -> Result<(), (Box<DiskIo>, Errno)> {
+        if matches!(io.op, DiskOp::Read | DiskOp::Write)
             && let Err(errno) = check(&io)
         {
             return Err((io, errno));
@@ -194,14 +198,14 @@ impl Uring {
     }
 
     /// Returns a finished request.
-    pub(crate) fn pop(&mut self) -> Option<(Box<Io>, Result<(), Errno>)> {
+    pub(crate) fn pop(&mut self) -> Option<(Box<DiskIo>, Result<(), Errno>)> {
         let entry = self.ring.completion().next()?;
         let slot = usize::try_from(entry.user_data()).ok()?;
         let mut io = self.slots.get_mut(slot)?.take()?;
         self.free.push(slot);
         let result = match usize::try_from(entry.result()) {
             Err(_) => Err(Errno::from_raw_os_error(-entry.result())),
-            Ok(moved) if matches!(io.op, Op::Read | Op::Write) && moved < io.bytes() => {
+            Ok(moved) if matches!(io.op, DiskOp::Read | DiskOp::Write) && moved < io.bytes() => {
                 transfer(self.file.as_fd(), &mut io, moved)
             }
             Ok(_) => Ok(()),
@@ -251,21 +255,21 @@ impl Drop for Uring {
 }
 
 /// The entry of a request whose pieces are checked.
-fn entry(io: &mut Io) -> squeue::Entry {
+fn entry(io: &mut DiskIo) -> squeue::Entry {
     let file = types::Fixed(0);
     let offset = io.offset();
     match io.op {
-        Op::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
-        Op::Discard => opcode::Fallocate::new(file, io.sectors * 512)
+        DiskOp::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        DiskOp::Discard => opcode::Fallocate::new(file, io.sectors * 512)
             .offset(offset)
             .mode(PUNCH.bits().cast_signed())
             .build(),
-        Op::Read | Op::Write => {
+        DiskOp::Read | DiskOp::Write => {
             io.point_at_pieces();
             let list = io.vectors.list();
             let count = u32::try_from(list.len().min(VECTORS_MAX)).unwrap_or(0);
             match (io.op, list) {
-                (Op::Read, [one]) => {
+                (DiskOp::Read, [one]) => {
                     let len = u32::try_from(one.iov_len).unwrap_or(0);
                     opcode::Read::new(file, one.iov_base.cast(), len).offset(offset).build()
                 }
@@ -273,7 +277,7 @@ fn entry(io: &mut Io) -> squeue::Entry {
                     let len = u32::try_from(one.iov_len).unwrap_or(0);
                     opcode::Write::new(file, one.iov_base.cast(), len).offset(offset).build()
                 }
-                (Op::Read, _) => {
+                (DiskOp::Read, _) => {
                     opcode::Readv::new(file, list.as_ptr(), count).offset(offset).build()
                 }
                 _ => opcode::Writev::new(file, list.as_ptr(), count).offset(offset).build(),
@@ -329,8 +333,8 @@ mod tests {
     fn a_flush_asks_the_kernel() {
         let (_, pipe) = std::io::pipe().unwrap();
         let pipe = OwnedFd::from(pipe);
-        let mut io = Io::empty();
-        assert_eq!(io.op, Op::Flush);
+        let mut io = DiskIo::empty();
+        assert_eq!(io.op, DiskOp::Flush);
         assert_eq!(transfer(pipe.as_fd(), &mut io, 0), Err(Errno::INVAL));
         let mut ring = Uring::new(pipe, 8).unwrap();
         assert!(ring.push(io).is_ok());
@@ -347,8 +351,8 @@ mod tests {
     /// Pushes reads of 512 bytes from a pipe, so that the test decides when they end.
     fn push_reads(ring: &mut Uring, count: u64) {
         for sector in 0..count {
-            let mut io = Io::empty();
-            (io.op, io.sector, io.sectors) = (Op::Read, sector, 1);
+            let mut io = DiskIo::empty();
+            (io.op, io.sector, io.sectors) = (DiskOp::Read, sector, 1);
             io.pieces.push(Piece { page: crate::RequestPage::private(), offset: 0, len: 512 });
             assert!(ring.push(io).is_ok());
         }

@@ -7,6 +7,8 @@ use xen::DomId;
 use xenbus::Id;
 use xenbus::toolstack::NewDevice;
 
+pub use xen_driver::frontend::buffers::Trust;
+
 /// A disk for a guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vbd {
@@ -24,15 +26,6 @@ pub struct Vbd {
     pub access: DiskAccess,
     /// The guest's trust in the backend.
     pub trust: Trust,
-}
-
-/// The guest's trust in the backend with the contents of its memory (`trusted`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Trust {
-    /// The guest trusts the backend.
-    Trusted,
-    /// The guest does not trust the backend.
-    Untrusted,
 }
 
 /// Returns the number of a virtual device: the value of `virtual-device`, and the last part of its

@@ -9,7 +9,7 @@ pub(crate) struct Vectors {
     merged: u64,
 }
 
-// SAFETY: the pointers are only followed by system calls on behalf of the `Io` that also holds the
+// SAFETY: the pointers are only followed by system calls on behalf of the `DiskIo` that also holds the
 // pages; nothing about them belongs to a thread.
 unsafe impl Send for Vectors {}
 // SAFETY: as above; there is no access through a shared reference.

@@ -14,14 +14,14 @@ use support::{PATIENCE, Scene, Setup};
 use xen::evtchn::EventChannels;
 use xen_block::back;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::places::Places;
-use xen_block::disk::target::Target;
-use xen_block::front::{DiskRequest, Part};
+use xen_block::disk::image_dirs::ImageDirs;
+use xen_block::disk::target::DiskTarget;
+use xen_block::front::{BufferSectors, DiskRequest};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 
 /// Makes a request to the backend of another thread and waits for the answer.
-fn ask(scene: &mut Scene, want: DiskRequest, parts: &[Part]) -> Status {
+fn ask(scene: &mut Scene, want: DiskRequest, parts: &[BufferSectors]) -> Status {
     scene.front().submit(0, want, parts).unwrap();
     scene.front().push().unwrap();
     let mut status = None;
@@ -44,9 +44,9 @@ fn ask(scene: &mut Scene, want: DiskRequest, parts: &[Part]) -> Status {
 }
 
 /// Serves `target` behind the filter, and uses it.
-fn serves(target: &Target, record_dir: &Path) {
-    let open = |target: Target| -> Box<back::OpenDisk> {
-        Box::new(move |_| target.open(DiskAccess::ReadWrite, &Places::default()))
+fn serves(target: &DiskTarget, record_dir: &Path) {
+    let open = |target: DiskTarget| -> Box<back::OpenDisk> {
+        Box::new(move |_| target.open(DiskAccess::ReadWrite, &ImageDirs::default()))
     };
     // The scene's own server is not used.
     let Some(mut scene) = Scene::new(Setup::new(open(target.clone()))) else { return };
@@ -64,7 +64,7 @@ fn serves(target: &Target, record_dir: &Path) {
         }
     });
     scene.until_front_connected();
-    let parts = scene.buffers(16).into_iter().map(Part::whole).collect::<Vec<_>>();
+    let parts = scene.buffers(16).into_iter().map(BufferSectors::whole).collect::<Vec<_>>();
     for want in [
         DiskRequest::Write { tag: 1, sector: 8 },
         DiskRequest::Read { tag: 2, sector: 0 },
@@ -106,7 +106,7 @@ fn files_of_disks_and_of_memory() {
         let folder = Folder::new(&within, name);
         let file = folder.0.join("raw");
         std::fs::write(&file, vec![0; 1 << 20]).unwrap();
-        serves(&Target::Raw(file), &folder.0);
+        serves(&DiskTarget::Raw(file), &folder.0);
     }
 }
 
@@ -123,7 +123,7 @@ fn images_with_backing_files() {
         return conformance::skip("filtered qcow2", "there is no qemu-img (Debian: qemu-utils)");
     }
     image(&["-F", "qcow2", "-b", base.to_str().unwrap()], &top).unwrap();
-    serves(&Target::Qcow2(top), &folder.0);
+    serves(&DiskTarget::Qcow2(top), &folder.0);
 }
 
 /// A process that has written its number into a file; ended with the test.
@@ -159,5 +159,5 @@ fn servers_of_network_block_devices() {
         }
     }
     let _ended = ForkedProcess(pid);
-    serves(&Target::Nbd { socket, name: String::new() }, &folder.0);
+    serves(&DiskTarget::Nbd { socket, name: String::new() }, &folder.0);
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::disk::open::OpenError;
 use xenstore::{Client, Store};
 
@@ -127,7 +127,7 @@ fn the_script_refuses_what_cannot_be_served() {
     let (status, error) = host.add("/none/image");
     assert_eq!((&*status, error.contains("there is no /none/image")), ("error", true), "{error}");
 
-    let writer = File::open(&host.image(), WRITING).unwrap();
+    let writer = FileDisk::open(&host.image(), WRITING).unwrap();
     for name in [image.clone(), format!("qcow2:{image}")] {
         let (status, error) = host.add(&name);
         assert_eq!((&*status, error.contains("held for writing")), ("error", true), "{error}");
@@ -153,7 +153,7 @@ fn the_script_is_in_nobodys_way() {
     let mut adding = host.add_command(&image.display().to_string(), 20).spawn().unwrap();
     let mut opened = 0;
     let ended = loop {
-        match File::open(&image, WRITING) {
+        match FileDisk::open(&image, WRITING) {
             Err(busy @ OpenError::Busy(_)) => {
                 let _ = adding.kill();
                 let _ = adding.wait();

@@ -6,8 +6,8 @@ mod support;
 use support::{ID, Scene, Setup, device};
 use xen_block::back::OpenDisk;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
-use xen_block::front::{DiskRequest, Part};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
+use xen_block::front::{BufferSectors, DiskRequest};
 use xen_io::blkif::Status;
 use xenbus::negotiate::QueueLimits;
 use xenbus::{State, toolstack};
@@ -27,7 +27,7 @@ fn memory_of_32_disks() {
         let path = files.join(device.id().devid.to_string());
         std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, IoMethod::Best);
-        let disk = File::open(&path, Options { access, cache, way });
+        let disk = FileDisk::open(&path, Options { access, cache, way });
         Ok(Box::new(disk?))
     });
     let mut setup = Setup::new(open);
@@ -47,7 +47,7 @@ fn memory_of_32_disks() {
     });
     for id in &ids {
         let front = scene.bus.driver(*id).unwrap();
-        let buffer = Part::whole(front.take_buffer().unwrap());
+        let buffer = BufferSectors::whole(front.take_buffer().unwrap());
         front.submit(0, DiskRequest::Write { tag: 1, sector: 0 }, &[buffer]).unwrap();
         front.push().unwrap();
     }

@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::{PATIENCE, Scene, Setup};
 use xen::evtchn::EventChannels;
-use xen_block::back::{self, Open};
+use xen_block::back::{self, OpenMethod};
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
-use xen_block::front::{Completion, DiskRequest, Part};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
+use xen_block::front::{BufferSectors, Completion, DiskRequest};
 use xen_io::blkif::Status;
 
 /// The environment variable, set in the traced process, with the file of its disk.
@@ -42,7 +42,7 @@ fn reads_again_and_again(path: PathBuf) {
     let together: usize = std::env::var(TOGETHER).unwrap().parse().unwrap();
     let open = move |_: &mut xenbus::Device<'_>| {
         let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
-        let disk = File::open(&path, Options { access, cache, way: IoMethod::Uring });
+        let disk = FileDisk::open(&path, Options { access, cache, way: IoMethod::Uring });
         let disk = disk?;
         assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
         Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
@@ -55,7 +55,8 @@ fn reads_again_and_again(path: PathBuf) {
     let serving = std::thread::Builder::new().name("serving".into()).spawn(move || {
         pin();
         let options = back::Options::default();
-        let mut server = support::server_at(&host, &socket, options, Open::Here(Box::new(open)));
+        let mut server =
+            support::server_at(&host, &socket, options, OpenMethod::Here(Box::new(open)));
         while !stopped.load(Ordering::Relaxed) {
             server.turn(Duration::from_millis(500)).unwrap();
         }
@@ -66,7 +67,7 @@ fn reads_again_and_again(path: PathBuf) {
         for (buffer, sector) in buffers.iter().zip((tag * 8..).step_by(8)) {
             scene
                 .front()
-                .submit(0, DiskRequest::Read { tag, sector }, &[Part::whole(*buffer)])
+                .submit(0, DiskRequest::Read { tag, sector }, &[BufferSectors::whole(*buffer)])
                 .unwrap();
         }
         scene.front().push().unwrap();

@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use xen::DomId;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::target::Target;
+use xen_block::disk::target::DiskTarget;
 use xen_block::vbd::{Trust, Vbd};
 
 pub use attached::{AttachedDisk, find, list};
@@ -125,8 +125,8 @@ pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Dis
             )));
         }
     };
-    let parsed = Target::parse(&target).map_err(|wrong| refused(&wrong))?;
-    if let Target::Raw(path) | Target::Qcow2(path) = parsed
+    let parsed = DiskTarget::parse(&target).map_err(|wrong| refused(&wrong))?;
+    if let DiskTarget::Raw(path) | DiskTarget::Qcow2(path) = parsed
         && let Err(error) = openable(&path, spec)
     {
         let hint = if named.starts_with('/') {

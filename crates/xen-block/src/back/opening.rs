@@ -14,22 +14,22 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 pub type OpenDisk = dyn Fn(&mut Device<'_>) -> Result<Box<dyn Disk>, Error>;
 
 /// Opens a disk, in any thread.
-pub type Job = Box<dyn FnOnce() -> Result<SendDisk, Error> + Send>;
+pub type OpenJob = Box<dyn FnOnce() -> Result<SendDisk, Error> + Send>;
 
 /// Makes the job for a device, as its nodes say.
-pub type MakeJob = dyn Fn(&mut Device<'_>) -> Result<Job, Error>;
+pub type MakeJob = dyn Fn(&mut Device<'_>) -> Result<OpenJob, Error>;
 
 type SendDisk = Box<dyn Disk + Send>;
 
 /// The method of opening disks.
-pub enum Open {
+pub enum OpenMethod {
     /// Opens the disk in the loop, which serves no other device meanwhile.
     Here(Box<OpenDisk>),
     /// Opens the disk in a thread of its own. The job is made in the loop, from the device's nodes.
     Aside(Box<MakeJob>),
 }
 
-impl From<Box<OpenDisk>> for Open {
+impl From<Box<OpenDisk>> for OpenMethod {
     fn from(open: Box<OpenDisk>) -> Self {
         Self::Here(open)
     }
@@ -43,12 +43,12 @@ impl PendingDisk {
     /// Returns the disk once it is open; begins to open it at the first call.
     pub(super) fn disk(
         &mut self,
-        open: &Open,
+        open: &OpenMethod,
         device: &mut Device<'_>,
     ) -> Result<Option<Box<dyn Disk>>, Error> {
         let make = match open {
-            Open::Here(open) => return open(device).map(Some),
-            Open::Aside(make) => make,
+            OpenMethod::Here(open) => return open(device).map(Some),
+            OpenMethod::Aside(make) => make,
         };
         let result = match &self.0 {
             Some(result) => result.try_recv(),

@@ -1,7 +1,7 @@
 //! Serves one ring: takes requests, checks them, gives them to the disk, and answers them.
 
-use crate::disk::{Disk, DiskAccess, Io, Op, Piece};
-use crate::stats::{Kind, Stats};
+use crate::disk::{Disk, DiskAccess, DiskIo, DiskOp, Piece};
+use crate::stats::{RequestCounters, Stats};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -69,14 +69,14 @@ struct Slot {
     id: u64,
     operation: u8,
     /// The operation for the disk; `None` for a request that did not get to the disk.
-    op: Option<Op>,
+    op: Option<DiskOp>,
     step: RequestStep,
     taken: Instant,
     sectors: u64,
     /// The number of sectors still to discard after those that the disk was asked for.
     left: u64,
     /// The data of a request whose first step is a flush.
-    data: Option<Box<Io>>,
+    data: Option<Box<DiskIo>>,
 }
 
 /// A ring, and the requests taken from it.
@@ -91,13 +91,13 @@ pub(super) struct Queue {
     /// The number of sectors in requests whose answer is not shown yet.
     answered_sectors: u64,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
-    spare: Vec<Box<Io>>,
+    spare: Vec<Box<DiskIo>>,
     /// Requests for which the disk had no room.
-    waiting: VecDeque<Box<Io>>,
+    waiting: VecDeque<Box<DiskIo>>,
     /// Discards with a next piece to do, one piece a turn.
-    discards: VecDeque<Box<Io>>,
+    discards: VecDeque<Box<DiskIo>>,
     /// A barrier that waits for all requests before it; no request behind it is taken.
-    barrier: Option<Box<Io>>,
+    barrier: Option<Box<DiskIo>>,
     /// True while a barrier is under way.
     behind_barrier: bool,
     grant_list: Vec<GrantRef>,
@@ -270,8 +270,8 @@ impl Queue {
         slot: u16,
         request: &Request,
         context: &mut QueueContext<'_>,
-    ) -> Result<Box<Io>, Refusal> {
-        let mut io = self.spare.pop().unwrap_or_else(Io::empty);
+    ) -> Result<Box<DiskIo>, Refusal> {
+        let mut io = self.spare.pop().unwrap_or_else(DiskIo::empty);
         io.pieces.clear();
         io.tag = u64::from(self.number) << 16 | u64::from(slot);
         let result = match &request.body {
@@ -305,7 +305,7 @@ impl Queue {
         };
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
             (slot.op, slot.step, slot.sectors) = (Some(io.op), step, io.sectors);
-            if io.op == Op::Discard {
+            if io.op == DiskOp::Discard {
                 slot.left = cut_discard(&mut io, slot.sectors);
             }
         }
@@ -314,7 +314,7 @@ impl Queue {
 
     fn discard(
         &mut self,
-        io: &mut Io,
+        io: &mut DiskIo,
         sector: u64,
         sectors: u64,
         context: &QueueContext<'_>,
@@ -324,14 +324,14 @@ impl Queue {
         }
         writable(context)?;
         blkif::check_extent(sector, sectors, context.capacity, self.limits)?;
-        (io.op, io.sector, io.sectors) = (Op::Discard, sector, sectors);
+        (io.op, io.sector, io.sectors) = (DiskOp::Discard, sector, sectors);
         Ok(())
     }
 
     /// Maps the pages of a transfer. Checks its segments here if they came from an indirect page.
     fn transfer(
         &mut self,
-        io: &mut Io,
+        io: &mut DiskIo,
         transfer: TransferKind,
         sector: u64,
         segments: &[Segment],
@@ -339,20 +339,20 @@ impl Queue {
     ) -> Result<(), Refusal> {
         let sectors = u64::from(blkif::check_segments(segments, self.limits)?);
         io.op = match transfer {
-            TransferKind::Read => Op::Read,
-            _ if segments.is_empty() => Op::Flush,
-            _ => Op::Write,
+            TransferKind::Read => DiskOp::Read,
+            _ if segments.is_empty() => DiskOp::Flush,
+            _ => DiskOp::Write,
         };
         (io.sector, io.sectors) = (sector, sectors);
         if segments.is_empty() {
             (io.sector, io.sectors) = (0, 0);
             return Ok(());
         }
-        if io.op == Op::Write {
+        if io.op == DiskOp::Write {
             writable(context)?;
         }
         blkif::check_extent(sector, sectors, context.capacity, self.limits)?;
-        let access = if io.op == Op::Read { PageAccess::ReadWrite } else { PageAccess::Read };
+        let access = if io.op == DiskOp::Read { PageAccess::ReadWrite } else { PageAccess::Read };
         self.grant_list.clear();
         self.grant_list.extend(segments.iter().map(|segment| segment.grant));
         self.pages.tick();
@@ -395,7 +395,7 @@ impl Queue {
     fn launch(
         &mut self,
         slot: u16,
-        io: Box<Io>,
+        io: Box<DiskIo>,
         context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let Some(state) = self.slots.get(usize::from(slot)) else { return Err(RingError::Full) };
@@ -404,7 +404,7 @@ impl Queue {
             self.behind_barrier = true;
             return self.launch_barrier(context);
         }
-        if io.op == Op::Discard {
+        if io.op == DiskOp::Discard {
             self.discards.push_back(io);
             return Ok(());
         }
@@ -424,23 +424,23 @@ impl Queue {
     fn first_step(
         &mut self,
         slot: u16,
-        mut io: Box<Io>,
+        mut io: Box<DiskIo>,
         context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         let Some(state) = self.slots.get_mut(usize::from(slot)) else {
             return Err(RingError::Full);
         };
         if state.step == RequestStep::Before {
-            let mut flush = self.spare.pop().unwrap_or_else(Io::empty);
+            let mut flush = self.spare.pop().unwrap_or_else(DiskIo::empty);
             flush.pieces.clear();
-            (flush.tag, flush.op, flush.sector, flush.sectors) = (io.tag, Op::Flush, 0, 0);
+            (flush.tag, flush.op, flush.sector, flush.sectors) = (io.tag, DiskOp::Flush, 0, 0);
             std::mem::swap(&mut io, &mut flush);
             state.data = Some(flush);
         }
         self.submit(io, context)
     }
 
-    fn submit(&mut self, io: Box<Io>, context: &mut QueueContext<'_>) -> Result<(), RingError> {
+    fn submit(&mut self, io: Box<DiskIo>, context: &mut QueueContext<'_>) -> Result<(), RingError> {
         match context.disk.submit(io) {
             Ok(None) => Ok(()),
             Ok(Some((io, result))) => self.finished(io, result, context),
@@ -466,7 +466,7 @@ impl Queue {
     /// Handles the end of a request, or of one of its steps, on the disk.
     pub(super) fn finished(
         &mut self,
-        mut io: Box<Io>,
+        mut io: Box<DiskIo>,
         result: Result<(), Errno>,
         context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
@@ -492,7 +492,7 @@ impl Queue {
                 RequestStep::Data => {
                     state.step = RequestStep::After;
                     io.pieces.clear();
-                    (io.op, io.sector, io.sectors) = (Op::Flush, 0, 0);
+                    (io.op, io.sector, io.sectors) = (DiskOp::Flush, 0, 0);
                     return self.submit(io, context);
                 }
                 RequestStep::Only | RequestStep::After => {}
@@ -508,7 +508,7 @@ impl Queue {
         if let Some(kind) = kind(context.stats, state.op) {
             kind.merges = kind.merges.wrapping_add(merges);
         }
-        let discard = state.op == Some(Op::Discard);
+        let discard = state.op == Some(DiskOp::Discard);
         let status = match result {
             Ok(()) => Status::Okay,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) if discard => Status::NotSupported,
@@ -608,28 +608,28 @@ fn answer_header(bytes: &RequestBytes, layout: Layout) -> (u64, u8) {
 }
 
 /// Returns the slot of this queue's request.
-fn slot_of(io: &Io) -> u16 {
+fn slot_of(io: &DiskIo) -> u16 {
     (io.tag & 0xffff) as u16
 }
 
 /// Returns the queue of a request.
-pub(super) fn queue_of(io: &Io) -> usize {
+pub(super) fn queue_of(io: &DiskIo) -> usize {
     (io.tag >> 16) as usize
 }
 
 /// Cuts a discard to the first piece of `sectors`, which ends at a multiple of the piece size;
 /// returns the number of sectors left.
-fn cut_discard(io: &mut Io, sectors: u64) -> u64 {
+fn cut_discard(io: &mut DiskIo, sectors: u64) -> u64 {
     let piece = DISCARDED_MAX.saturating_sub(io.sector % DISCARDED_MAX);
     io.sectors = sectors.min(piece);
     sectors.saturating_sub(piece)
 }
 
-fn kind(stats: &mut Stats, op: Option<Op>) -> Option<&mut Kind> {
+fn kind(stats: &mut Stats, op: Option<DiskOp>) -> Option<&mut RequestCounters> {
     op.map(|op| match op {
-        Op::Read => &mut stats.read,
-        Op::Write => &mut stats.write,
-        Op::Flush => &mut stats.flush,
-        Op::Discard => &mut stats.discard,
+        DiskOp::Read => &mut stats.read,
+        DiskOp::Write => &mut stats.write,
+        DiskOp::Flush => &mut stats.flush,
+        DiskOp::Discard => &mut stats.discard,
     })
 }

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::shared::PAGE_SIZE;
-use xen_block::front::{Buffer, Completion, DiskRequest, Front, Offer, Options, Part, Platform};
+use xen_block::front::{
+    BlockFrontend, Buffer, BufferSectors, Completion, DiskRequest, FrontendContext, Offer, Options,
+};
 use xen_block::vbd;
 use xen_driver::GuestDevices;
 use xen_driver::frontend::{self, guest};
@@ -143,7 +145,7 @@ impl Transfer {
     }
 
     /// Puts the next request into the ring; its tag is the byte offset where it begins.
-    fn submit_next(&mut self, front: &mut Front) -> Result<()> {
+    fn submit_next(&mut self, front: &mut BlockFrontend) -> Result<()> {
         let tag = self.next;
         let bytes = (self.bytes - tag).min((self.pages * PAGE_SIZE) as u64);
         let (mut buffers, mut parts) = (Vec::new(), Vec::new());
@@ -156,7 +158,7 @@ impl Transfer {
                 self.file.read_exact_at(&mut data, tag + start)?;
                 page.copy_in(0, &data)?;
             }
-            parts.push(Part { buffer, first: 0, last: (here / 512 - 1) as u8 });
+            parts.push(BufferSectors { buffer, first: 0, last: (here / 512 - 1) as u8 });
             buffers.push(buffer);
         }
         let sector = tag / 512;
@@ -170,7 +172,7 @@ impl Transfer {
         Ok(())
     }
 
-    fn complete(&mut self, front: &mut Front, done: Completion) -> Result<()> {
+    fn complete(&mut self, front: &mut BlockFrontend, done: Completion) -> Result<()> {
         let at = self.pending.iter().position(|request| request.tag == done.tag);
         let PendingRequest { tag, bytes, buffers } =
             self.pending.swap_remove(at.ok_or("an answer to no request")?);
@@ -192,7 +194,7 @@ impl Transfer {
 
 /// The disk, and the answers that were not processed yet.
 struct Disk {
-    bus: Bus<Front>,
+    bus: Bus<BlockFrontend>,
     done: Vec<Completion>,
 }
 
@@ -241,8 +243,8 @@ impl Guest {
         let mut open = GuestConnections::open()?;
         let frontend::Platform { evtchn, grants } = open.platform.clone();
         let options = Options { buffers: DEPTH * REQUEST_PAGES, ..Options::default() };
-        let platform = Rc::new(Platform { evtchn, grants, options });
-        let make = move |_| Front::new(Rc::clone(&platform));
+        let platform = Rc::new(FrontendContext { evtchn, grants, options });
+        let make = move |_| BlockFrontend::new(Rc::clone(&platform));
         let id = Id { frontend: open.domid, devid };
         let bus = Bus::start(&mut open.store, Side::Frontend, open.domid, "vbd", make)?.only(id);
         let disk = Disk { bus, done: Vec::new() };
@@ -251,7 +253,7 @@ impl Guest {
         Ok(guest)
     }
 
-    fn front(&mut self) -> Result<&mut Front> {
+    fn front(&mut self) -> Result<&mut BlockFrontend> {
         Ok(self.disk.bus.driver(self.id).ok_or("the disk is gone")?)
     }
 
@@ -279,7 +281,7 @@ impl Guest {
     /// Shows the requests to the backend, waits, and takes at least one answer.
     fn answers(
         &mut self,
-        mut each: impl FnMut(&mut Front, Completion) -> Result<()>,
+        mut each: impl FnMut(&mut BlockFrontend, Completion) -> Result<()>,
     ) -> Result<()> {
         self.front()?.push()?;
         let end = Instant::now() + PATIENCE;

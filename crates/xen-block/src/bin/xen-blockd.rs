@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xen_block::back::{self, Open, Options, Platform};
-use xen_block::disk::places::Places;
+use xen_block::back::{self, BackendContext, OpenMethod, Options};
+use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::{self, qcow2, target};
 use xen_block::filter;
 use xen_driver::backend::{rings, throttle};
@@ -120,10 +120,10 @@ fn rate(text: &str) -> Result<u64, String> {
 
 /// Prints for each image the files that it needs, and if it would be served.
 fn check(arguments: &Arguments) -> ExitCode {
-    let places = Places::new(arguments.image_dirs.clone());
+    let image_dirs = ImageDirs::new(arguments.image_dirs.clone());
     let mut code = ExitCode::SUCCESS;
     for image in &arguments.check {
-        let (lines, verdict) = qcow2::look(image, &places);
+        let (lines, verdict) = qcow2::look(image, &image_dirs);
         for (depth, line) in lines.iter().enumerate() {
             println!("{:1$}{line}", "", 2 * depth);
         }
@@ -144,10 +144,10 @@ fn serve(arguments: Arguments) -> Result<std::convert::Infallible, ProgramFailur
         disk::wait_for_locks(LET_GO_WITHIN);
         let rings = rings::RingOptions::recorded_in(start.record_dir);
         let options = Options { rings, throttle, ..Options::default() };
-        let places = Places::new(image_dirs);
-        let open = Open::Aside(Box::new(move |device| target::job(device, &places)));
+        let image_dirs = ImageDirs::new(image_dirs);
+        let open = OpenMethod::Aside(Box::new(move |device| target::job(device, &image_dirs)));
         let (evtchn, grants) = (start.platform.evtchn, start.platform.grants);
-        let platform = Platform { evtchn, grants, open, options };
+        let platform = BackendContext { evtchn, grants, open, options };
         back::serve(start.store, start.domid, start.kinds, platform)
     })
 }

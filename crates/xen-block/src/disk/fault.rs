@@ -1,6 +1,6 @@
 //! A wrapper of another disk that injects faults.
 
-use super::{Disk, Finished, Geometry, Io, Op};
+use super::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 
@@ -18,9 +18,9 @@ pub enum FaultAction {
 /// A layer between a device and its disk that decides the treatment of each request.
 pub struct FaultInjector {
     disk: Box<dyn Disk>,
-    decide: Box<dyn FnMut(Op, u64) -> FaultAction>,
+    decide: Box<dyn FnMut(DiskOp, u64) -> FaultAction>,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
-    held: Vec<Box<Io>>,
+    held: Vec<Box<DiskIo>>,
 }
 
 impl std::fmt::Debug for FaultInjector {
@@ -32,7 +32,10 @@ impl std::fmt::Debug for FaultInjector {
 impl FaultInjector {
     /// Wraps `disk`. `decide` is called for each request, with its operation and its first sector.
     #[must_use]
-    pub fn new(disk: Box<dyn Disk>, decide: impl FnMut(Op, u64) -> FaultAction + 'static) -> Self {
+    pub fn new(
+        disk: Box<dyn Disk>,
+        decide: impl FnMut(DiskOp, u64) -> FaultAction + 'static,
+    ) -> Self {
         Self { disk, decide: Box::new(decide), held: Vec::new() }
     }
 }
@@ -42,7 +45,7 @@ impl Disk for FaultInjector {
         self.disk.geometry()
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         match (self.decide)(io.op, io.sector) {
             FaultAction::Pass => self.disk.submit(io),
             FaultAction::Fail(errno) => Ok(Some((io, Err(errno)))),

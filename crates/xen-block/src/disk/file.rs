@@ -9,7 +9,7 @@
 use super::lock::FileUse;
 use super::open::{OpenError, OpenFile};
 use super::pool::Pool;
-use super::{Disk, DiskAccess, Finished, Geometry, Io};
+use super::{Disk, DiskAccess, DiskIo, Finished, Geometry};
 use crate::sys::{Uring, transfer};
 use rustix::fs::{FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -65,26 +65,26 @@ enum Engine {
 }
 
 /// A file or block device as a disk.
-pub struct File {
+pub struct FileDisk {
     engine: Engine,
     cache: Cache,
     geometry: Geometry,
     path: PathBuf,
 }
 
-impl fmt::Debug for File {
+impl fmt::Debug for FileDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let way = match self.engine {
             Engine::AtOnce(_) => "at once",
             Engine::Uring(_) => "io_uring",
             Engine::Threads(..) => "threads",
         };
-        let mut f = f.debug_struct("File");
+        let mut f = f.debug_struct("FileDisk");
         f.field("path", &self.path).field("way", &way).field("cache", &self.cache).finish()
     }
 }
 
-impl File {
+impl FileDisk {
     /// Opens `path`. A file that is opened for writing is locked against everybody else who writes
     /// it or needs it unchanged.
     ///
@@ -221,18 +221,18 @@ fn engine(file: OwnedFd, way: IoMethod) -> Result<Engine, Errno> {
     let file = Arc::new(file);
     let worker = || {
         let file = Arc::clone(&file);
-        move |io: &mut Io| transfer(file.as_fd(), io, 0)
+        move |io: &mut DiskIo| transfer(file.as_fd(), io, 0)
     };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())?;
     Ok(Engine::Threads(pool, file))
 }
 
-impl Disk for File {
+impl Disk for FileDisk {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    fn submit(&mut self, mut io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, mut io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         match &mut self.engine {
             Engine::AtOnce(file) => {
                 let result = transfer(file.as_fd(), &mut io, 0);

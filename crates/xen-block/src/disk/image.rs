@@ -1,7 +1,7 @@
 //! Faults of images.
 
 use super::escaped_path::EscapedPath;
-use super::places::IMAGE_DIRS;
+use super::image_dirs::IMAGE_DIRS;
 use std::fmt;
 use std::path::{Path, PathBuf};
 

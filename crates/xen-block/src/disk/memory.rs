@@ -1,6 +1,6 @@
 //! A disk in this process's memory.
 
-use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use super::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry};
 use rustix::io::Errno;
 
 /// A disk whose contents are lost when it is dropped.
@@ -45,18 +45,18 @@ impl Memory {
         &self.bytes
     }
 
-    fn run(&mut self, io: &Io) -> Result<(), Errno> {
+    fn run(&mut self, io: &DiskIo) -> Result<(), Errno> {
         let start = usize::try_from(io.offset()).map_err(|_| Errno::INVAL)?;
         let len = match io.op {
-            Op::Flush => return Ok(()),
-            Op::Discard => usize::try_from(io.sectors * 512).map_err(|_| Errno::INVAL)?,
-            Op::Read | Op::Write => io.bytes(),
+            DiskOp::Flush => return Ok(()),
+            DiskOp::Discard => usize::try_from(io.sectors * 512).map_err(|_| Errno::INVAL)?,
+            DiskOp::Read | DiskOp::Write => io.bytes(),
         };
         let end = start.checked_add(len).ok_or(Errno::INVAL)?;
         let place = self.bytes.get_mut(start..end).ok_or(Errno::INVAL)?;
         match io.op {
-            Op::Read => io.scatter(place),
-            Op::Write => io.gather(place),
+            DiskOp::Read => io.scatter(place),
+            DiskOp::Write => io.gather(place),
             _ => {
                 place.fill(0);
                 Ok(())
@@ -76,7 +76,7 @@ impl Disk for Memory {
         }
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         let result = self.run(&io);
         Ok(Some((io, result)))
     }

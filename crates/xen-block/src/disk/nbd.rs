@@ -11,7 +11,7 @@
 mod connection;
 
 use super::pool::{Pool, PooledDisk};
-use super::{Disk, DiskAccess, Finished, Geometry, Io, Op};
+use super::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry};
 use connection::{Command, Connection, Export, TimeLimits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -94,7 +94,7 @@ pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
     let worker = |(slot, connection)| {
         let (server, connection) = (Arc::clone(&server), Some(connection));
         let mut worker = Worker { server, slot, export, connection, buffer: Vec::new() };
-        move |io: &mut Io| worker.run(io)
+        move |io: &mut DiskIo| worker.run(io)
     };
     let pool = Pool::new(connections.into_iter().enumerate().map(worker).collect())?;
     let sector_size = export.sector_size();
@@ -242,7 +242,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self, io: &mut Io) -> Result<(), Errno> {
+    fn run(&mut self, io: &mut DiskIo) -> Result<(), Errno> {
         if self.server.has_left() && self.connection.is_none() {
             return Err(Errno::IO);
         }
@@ -255,7 +255,7 @@ impl Worker {
         done
     }
 
-    fn run_with(&mut self, io: &Io, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+    fn run_with(&mut self, io: &DiskIo, buffer: &mut Vec<u8>) -> Result<(), Errno> {
         if buffer.len() < io.bytes() {
             buffer.resize(io.bytes(), 0);
         }
@@ -263,9 +263,9 @@ impl Worker {
         let at_once = self.export.request_max();
         match io.op {
             // A server without flush does not cache writes.
-            Op::Flush if !self.export.can_flush() => Ok(()),
-            Op::Flush => self.request(Command::Flush, 0, 0),
-            Op::Discard => {
+            DiskOp::Flush if !self.export.can_flush() => Ok(()),
+            DiskOp::Flush => self.request(Command::Flush, 0, 0),
+            DiskOp::Discard => {
                 let (mut at, mut left) = (io.offset(), io.sectors.saturating_mul(512));
                 while left > 0 {
                     let part = left.min(DISCARD_MAX);
@@ -274,7 +274,7 @@ impl Worker {
                 }
                 Ok(())
             }
-            Op::Read => {
+            DiskOp::Read => {
                 let mut at = io.offset();
                 for part in bytes.chunks_mut(at_once) {
                     let len = part.len();
@@ -283,7 +283,7 @@ impl Worker {
                 }
                 io.scatter(bytes)
             }
-            Op::Write => {
+            DiskOp::Write => {
                 io.gather(bytes)?;
                 let mut at = io.offset();
                 for part in bytes.chunks(at_once) {
@@ -406,7 +406,7 @@ impl Disk for Nbd {
         self.pooled.geometry()
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         self.pooled.submit(io)
     }
 
@@ -433,7 +433,7 @@ impl Disk for Nbd {
         }
         let is_lost = self.server.is_lost();
         if is_lost && !self.probing && self.pooled.in_flight() == 0 {
-            let mut probe = Io::empty();
+            let mut probe = DiskIo::empty();
             probe.tag = PROBE;
             self.probing = matches!(self.pooled.submit(probe), Ok(None));
         }

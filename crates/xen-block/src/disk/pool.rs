@@ -1,6 +1,6 @@
 //! Threads for disks whose calls block.
 
-use super::{Disk, Finished, Geometry, Io, Op};
+use super::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::fmt;
@@ -21,7 +21,7 @@ pub trait RequestHandler: Send + 'static {
     ///
     /// # Errors
     /// The error of the disk.
-    fn run(&mut self, io: &mut Io) -> Result<RunOutcome, Errno>;
+    fn run(&mut self, io: &mut DiskIo) -> Result<RunOutcome, Errno>;
 
     /// Completes the unsettled requests, all of them at once.
     ///
@@ -41,8 +41,8 @@ pub enum RunOutcome {
     Unsettled,
 }
 
-impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> RequestHandler for F {
-    fn run(&mut self, io: &mut Io) -> Result<RunOutcome, Errno> {
+impl<F: FnMut(&mut DiskIo) -> Result<(), Errno> + Send + 'static> RequestHandler for F {
+    fn run(&mut self, io: &mut DiskIo) -> Result<RunOutcome, Errno> {
         self(io).map(|()| RunOutcome::Settled)
     }
 }
@@ -50,13 +50,13 @@ impl<F: FnMut(&mut Io) -> Result<(), Errno> + Send + 'static> RequestHandler for
 /// The state of one thread.
 struct Worker<W> {
     handler: W,
-    requests: Arc<Mutex<Receiver<Box<Io>>>>,
+    requests: Arc<Mutex<Receiver<Box<DiskIo>>>>,
     results: Sender<Finished>,
     wake: Arc<OwnedFd>,
     /// True once a thread has panicked.
     broken: Arc<AtomicBool>,
     #[expect(clippy::vec_box, reason = "each goes back in the box it came in")]
-    unsettled: Vec<Box<Io>>,
+    unsettled: Vec<Box<DiskIo>>,
 }
 
 impl<W: RequestHandler> Worker<W> {
@@ -91,8 +91,8 @@ impl<W: RequestHandler> Worker<W> {
         }
     }
 
-    fn run(&mut self, mut io: Box<Io>) {
-        if matches!(io.op, Op::Flush | Op::Discard) {
+    fn run(&mut self, mut io: Box<DiskIo>) {
+        if matches!(io.op, DiskOp::Flush | DiskOp::Discard) {
             // The request may take long, and the unsettled ones are not to wait for it.
             self.settle();
         }
@@ -116,7 +116,7 @@ impl<W: RequestHandler> Worker<W> {
         done.unwrap_or(Err(Errno::IO))
     }
 
-    fn send_result(&self, io: Box<Io>, result: Result<(), Errno>) {
+    fn send_result(&self, io: Box<DiskIo>, result: Result<(), Errno>) {
         if self.results.send((io, result)).is_ok() {
             // The eventfd blocks only after 2^64 - 2 of these.
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
@@ -127,7 +127,7 @@ impl<W: RequestHandler> Worker<W> {
 /// Threads that do requests, each thread one after the other.
 #[derive(Debug)]
 pub struct Pool {
-    jobs: Option<Sender<Box<Io>>>,
+    jobs: Option<Sender<Box<DiskIo>>>,
     done: Receiver<Finished>,
     /// An eventfd; each finished request adds one, after its result is sent.
     wake: Arc<OwnedFd>,
@@ -168,7 +168,7 @@ impl Pool {
     ///
     /// # Errors
     /// Gives the request back if all threads have ended.
-    pub fn submit(&mut self, io: Box<Io>) -> Result<(), Box<Io>> {
+    pub fn submit(&mut self, io: Box<DiskIo>) -> Result<(), Box<DiskIo>> {
         let Some(jobs) = &self.jobs else { return Err(io) };
         jobs.send(io).map_err(|refused| refused.0)?;
         self.in_flight += 1;
@@ -249,7 +249,7 @@ impl Disk for PooledDisk {
         self.geometry
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         self.pool.submit(io).map(|()| None)
     }
 
@@ -279,14 +279,14 @@ mod tests {
     #[test]
     fn a_panic_is_an_error_of_its_request_and_of_all_that_come_after_it() {
         let mut left = 1;
-        let worker = move |_: &mut Io| {
+        let worker = move |_: &mut DiskIo| {
             assert!(left > 0, "a panic of the test's");
             left -= 1;
             Ok(())
         };
         let mut pool = Pool::new(vec![worker]).unwrap();
         for _ in 0..4 {
-            pool.submit(Io::empty()).unwrap();
+            pool.submit(DiskIo::empty()).unwrap();
         }
         let mut results = Vec::new();
         while results.len() < 4 {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     impl RequestHandler for CountingHandler {
-        fn run(&mut self, _: &mut Io) -> Result<RunOutcome, Errno> {
+        fn run(&mut self, _: &mut DiskIo) -> Result<RunOutcome, Errno> {
             std::thread::sleep(std::time::Duration::from_millis(2));
             Ok(RunOutcome::Unsettled)
         }
@@ -321,8 +321,8 @@ mod tests {
                 Pool::new(vec![CountingHandler { times: Arc::clone(&times), result }]).unwrap();
             let asked = 3 * BATCH_MAX;
             for _ in 0..asked {
-                let mut io = Io::empty();
-                io.op = Op::Write;
+                let mut io = DiskIo::empty();
+                io.op = DiskOp::Write;
                 pool.submit(io).unwrap();
             }
             let mut results = Vec::new();
@@ -338,11 +338,11 @@ mod tests {
     /// A reader of the eventfd is woken once for each result, and not for a result that was taken.
     #[test]
     fn each_result_is_told_of() {
-        let worker = |_: &mut Io| Ok(());
+        let worker = |_: &mut DiskIo| Ok(());
         let mut pool = Pool::new(vec![worker; 4]).unwrap();
         for _ in 0..2000 {
             for _ in 0..5 {
-                pool.submit(Io::empty()).unwrap();
+                pool.submit(DiskIo::empty()).unwrap();
             }
             while pool.in_flight() > 0 {
                 if pool.finished().is_none() {

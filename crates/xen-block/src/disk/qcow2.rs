@@ -6,7 +6,7 @@
 //! goes through a buffer of the thread, one copy more than with a raw file. Reads and writes run in
 //! parallel; a discard runs alone. `imago` keeps changes of the tables in memory until it is told
 //! to write them: here that happens before the request that made them is answered. The files that
-//! an image needs are found here, and each is opened here if [`Places`] allows it
+//! an image needs are found here, and each is opened here if [`ImageDirs`] allows it
 //! (`qcow2/chain.rs`); `imago` opens none by itself.
 
 mod chain;
@@ -18,10 +18,10 @@ mod zstd;
 
 use super::escaped_path::EscapedPath;
 use super::image::ImageFault;
+use super::image_dirs::ImageDirs;
 use super::open::OpenError;
-use super::places::Places;
 use super::pool::{Pool, PooledDisk, RequestHandler, RunOutcome};
-use super::{DiskAccess, Geometry, Io, Op};
+use super::{DiskAccess, DiskIo, DiskOp, Geometry};
 use chain::{Chain, Link, Purpose};
 use header::Compression;
 use imago::qcow2::Qcow2 as Format;
@@ -59,14 +59,18 @@ struct Image {
     table_covers: u64,
 }
 
-/// Opens the image at `path`, and the files that it names as far as `places` allow that. An image
+/// Opens the image at `path`, and the files that it names as far as `image_dirs` allow that. An image
 /// opened for writing is locked against everybody else who writes it or needs it unchanged. One
 /// opened for reading, and every file behind the image, is locked against writers.
 ///
 /// # Errors
 /// [`OpenError`], with the message of `imago` for an image that it cannot open.
-pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<PooledDisk, OpenError> {
-    let chain = Chain::open(path, Purpose::Use(access), places, |_| ())?;
+pub fn open(
+    path: &Path,
+    access: DiskAccess,
+    image_dirs: &ImageDirs,
+) -> Result<PooledDisk, OpenError> {
+    let chain = Chain::open(path, Purpose::Use(access), image_dirs, |_| ())?;
     let writes = access == DiskAccess::ReadWrite;
     let (mut layout, mut held, mut behind) = (None, None, None);
     let cache = ClusterCache::default();
@@ -141,9 +145,9 @@ pub fn open(path: &Path, access: DiskAccess, places: &Places) -> Result<PooledDi
 ///
 /// # Errors
 /// The reason why the image would not be served, with the lines up to that point.
-pub fn look(path: &Path, places: &Places) -> (Vec<String>, Result<(), OpenError>) {
+pub fn look(path: &Path, image_dirs: &ImageDirs) -> (Vec<String>, Result<(), OpenError>) {
     let mut lines = Vec::new();
-    let chain = Chain::open(path, Purpose::Look, places, |link| {
+    let chain = Chain::open(path, Purpose::Look, image_dirs, |link| {
         let format = if link.header.is_some() { "qcow2" } else { "raw" };
         lines.push(format!("{}: {format}", EscapedPath(&link.path)));
         if let Some((path, _)) = &link.data {
@@ -160,21 +164,21 @@ struct Worker {
 }
 
 impl RequestHandler for Worker {
-    fn run(&mut self, io: &mut Io) -> Result<RunOutcome, Errno> {
+    fn run(&mut self, io: &mut DiskIo) -> Result<RunOutcome, Errno> {
         let Self { image, buffer } = self;
         match io.op {
-            Op::Read => {
+            DiskOp::Read => {
                 buffer.resize(io.bytes(), 0);
                 image.shared().read(&mut buffer[..], io.offset()).map_err(errno)?;
                 io.scatter(buffer)?;
                 return Ok(RunOutcome::Settled);
             }
-            Op::Write => {
+            DiskOp::Write => {
                 buffer.resize(io.bytes(), 0);
                 io.gather(buffer)?;
                 image.write(buffer, io.offset()).map_err(errno)?;
             }
-            Op::Discard => image.discard(io.offset(), io.sectors * 512).map_err(errno)?,
+            DiskOp::Discard => image.discard(io.offset(), io.sectors * 512).map_err(errno)?,
             _ => {
                 image.write_tables().and_then(|()| image.shared().sync()).map_err(errno)?;
                 return Ok(RunOutcome::Settled);

@@ -7,18 +7,18 @@
 //! | `nbd:unix:/socket`, `nbd:unix:/socket:exportname=NAME` | an export of an NBD server |
 //! | `memory:BYTES` | memory, all zeroes at first and lost at the end |
 
-use super::file::{Cache, File, IoMethod, Options};
+use super::file::{Cache, FileDisk, IoMethod, Options};
+use super::image_dirs::ImageDirs;
 use super::memory::Memory;
-use super::places::Places;
 use super::{Disk, DiskAccess, nbd, qcow2};
-use crate::back::Job;
+use crate::back::OpenJob;
 use std::path::PathBuf;
 use xen_io::blkif::names;
 use xenbus::{Device, Error};
 
 /// A disk by its name.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Target {
+pub enum DiskTarget {
     /// A file or a block device.
     Raw(PathBuf),
     /// A qcow2 image.
@@ -34,7 +34,7 @@ pub enum Target {
     Memory(u64),
 }
 
-impl Target {
+impl DiskTarget {
     /// Parses the name of a disk.
     ///
     /// # Errors
@@ -66,27 +66,27 @@ impl Target {
         }
     }
 
-    /// Opens the disk, and the files that it names as far as `places` allow that.
+    /// Opens the disk, and the files that it names as far as `image_dirs` allow that.
     ///
     /// # Errors
     /// [`Error::Busy`] if another device writes to it; [`Error::Away`] if its server is not there;
     /// else the reason.
-    pub fn open(&self, access: DiskAccess, places: &Places) -> Result<Box<dyn Disk>, Error> {
-        Ok(self.open_anywhere(access, places)?)
+    pub fn open(&self, access: DiskAccess, image_dirs: &ImageDirs) -> Result<Box<dyn Disk>, Error> {
+        Ok(self.open_anywhere(access, image_dirs)?)
     }
 
     /// Opens the disk in a thread other than the one that will use it.
     fn open_anywhere(
         &self,
         access: DiskAccess,
-        places: &Places,
+        image_dirs: &ImageDirs,
     ) -> Result<Box<dyn Disk + Send>, Error> {
         Ok(match self {
             Self::Raw(path) => {
                 let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
-                Box::new(File::open(path, options)?)
+                Box::new(FileDisk::open(path, options)?)
             }
-            Self::Qcow2(path) => Box::new(qcow2::open(path, access, places)?),
+            Self::Qcow2(path) => Box::new(qcow2::open(path, access, image_dirs)?),
             Self::Nbd { socket, name } => {
                 let disk = nbd::connect(socket, name, nbd::Options::new(access));
                 Box::new(disk.map_err(|error| {
@@ -108,7 +108,7 @@ impl Target {
 ///
 /// # Errors
 /// The fault in the name; [`Error::Missing`] if no disk is named.
-pub fn job(device: &mut Device<'_>, places: &Places) -> Result<Job, Error> {
+pub fn job(device: &mut Device<'_>, image_dirs: &ImageDirs) -> Result<OpenJob, Error> {
     let named = match device.own("target")? {
         Some(target) => Some(target),
         None => device.own(names::PARAMS)?,
@@ -120,9 +120,9 @@ pub fn job(device: &mut Device<'_>, places: &Places) -> Result<Job, Error> {
         _ => DiskAccess::ReadOnly,
     };
     let text = String::from_utf8_lossy(&named);
-    let target = Target::parse(&text).map_err(Error::Driver)?;
-    let places = places.clone();
-    Ok(Box::new(move || target.open_anywhere(access, &places)))
+    let target = DiskTarget::parse(&text).map_err(Error::Driver)?;
+    let image_dirs = image_dirs.clone();
+    Ok(Box::new(move || target.open_anywhere(access, &image_dirs)))
 }
 
 #[cfg(test)]
@@ -132,20 +132,23 @@ mod tests {
     #[test]
     fn names_are_read() {
         let nbd =
-            |socket: &str, name: &str| Target::Nbd { socket: socket.into(), name: name.into() };
+            |socket: &str, name: &str| DiskTarget::Nbd { socket: socket.into(), name: name.into() };
         for (text, target) in [
-            ("/dev/vg/lv", Target::Raw("/dev/vg/lv".into())),
-            ("raw:/a:b", Target::Raw("/a:b".into())),
-            ("aio:/a", Target::Raw("/a".into())),
-            ("qcow2:/a", Target::Qcow2("/a".into())),
+            ("/dev/vg/lv", DiskTarget::Raw("/dev/vg/lv".into())),
+            ("raw:/a:b", DiskTarget::Raw("/a:b".into())),
+            ("aio:/a", DiskTarget::Raw("/a".into())),
+            ("qcow2:/a", DiskTarget::Qcow2("/a".into())),
             ("nbd:unix:/s", nbd("/s", "")),
             ("nbd:unix:/s:exportname=x", nbd("/s", "x")),
-            ("memory:4096", Target::Memory(4096)),
+            ("memory:4096", DiskTarget::Memory(4096)),
         ] {
-            assert_eq!(Target::parse(text), Ok(target));
+            assert_eq!(DiskTarget::parse(text), Ok(target));
         }
         for text in ["", "a", "raw:a", "qcow2:", "nbd:host:1", "memory:x", "memory:1", "vhd:/a"] {
-            assert!(Target::parse(text).unwrap_err().contains(&format!("\"{text}\"")), "{text}");
+            assert!(
+                DiskTarget::parse(text).unwrap_err().contains(&format!("\"{text}\"")),
+                "{text}"
+            );
         }
     }
 }

@@ -6,7 +6,9 @@
 //! meanwhile. Requests that others put into the same frontend ([`super::export`]) belong to none of
 //! these jobs. Zeroes are a discard; data that does not read as zeroes afterwards is overwritten.
 
-use super::{Buffer, Completion, DiskRequest, Front, Info, Offer, Part, SubmitError};
+use super::{
+    BlockFrontend, Buffer, BufferSectors, Completion, DiskRequest, Info, Offer, SubmitError,
+};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -160,7 +162,7 @@ impl ByteJobs {
     /// Takes the answer to one request; returns the job that has ended with it, if any.
     pub(super) fn complete(
         &mut self,
-        front: &mut Front,
+        front: &mut BlockFrontend,
         completion: Completion,
     ) -> Option<FinishedJob> {
         let piece = self.pieces.remove(&completion.tag)?;
@@ -217,7 +219,7 @@ impl ByteJobs {
 
     /// Makes the requests of waiting jobs, as far as there is room; returns the jobs that have
     /// ended without one.
-    pub(super) fn submit_waiting(&mut self, front: &mut Front) -> Vec<FinishedJob> {
+    pub(super) fn submit_waiting(&mut self, front: &mut BlockFrontend) -> Vec<FinishedJob> {
         let mut ended = Vec::new();
         while let Some(number) = self.waiting.pop_front() {
             if !self.may_start(number) {
@@ -281,7 +283,7 @@ impl ByteJobs {
         true
     }
 
-    fn submit(&mut self, front: &mut Front, number: u64) -> Result<StageProgress, Errno> {
+    fn submit(&mut self, front: &mut BlockFrontend, number: u64) -> Result<StageProgress, Errno> {
         let Some(job) = self.jobs.get_mut(&number) else { return Ok(StageProgress::Wholly) };
         let Some(info) = front.info() else { return Ok(StageProgress::NotYet) };
         while !job.is_requested() {
@@ -317,7 +319,7 @@ enum SubmitOutcome {
 
 /// Puts one request into the ring, with as much of the stage as fits.
 fn submit_one(
-    front: &mut Front,
+    front: &mut BlockFrontend,
     info: &Info,
     job: &mut Job,
     tag: u64,
@@ -349,7 +351,7 @@ fn submit_one(
 }
 
 fn transfer(
-    front: &mut Front,
+    front: &mut BlockFrontend,
     info: &Info,
     job: &mut Job,
     tag: u64,
@@ -363,7 +365,7 @@ fn transfer(
         let Some(buffer) = front.take_buffer() else { break };
         piece.buffers.push(buffer);
         let here = (left - len).min(PAGE_SIZE);
-        parts.push(Part { buffer, first: 0, last: (here / 512 - 1) as u8 });
+        parts.push(BufferSectors { buffer, first: 0, last: (here / 512 - 1) as u8 });
         len += here;
     }
     // The request is limited by the buffers; a page holds whole sectors.

@@ -24,7 +24,7 @@
 
 use super::export::Export;
 use super::fuse::Fuse;
-use super::{Front, Info, Options, Platform};
+use super::{BlockFrontend, FrontendContext, Info, Options};
 use crate::vbd;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ use xenstore::{Client, Event};
 
 /// The block devices of a guest.
 pub struct Disks {
-    bus: Bus<Front>,
+    bus: Bus<BlockFrontend>,
     files: Option<Fuse>,
     sockets: Option<PathBuf>,
     exports: BTreeMap<u32, Export>,
@@ -64,8 +64,8 @@ impl Disks {
         options: Options,
     ) -> Result<Self, Error> {
         let frontend::Platform { evtchn, grants } = platform;
-        let platform = Rc::new(Platform { evtchn, grants, options });
-        let make = move |_| Front::new(Rc::clone(&platform));
+        let platform = Rc::new(FrontendContext { evtchn, grants, options });
+        let make = move |_| BlockFrontend::new(Rc::clone(&platform));
         let bus = Bus::start(store, Side::Frontend, domid, "vbd", make)?;
         let (files, sockets, exports) = (None, None, BTreeMap::new());
         Ok(Self { bus, files, sockets, exports })
@@ -197,7 +197,7 @@ impl GuestDevices for Disks {
 /// Moves requests of programs to one device, and its answers back; returns the number of both.
 fn serve(
     id: Id,
-    front: &mut Front,
+    front: &mut BlockFrontend,
     mut files: Option<&mut Fuse>,
     mut export: Option<&mut Export>,
 ) -> Result<usize, Error> {

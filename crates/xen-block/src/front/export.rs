@@ -11,7 +11,9 @@
 
 mod wire;
 
-use super::{Buffer, Completion, DiskRequest, Front, Info, Offer, Part, SubmitError};
+use super::{
+    BlockFrontend, Buffer, BufferSectors, Completion, DiskRequest, Info, Offer, SubmitError,
+};
 use crate::disk::DiskAccess;
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
@@ -125,7 +127,7 @@ impl Export {
     ///
     /// # Errors
     /// The backend has broken the ring.
-    pub fn turn(&mut self, front: &mut Front) -> Result<usize, Error> {
+    pub fn turn(&mut self, front: &mut BlockFrontend) -> Result<usize, Error> {
         let mut done = Vec::new();
         let moved = front.take(|completion| done.push(completion))?;
         for completion in done {
@@ -140,7 +142,7 @@ impl Export {
     ///
     /// # Errors
     /// The backend has broken the ring.
-    pub fn serve(&mut self, front: &mut Front) -> Result<usize, Error> {
+    pub fn serve(&mut self, front: &mut BlockFrontend) -> Result<usize, Error> {
         let mut moved = 0;
         self.accept();
         if let Some(info) = front.info() {
@@ -207,7 +209,7 @@ impl Export {
     }
 
     /// Submits the waiting requests to the device, as far as there is room.
-    fn ask(&mut self, front: &mut Front) {
+    fn ask(&mut self, front: &mut BlockFrontend) {
         while let Some(mut job) = self.waiting.pop_front() {
             match submit(front, &mut job, self.next + 1) {
                 Ok(()) => {
@@ -228,7 +230,7 @@ impl Export {
     }
 
     /// Takes the answer to one of its requests; any other completion is ignored.
-    pub fn complete(&mut self, front: &mut Front, completion: Completion) {
+    pub fn complete(&mut self, front: &mut BlockFrontend, completion: Completion) {
         let Some(mut job) = self.pending.remove(&completion.tag) else { return };
         let errno = match completion.status {
             Status::Okay => None,
@@ -330,14 +332,14 @@ fn request_error(request: &Request, info: &Info) -> Option<Errno> {
     }
 }
 
-fn give_back(front: &mut Front, job: &mut ClientRequest) {
+fn give_back(front: &mut BlockFrontend, job: &mut ClientRequest) {
     for buffer in job.buffers.drain(..) {
         front.give_back(buffer);
     }
 }
 
 /// Submits one request of a client as one request of the ring.
-fn submit(front: &mut Front, job: &mut ClientRequest, tag: u64) -> Result<(), SubmitError> {
+fn submit(front: &mut BlockFrontend, job: &mut ClientRequest, tag: u64) -> Result<(), SubmitError> {
     let Request { command, offset, len, .. } = job.request;
     let (sector, sectors) = (offset / 512, u64::from(len) / 512);
     let want = match command {
@@ -356,7 +358,7 @@ fn submit(front: &mut Front, job: &mut ClientRequest, tag: u64) -> Result<(), Su
         while left > 0 {
             let buffer = front.take_buffer().ok_or(SubmitError::Ring)?;
             let here = left.min(8);
-            parts.push(Part { buffer, first: 0, last: (here - 1) as u8 });
+            parts.push(BufferSectors { buffer, first: 0, last: (here - 1) as u8 });
             job.buffers.push(buffer);
             left -= here;
         }

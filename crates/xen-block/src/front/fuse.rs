@@ -12,13 +12,13 @@
 mod wire;
 
 use super::byte_jobs::{ByteJobs, Durability, FinishedJob, JobKind};
-use super::{Front, Info};
+use super::{BlockFrontend, Info};
 use crate::disk::DiskAccess;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wire::{Attributes, Op, ROOT, Request};
+use wire::{Attributes, FuseOp, ROOT, Request};
 use xenbus::Error;
 
 /// The nodes of files that each guest has and that are no devices.
@@ -140,7 +140,7 @@ impl Fuse {
     pub fn complete(
         &mut self,
         devid: u32,
-        front: &mut Front,
+        front: &mut BlockFrontend,
         completion: super::Completion,
     ) -> bool {
         if !ByteJobs::owns(&completion) {
@@ -176,7 +176,7 @@ impl Fuse {
             taken += 1;
             let request = self.buffer.get(..count).and_then(wire::parse);
             let request = request.ok_or_else(|| Error::Driver("no request of FUSE".into()))?;
-            let (unique, silent) = (request.unique, request.op == Op::Silent);
+            let (unique, silent) = (request.unique, request.op == FuseOp::Silent);
             match self.serve(request) {
                 Ok(Some(body)) if !silent => self.reply(unique, None, &body),
                 Ok(_) => {}
@@ -189,8 +189,8 @@ impl Fuse {
     /// Makes a device's requests for its programs.
     ///
     /// # Errors
-    /// As [`Front::push`].
-    pub fn ask(&mut self, devid: u32, front: &mut Front) -> Result<(), Error> {
+    /// As [`BlockFrontend::push`].
+    pub fn ask(&mut self, devid: u32, front: &mut BlockFrontend) -> Result<(), Error> {
         let Some(file) = self.files.get_mut(&devid) else { return Ok(()) };
         // While the backend is away, the device keeps its properties.
         file.info = front.info().or(file.info);
@@ -225,36 +225,40 @@ impl Fuse {
         self.owner = (uid, gid);
         let now = |body: Vec<u8>| Ok(Some(body));
         match op {
-            Op::Init { major, flags } if wire::is_supported(major) => now(wire::init(flags)),
-            Op::Init { .. } => Err(Errno::PROTO),
-            Op::Lookup { name } => now(wire::entry(&self.attributes(self.find(&name)?)?)),
-            Op::Attributes => now(wire::attr(&self.attributes(node)?)),
-            Op::OpenFolder if node == ROOT => now(wire::opened(0)),
-            Op::Folder { offset, size } if node == ROOT => now(self.list(offset, size)),
-            Op::Open { flags } => self.open(node, flags),
-            Op::Release => {
+            FuseOp::Init { major, flags } if wire::is_supported(major) => now(wire::init(flags)),
+            FuseOp::Init { .. } => Err(Errno::PROTO),
+            FuseOp::Lookup { name } => now(wire::entry(&self.attributes(self.find(&name)?)?)),
+            FuseOp::Attributes => now(wire::attr(&self.attributes(node)?)),
+            FuseOp::OpenFolder if node == ROOT => now(wire::opened(0)),
+            FuseOp::Folder { offset, size } if node == ROOT => now(self.list(offset, size)),
+            FuseOp::Open { flags } => self.open(node, flags),
+            FuseOp::Release => {
                 if let Some(file) = self.files.values_mut().find(|file| file.node == node) {
                     file.users = file.users.saturating_sub(1);
                 }
                 now(Vec::new())
             }
-            Op::Nothing | Op::Silent => now(Vec::new()),
-            Op::FileSystem => now(wire::file_system()),
-            Op::Flush if node < FIRST => now(Vec::new()),
-            Op::Read { .. } if node == NULL => now(Vec::new()),
-            Op::Read { size, .. } if node == ZERO || node == FULL => now(vec![0; size as usize]),
-            Op::Read { size, .. } if node == RANDOM || node == URANDOM => random(size).map(Some),
-            Op::Write { .. } if node == FULL => Err(Errno::NOSPC),
-            Op::Write { data, .. } if node < FIRST => now(wire::written(data.len())),
-            Op::Read { offset, size } => self.read(unique, node, offset, size),
-            Op::Write { offset, flags, data } => self.write(unique, node, offset, flags, data),
-            Op::Allocate { mode, offset, len } => self.punch(unique, node, mode, offset, len),
-            Op::Flush => {
+            FuseOp::Nothing | FuseOp::Silent => now(Vec::new()),
+            FuseOp::FileSystem => now(wire::file_system()),
+            FuseOp::Flush if node < FIRST => now(Vec::new()),
+            FuseOp::Read { .. } if node == NULL => now(Vec::new()),
+            FuseOp::Read { size, .. } if node == ZERO || node == FULL => {
+                now(vec![0; size as usize])
+            }
+            FuseOp::Read { size, .. } if node == RANDOM || node == URANDOM => {
+                random(size).map(Some)
+            }
+            FuseOp::Write { .. } if node == FULL => Err(Errno::NOSPC),
+            FuseOp::Write { data, .. } if node < FIRST => now(wire::written(data.len())),
+            FuseOp::Read { offset, size } => self.read(unique, node, offset, size),
+            FuseOp::Write { offset, flags, data } => self.write(unique, node, offset, flags, data),
+            FuseOp::Allocate { mode, offset, len } => self.punch(unique, node, mode, offset, len),
+            FuseOp::Flush => {
                 let (file, info) = self.file(node)?;
                 file.add_job(&info, unique, 0..0, JobKind::Flush, ReplyKind::Nothing)
             }
-            Op::OpenFolder | Op::Folder { .. } => Err(Errno::NOTDIR),
-            Op::Unknown => Err(Errno::NOSYS),
+            FuseOp::OpenFolder | FuseOp::Folder { .. } => Err(Errno::NOTDIR),
+            FuseOp::Unknown => Err(Errno::NOSYS),
         }
     }
 

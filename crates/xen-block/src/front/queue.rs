@@ -16,7 +16,7 @@ use xenbus::Error;
 
 /// The sectors of a buffer that take part in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part {
+pub struct BufferSectors {
     /// The buffer.
     pub buffer: Buffer,
     /// The first sector within the buffer, of 512 bytes, 0 to 7.
@@ -25,7 +25,7 @@ pub struct Part {
     pub last: u8,
 }
 
-impl Part {
+impl BufferSectors {
     /// Returns the part that is all of a buffer.
     #[must_use]
     pub fn whole(buffer: Buffer) -> Self {
@@ -123,7 +123,7 @@ pub struct Completion {
 #[derive(Clone, Debug)]
 pub(super) struct PendingRequest {
     pub(super) want: DiskRequest,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<BufferSectors>,
 }
 
 /// The state of a request until it is answered.
@@ -131,7 +131,7 @@ pub(super) struct PendingRequest {
 struct OpenRequest {
     operation: u8,
     want: Option<DiskRequest>,
-    parts: Vec<Part>,
+    parts: Vec<BufferSectors>,
     /// The page with the segments of an indirect request.
     indirect: Option<OfferedPage>,
 }
@@ -186,7 +186,7 @@ impl Queue {
     pub(super) fn put(
         &mut self,
         want: DiskRequest,
-        parts: &[Part],
+        parts: &[BufferSectors],
         buffers: &Buffers,
         grants: &mut dyn GrantOffer,
     ) -> Result<(), RingError> {

@@ -1,7 +1,7 @@
 //! Keeps requests that a backend has not answered, for the next one. That backend may have smaller
 //! rings, and take fewer segments or not take such requests at all.
 
-use super::queue::{Completion, DiskRequest, Part, PendingRequest};
+use super::queue::{BufferSectors, Completion, DiskRequest, PendingRequest};
 use std::collections::{BTreeMap, VecDeque};
 use xen_io::blkif::Status;
 
@@ -93,6 +93,6 @@ impl ResubmitQueue {
     }
 }
 
-fn sectors(part: &Part) -> u64 {
+fn sectors(part: &BufferSectors) -> u64 {
     u64::from(part.last.saturating_sub(part.first)) + 1
 }

@@ -9,10 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::disk::image::{CHAIN_MAX, ImageFault};
+use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::open::OpenError;
-use xen_block::disk::places::Places;
 use xen_block::disk::{Disk, DiskAccess, qcow2};
 
 const WRITE: DiskAccess = DiskAccess::ReadWrite;
@@ -23,8 +23,8 @@ const WITHIN: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(2);
 
 /// Returns the rules without image folders.
-fn no_image_dirs() -> Places {
-    Places::default().with_file("/dev/null".into())
+fn no_image_dirs() -> ImageDirs {
+    ImageDirs::default().with_file("/dev/null".into())
 }
 
 /// Opens a file that is not in use any more. A process that another test starts has, until it runs
@@ -41,12 +41,12 @@ fn open_when_free<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenE
 }
 
 /// Opens an image and closes it.
-fn try_open(path: &str, access: DiskAccess, places: &Places) -> Result<(), OpenError> {
-    open_when_free(|| qcow2::open(Path::new(path), access, places)).map(drop)
+fn try_open(path: &str, access: DiskAccess, image_dirs: &ImageDirs) -> Result<(), OpenError> {
+    open_when_free(|| qcow2::open(Path::new(path), access, image_dirs)).map(drop)
 }
 
-fn fault(path: &str, places: &Places) -> ImageFault {
-    match try_open(path, READ, places) {
+fn fault(path: &str, image_dirs: &ImageDirs) -> ImageFault {
+    match try_open(path, READ, image_dirs) {
         Err(OpenError::Image(_, fault)) => fault,
         other => panic!("{path}: {other:?}"),
     }
@@ -135,7 +135,7 @@ fn what_an_image_names_lies_in_its_folder_or_an_image_folder() {
     for below in ["own/below", "own-not", "images"] {
         std::fs::create_dir_all(at(below)).unwrap();
     }
-    let images = Places::new(vec![at("images").into()]).with_file("/dev/null".into());
+    let images = ImageDirs::new(vec![at("images").into()]).with_file("/dev/null".into());
     std::os::unix::fs::symlink(at("own-not"), at("own/link")).unwrap();
     let top = at("own/top.qcow2");
     for (base, inside, allowed) in [
@@ -149,9 +149,9 @@ fn what_an_image_names_lies_in_its_folder_or_an_image_folder() {
         create(&at(base), &["-o", "size=1M"]);
         create(&top, &["-F", "qcow2", "-b", &at(base)]);
         let refused = || Err(OpenError::Image(real(&top), ImageFault::Place(real(&at(base)))));
-        for (places, allowed) in [(&no_image_dirs(), inside), (&images, allowed)] {
+        for (image_dirs, allowed) in [(&no_image_dirs(), inside), (&images, allowed)] {
             let wanted = if allowed { Ok(()) } else { refused() };
-            assert_eq!(try_open(&top, WRITE, places), wanted, "{base}");
+            assert_eq!(try_open(&top, WRITE, image_dirs), wanted, "{base}");
         }
     }
     // The backing file's own folder counts for the names in it.
@@ -173,7 +173,7 @@ fn a_fifo_or_a_device_behind_an_image_is_refused_at_once() {
         }
     }
     let options = Options { access: READ, cache: Cache::PageCache, way: IoMethod::Best };
-    let raw = File::open(Path::new(&fifo), options).map(drop);
+    let raw = FileDisk::open(Path::new(&fifo), options).map(drop);
     assert_eq!(raw, Err(OpenError::NotADisk(fifo.into())));
 }
 
@@ -183,7 +183,7 @@ fn a_data_file_is_in_the_images_folder_and_written_for_disks_that_are_written() 
     let at = |name: &str| folder.file(name);
     std::fs::create_dir_all(at("own")).unwrap();
     std::fs::create_dir_all(at("images")).unwrap();
-    let images = Places::new(vec![at("images").into()]).with_file("/dev/null".into());
+    let images = ImageDirs::new(vec![at("images").into()]).with_file("/dev/null".into());
     let top = at("own/top.qcow2");
     for (data, inside) in [("own/data", true), ("images/data", false)] {
         create(&top, &["-o", &format!("size=1M,data_file={}", at(data))]);
@@ -264,7 +264,7 @@ fn disk(path: &str, format: &str, access: DiskAccess) -> Result<Box<dyn Disk>, O
     match format {
         "raw" => {
             let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
-            File::open(path, options).map(|disk| Box::new(disk) as Box<dyn Disk>)
+            FileDisk::open(path, options).map(|disk| Box::new(disk) as Box<dyn Disk>)
         }
         _ => {
             qcow2::open(path, access, &no_image_dirs()).map(|disk| Box::new(disk) as Box<dyn Disk>)

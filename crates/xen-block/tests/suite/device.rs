@@ -9,10 +9,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{FaultAction, FaultInjector};
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::disk::memory::Memory;
-use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op, Piece};
-use xen_block::front::{DiskRequest, Offer, Part};
+use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry, Piece};
+use xen_block::front::{BufferSectors, DiskRequest, Offer};
 use xen_driver::backend::{rings, throttle};
 use xen_io::blkif::{Layout, Status};
 use xenbus::negotiate::QueueLimits;
@@ -28,7 +28,7 @@ impl Disk for SharedDisk {
         self.0.borrow().geometry()
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         self.0.borrow_mut().submit(io)
     }
 }
@@ -59,7 +59,7 @@ impl TemporaryFile {
         let path = self.0.clone();
         Box::new(move |_| {
             let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
-            let disk = once_free(|| File::open(&path, Options { access, cache, way }));
+            let disk = once_free(|| FileDisk::open(&path, Options { access, cache, way }));
             Ok(Box::new(disk?))
         })
     }
@@ -110,7 +110,7 @@ fn every_queue_is_served() {
     let buffers = scene.buffers(4);
     for (queue, buffer) in buffers.iter().enumerate() {
         let (tag, sector) = (queue as u64, queue as u64 * 8);
-        let parts = [Part::whole(*buffer)];
+        let parts = [BufferSectors::whole(*buffer)];
         scene.front().submit(queue, DiskRequest::Write { tag, sector }, &parts).unwrap();
     }
     scene.front().push().unwrap();
@@ -127,7 +127,7 @@ fn sectors_of_a_page_go_where_they_belong() {
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
     let buffer = scene.buffers(1)[0];
     scene.front().page(buffer).unwrap().copy_in(0, &pattern(3, 4096)).unwrap();
-    let part = Part { buffer, first: 2, last: 4 };
+    let part = BufferSectors { buffer, first: 2, last: 4 };
     assert_eq!(scene.ask(|tag| DiskRequest::Write { tag, sector: 61 }, &[part]), Status::Okay);
     assert_eq!(disk.0.borrow().contents()[61 * 512..], pattern(3, 4096)[1024..2560]);
     assert_eq!(scene.ask(|tag| DiskRequest::Write { tag, sector: 62 }, &[part]), Status::Error);
@@ -165,7 +165,7 @@ fn a_large_discard_keeps_nobody_waiting() {
     let open: Box<OpenDisk> = Box::new(move |_| {
         let seen = Rc::clone(&seen);
         let decide = move |op, sector| {
-            if op == Op::Discard {
+            if op == DiskOp::Discard {
                 seen.borrow_mut().push(sector);
             }
             FaultAction::Pass
@@ -178,7 +178,7 @@ fn a_large_discard_keeps_nobody_waiting() {
     let Some(mut scene) = Scene::connected(setup) else { return };
     let sectors = (64 << 20) / 512 - 8;
     scene.front().submit(0, DiskRequest::Discard { tag: 900, sector: 8, sectors }, &[]).unwrap();
-    let buffer = Part::whole(scene.buffers(1)[0]);
+    let buffer = BufferSectors::whole(scene.buffers(1)[0]);
     let last = DiskRequest::Read { tag: 901, sector: sectors };
     scene.front().submit(0, last, &[buffer]).unwrap();
     scene.front().push().unwrap();
@@ -264,9 +264,9 @@ fn large_sectors_are_counted_in_small_ones() {
     assert_eq!(scene.write(8, &pattern(1, 8192)), Status::Okay);
     assert_eq!(scene.read(8, 2), Ok(pattern(1, 8192)));
     let buffer = scene.buffers(1)[0];
-    let part = Part { buffer, first: 0, last: 3 };
+    let part = BufferSectors { buffer, first: 0, last: 3 };
     assert_eq!(scene.ask(|tag| DiskRequest::Read { tag, sector: 0 }, &[part]), Status::Error);
-    let whole = Part::whole(buffer);
+    let whole = BufferSectors::whole(buffer);
     assert_eq!(scene.ask(|tag| DiskRequest::Read { tag, sector: 4 }, &[whole]), Status::Error);
 }
 
@@ -355,11 +355,11 @@ fn direct_io_is_found_without_statx() {
     let file = TemporaryFile::new("no-statx", 1 << 20);
     let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, IoMethod::Uring);
     let options = Options { access, cache, way };
-    let said = File::open(&file.0, options).unwrap().geometry();
+    let said = FileDisk::open(&file.0, options).unwrap().geometry();
     let path = file.0.clone();
     let tried = std::thread::spawn(move || {
         deny_call(libc::SYS_statx);
-        let disk = once_free(|| File::open(&path, options)).unwrap();
+        let disk = once_free(|| FileDisk::open(&path, options)).unwrap();
         assert_eq!(is_direct(&path), can_be_direct(&path), "{disk:?}");
         disk.geometry()
     });
@@ -373,7 +373,7 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     let access = DiskAccess::ReadWrite;
     for (way, name) in [(IoMethod::Uring, "io_uring"), (IoMethod::Threads, "threads")] {
         let options = Options { access, cache: Cache::Direct, way };
-        let disk = once_free(|| File::open(&file.0, options)).unwrap();
+        let disk = once_free(|| FileDisk::open(&file.0, options)).unwrap();
         assert!(format!("{disk:?}").contains(name), "{disk:?}");
         assert_eq!(is_direct(&file.0), can_be_direct(&file.0), "{disk:?}");
         let cache = if is_direct(&file.0) { "cache: Direct" } else { "cache: PageCache" };
@@ -382,7 +382,7 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
     let shm = PathBuf::from(format!("/dev/shm/xen-block-ways-{}", std::process::id()));
     if std::fs::write(&shm, [0; 4096]).is_ok() {
         let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
-        let disk = File::open(&shm, options);
+        let disk = FileDisk::open(&shm, options);
         std::fs::remove_file(&shm).unwrap();
         let disk = disk.unwrap();
         assert!(format!("{disk:?}").contains("at once"), "{disk:?}");
@@ -399,11 +399,11 @@ fn without_io_uring_threads_do_it() {
     let read = std::thread::spawn(move || {
         deny_call(libc::SYS_io_uring_setup);
         let (access, cache, way) = (DiskAccess::ReadWrite, Cache::PageCache, IoMethod::Uring);
-        let mut disk = File::open(&path, Options { access, cache, way }).unwrap();
+        let mut disk = FileDisk::open(&path, Options { access, cache, way }).unwrap();
         assert!(format!("{disk:?}").contains("threads"), "{disk:?}");
         let page = xen_block::RequestPage::private();
-        let mut io = Io::empty();
-        (io.op, io.sector, io.sectors) = (Op::Read, 8, 8);
+        let mut io = DiskIo::empty();
+        (io.op, io.sector, io.sectors) = (DiskOp::Read, 8, 8);
         io.pieces.push(Piece { page: page.clone(), offset: 0, len: 4096 });
         assert!(disk.submit(io).unwrap().is_none());
         let end = Instant::now() + PATIENCE;
@@ -440,7 +440,7 @@ fn requests_under_way_survive_a_suspend() {
         page.copy_in(0, &[number as u8 + 1; 4096]).unwrap();
     }
     // One request of 100 pages, 60 of one page, and a discard.
-    let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+    let parts: Vec<BufferSectors> = buffers.iter().copied().map(BufferSectors::whole).collect();
     let write = |tag, sector| DiskRequest::Write { tag, sector };
     scene.front().submit(0, write(0, 0), &parts[..100]).unwrap();
     for tag in 1..61 {
@@ -532,7 +532,7 @@ fn a_file_that_another_device_writes_is_refused() {
 /// Requests before a barrier are done before it, and requests after it are done after it.
 #[test]
 fn barriers_keep_their_order() {
-    let log: Rc<RefCell<Vec<(Op, u64)>>> = Rc::default();
+    let log: Rc<RefCell<Vec<(DiskOp, u64)>>> = Rc::default();
     let seen = Rc::clone(&log);
     let open: Box<OpenDisk> = Box::new(move |_| {
         let seen = Rc::clone(&seen);
@@ -543,7 +543,7 @@ fn barriers_keep_their_order() {
         Ok(Box::new(FaultInjector::new(Box::new(Memory::new(1024)), decide)))
     });
     let Some(mut scene) = Scene::connected(Setup::new(open)) else { return };
-    let buffer = Part::whole(scene.buffers(1)[0]);
+    let buffer = BufferSectors::whole(scene.buffers(1)[0]);
     let write = |tag, sector| DiskRequest::Write { tag, sector };
     for want in [
         write(0, 0),
@@ -561,7 +561,7 @@ fn barriers_keep_their_order() {
         order.len() == 4
     });
     assert_eq!(order, [0, 1, 2, 3].map(|tag| (tag, Status::Okay)));
-    let (flush, write) = ((Op::Flush, 0), |sector| (Op::Write, sector));
+    let (flush, write) = ((DiskOp::Flush, 0), |sector| (DiskOp::Write, sector));
     assert_eq!(*log.borrow(), [write(0), flush, write(8), flush, write(16), flush]);
 }
 
@@ -629,7 +629,7 @@ fn a_new_disk_gets_nothing_of_the_old_ones() {
         let buffer = scene.buffers(1)[0];
         scene.front().page(buffer).unwrap().copy_in(0, &[7; 4096]).unwrap();
         let want = DiskRequest::Write { tag: 1, sector: 0 };
-        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+        scene.front().submit(0, want, &[BufferSectors::whole(buffer)]).unwrap();
         if seen == "closed" {
             scene.bus.leave(&mut scene.front_store, ID).unwrap();
             let closed = (Some(State::Closed), Some(State::Closed));

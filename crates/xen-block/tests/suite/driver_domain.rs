@@ -10,11 +10,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
-use xen_block::Server;
+use xen_block::BlockServer;
 use xen_block::back;
-use xen_block::disk::places::Places;
+use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::{DiskAccess, target};
-use xen_block::front::{self, Completion, DiskRequest, Front, Part};
+use xen_block::front::{self, BlockFrontend, BufferSectors, Completion, DiskRequest};
 use xen_block::vbd::{Trust, Vbd};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
@@ -32,14 +32,14 @@ struct Scene {
     host: Host,
     daemon: Daemon,
     tool: Client,
-    server: Server,
+    server: BlockServer,
     guest: Option<Guest>,
 }
 
 /// The frontends of a guest.
 struct Guest {
     store: Client,
-    bus: Bus<Front>,
+    bus: Bus<BlockFrontend>,
     evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
 }
 
@@ -79,10 +79,12 @@ impl Scene {
 
         let rings = rings::RingOptions::recorded_in(record_dir);
         let options = back::Options { rings, ..back::Options::default() };
-        let platform = back::Platform {
+        let platform = back::BackendContext {
             evtchn: Rc::new(RefCell::new(host.evtchn(DRIVER))),
             grants: Rc::new(RefCell::new(host.gnttab(DRIVER))),
-            open: back::Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
+            open: back::OpenMethod::Aside(Box::new(|device| {
+                target::job(device, &ImageDirs::default())
+            })),
             options,
         };
         let server = back::serve(store, DRIVER, &["vbd"], platform).unwrap();
@@ -110,7 +112,7 @@ impl Scene {
         self.until("both ends", |scene| scene.states() == states);
     }
 
-    fn ask(&mut self, want: DiskRequest, part: Part) -> Status {
+    fn ask(&mut self, want: DiskRequest, part: BufferSectors) -> Status {
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         front.submit(0, want, &[part]).unwrap();
         front.push().unwrap();
@@ -129,11 +131,11 @@ impl Scene {
         let buffer = front.take_buffer().unwrap();
         front.page(buffer).unwrap().copy_in(0, text).unwrap();
         let write = DiskRequest::Write { tag: 1, sector: 8 };
-        assert_eq!(self.ask(write, Part::whole(buffer)), Status::Okay);
+        assert_eq!(self.ask(write, BufferSectors::whole(buffer)), Status::Okay);
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
         front.page(buffer).unwrap().copy_in(0, &[0; 4096]).unwrap();
         assert_eq!(
-            self.ask(DiskRequest::Read { tag: 2, sector: 8 }, Part::whole(buffer)),
+            self.ask(DiskRequest::Read { tag: 2, sector: 8 }, BufferSectors::whole(buffer)),
             Status::Okay
         );
         let front = self.guest.as_mut().unwrap().bus.driver(ID).unwrap();
@@ -147,12 +149,12 @@ impl Scene {
 impl Guest {
     fn start(mut store: Client, host: &Host) -> Self {
         let evtchn = Rc::new(RefCell::new(host.evtchn(GUEST)));
-        let platform = Rc::new(front::Platform {
+        let platform = Rc::new(front::FrontendContext {
             evtchn: Rc::clone(&evtchn) as _,
             grants: Rc::new(RefCell::new(host.gnttab(GUEST))),
             options: front::Options::default(),
         });
-        let make = move |_| Front::new(Rc::clone(&platform));
+        let make = move |_| BlockFrontend::new(Rc::clone(&platform));
         let bus = Bus::start(&mut store, Side::Frontend, GUEST, "vbd", make).unwrap();
         Self { store, bus, evtchn }
     }

@@ -8,7 +8,7 @@ use rustix::net::{
 };
 use std::os::fd::OwnedFd;
 use xen_block::disk::memory::Memory;
-use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
+use xen_block::disk::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use xen_block::front::fuse::Fuse;
 use xenbus::{State, toolstack};
 
@@ -35,8 +35,8 @@ impl Disk for ForgetfulDisk {
         self.0.geometry()
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
-        if io.op == Op::Discard { Ok(Some((io, Ok(())))) } else { self.0.submit(io) }
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
+        if io.op == DiskOp::Discard { Ok(Some((io, Ok(())))) } else { self.0.submit(io) }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::support::{Scene, Setup, device};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use xen_block::front::{Completion, DiskRequest, Part};
+use xen_block::front::{BufferSectors, Completion, DiskRequest};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 
@@ -194,7 +194,7 @@ fn whole_after_writes_and_discards_side_by_side(compression: &str) {
                     let buffer = buffers[tag as usize];
                     scene.front().page(buffer).unwrap().copy_in(0, &[value; 4096]).unwrap();
                     let want = DiskRequest::Write { tag, sector: (area(tag) + page) * 8 };
-                    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+                    scene.front().submit(0, want, &[BufferSectors::whole(buffer)]).unwrap();
                     wanted[page as usize * 4096..][..4096].fill(value);
                 }
             }

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::file::{Cache, File, IoMethod, Options};
-use xen_block::front::{DiskRequest, Part};
+use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
+use xen_block::front::{BufferSectors, DiskRequest};
 use xen_io::blkif::Status;
 
 const BYTES: usize = 4 << 20;
@@ -54,7 +54,7 @@ impl Drop for Loop {
 fn a_block_device_is_not_waited_for() {
     let Some(disk) = Loop::new("a_block_device_is_not_waited_for") else { return };
     let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, IoMethod::Best);
-    let disk = File::open(&disk.device, Options { access, cache, way }).unwrap();
+    let disk = FileDisk::open(&disk.device, Options { access, cache, way }).unwrap();
     assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
 }
 
@@ -62,7 +62,7 @@ fn setup_of(path: &Path, cache: Cache, way: IoMethod) -> Setup {
     let path = path.to_owned();
     Setup::new(Box::new(move |_| {
         let options = Options { access: DiskAccess::ReadWrite, cache, way };
-        let disk = once_free(|| File::open(&path, options));
+        let disk = once_free(|| FileDisk::open(&path, options));
         Ok(Box::new(disk?))
     }))
 }
@@ -96,8 +96,11 @@ fn large_sectors_of_a_block_device() {
 
         let buffer = scene.buffers(1)[0];
         scene.front().page(buffer).unwrap().copy_in(0, &[9; 4096]).unwrap();
-        let (whole, sector) = (Part::whole(buffer), Part { buffer, first: 0, last: 0 });
-        for (at, part) in [(16, sector), (20, whole), (8, Part { buffer, first: 1, last: 7 })] {
+        let (whole, sector) =
+            (BufferSectors::whole(buffer), BufferSectors { buffer, first: 0, last: 0 });
+        for (at, part) in
+            [(16, sector), (20, whole), (8, BufferSectors { buffer, first: 1, last: 7 })]
+        {
             let write = |tag| DiskRequest::Write { tag, sector: at };
             assert_eq!(scene.ask(write, &[part]), Status::Error, "{what}: sector {at}");
             let read = |tag| DiskRequest::Read { tag, sector: at };

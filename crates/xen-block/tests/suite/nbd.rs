@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use xen_block::back;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::nbd::{self, Options};
-use xen_block::front::{Completion, DiskRequest, Part};
+use xen_block::front::{BufferSectors, Completion, DiskRequest};
 use xen_driver::backend::rings;
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
@@ -79,7 +79,7 @@ fn is_gone(scene: &mut Scene) -> bool {
 fn begin_to_read(scene: &mut Scene) {
     let buffer = scene.buffers(1)[0];
     let want = DiskRequest::Read { tag: 77, sector: 0 };
-    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    scene.front().submit(0, want, &[BufferSectors::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     scene.until("it is taken", |scene| {
         scene.back_bus().driver(support::ID).unwrap().in_flight() > 0
@@ -198,7 +198,7 @@ fn who_takes_over_waits_for_a_server_that_is_away() {
     let NbdScene { scene, image, socket, server, .. } = &mut used;
     let buffer = scene.buffers(1)[0];
     let want = DiskRequest::Read { tag: 77, sector: 0 };
-    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    scene.front().submit(0, want, &[BufferSectors::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     for _ in 0..100 {
         scene.turn();

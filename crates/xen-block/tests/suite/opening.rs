@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use xen_block::back::{Job, Open};
+use xen_block::back::{OpenJob, OpenMethod};
 use xen_block::disk::Disk;
 use xen_block::disk::memory::Memory;
 use xen_io::blkif::Status;
@@ -22,9 +22,9 @@ fn slow_disk() -> (Sender<Outcome>, Setup) {
     let (say, outcomes) = channel::<Outcome>();
     let outcomes: Arc<Mutex<Receiver<Outcome>>> = Arc::new(Mutex::new(outcomes));
     let mut setup = Setup::named();
-    setup.open = Open::Aside(Box::new(move |_| {
+    setup.open = OpenMethod::Aside(Box::new(move |_| {
         let outcomes = Arc::clone(&outcomes);
-        let job: Job = Box::new(move || outcomes.lock().unwrap().recv().unwrap());
+        let job: OpenJob = Box::new(move || outcomes.lock().unwrap().recv().unwrap());
         Ok(job)
     }));
     (say, setup)

@@ -11,8 +11,8 @@ use xen::{DomId, Port};
 use xen_block::back::{self, OpenDisk};
 use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::memory::Memory;
-use xen_block::disk::{Disk, Finished, Geometry, Io};
-use xen_block::front::{DiskRequest, Part};
+use xen_block::disk::{Disk, DiskIo, Finished, Geometry};
+use xen_block::front::{BufferSectors, DiskRequest};
 use xen_driver::backend::{Backend, rings};
 use xen_io::blkif::Status;
 use xenbus::State;
@@ -27,7 +27,7 @@ impl Disk for PersistentDisk {
         self.0.borrow().geometry()
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         self.0.borrow_mut().submit(io)
     }
 }
@@ -134,7 +134,7 @@ fn a_guest_does_not_notice_that_its_backend_was_killed() {
                 let buffer = buffers[tag as usize];
                 scene.front().page(buffer).unwrap().copy_in(0, &[value; 4096]).unwrap();
                 let want = DiskRequest::Write { tag, sector };
-                let parts = [Part::whole(buffer)];
+                let parts = [BufferSectors::whole(buffer)];
                 if scene.front().submit((tag % 2) as usize, want, &parts).is_err() {
                     idle.push(tag);
                     break;
@@ -229,7 +229,7 @@ fn a_barrier_survives_its_backend() {
     let killable = KillableServer::new(&folder);
     let Some(mut scene) = Scene::connected(killable.setup()) else { return };
     killable.hold.set(8);
-    let buffer = Part::whole(scene.buffers(1)[0]);
+    let buffer = BufferSectors::whole(scene.buffers(1)[0]);
     for want in [
         DiskRequest::Write { tag: 0, sector: 0 },
         DiskRequest::Barrier { tag: 1, sector: 8 },
@@ -264,7 +264,7 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
         for (tag, buffer) in (0..).zip(&buffers) {
             scene.front().page(*buffer).unwrap().copy_in(0, &[tag as u8 + 1; 4096]).unwrap();
             let want = DiskRequest::Write { tag, sector: tag * 8 };
-            scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
+            scene.front().submit(0, want, &[BufferSectors::whole(*buffer)]).unwrap();
         }
         scene.front().push().unwrap();
         scene.until("all to be taken", |scene| {
@@ -359,7 +359,7 @@ fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
 fn an_io_uring_keeps_the_record_locked() {
     use rustix::fs::{FlockOperation, flock};
     use xen_block::disk::DiskAccess;
-    use xen_block::disk::file::{Cache, File, IoMethod, Options};
+    use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
     let folder = Folder::new("held");
     let (disk, guard) = (folder.0.join("disk"), folder.0.join("guard"));
     std::fs::write(&disk, [0; 4096]).unwrap();
@@ -367,7 +367,7 @@ fn an_io_uring_keeps_the_record_locked() {
     flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
     let options =
         Options { access: DiskAccess::ReadOnly, cache: Cache::PageCache, way: IoMethod::Uring };
-    let mut file = File::open(&disk, options).unwrap();
+    let mut file = FileDisk::open(&disk, options).unwrap();
     assert!(format!("{file:?}").contains("io_uring"), "{file:?}");
     file.hold(std::os::fd::AsFd::as_fd(&held)).unwrap();
     drop(held);

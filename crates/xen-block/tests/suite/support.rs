@@ -10,11 +10,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen::evtchn::EventChannels;
-use xen_block::back::{self, Open, OpenDisk};
-use xen_block::disk::places::Places;
+use xen_block::back::{self, OpenDisk, OpenMethod};
+use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::target;
-use xen_block::front::{self, Buffer, Completion, DiskRequest, Front, Part};
-use xen_block::{Back, Server};
+use xen_block::front::{self, BlockFrontend, Buffer, BufferSectors, Completion, DiskRequest};
+use xen_block::{BlockBackend, BlockServer};
 use xen_io::blkif::{Layout, Status};
 use xenbus::bus::DeviceEvent;
 use xenbus::toolstack::{self, NewDevice};
@@ -30,7 +30,7 @@ pub struct Setup {
     pub back: back::Options,
     pub front: front::Options,
     pub layout: Layout,
-    pub open: Open,
+    pub open: OpenMethod,
 }
 
 impl Setup {
@@ -47,7 +47,7 @@ impl Setup {
             back,
             front,
             layout: Layout::NATIVE,
-            open: Open::Aside(Box::new(|device| target::job(device, &Places::default()))),
+            open: OpenMethod::Aside(Box::new(|device| target::job(device, &ImageDirs::default()))),
         }
     }
 }
@@ -69,9 +69,9 @@ pub struct Scene {
     pub host: Host,
     pub daemon: Daemon,
     pub tool: Client,
-    pub server: Server,
+    pub server: BlockServer,
     pub front_store: Client,
-    pub bus: Bus<Front>,
+    pub bus: Bus<BlockFrontend>,
     pub front_evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
     pub log: Vec<String>,
     /// The errors of the backend, the oldest first.
@@ -90,8 +90,8 @@ pub fn server(
     host: &Host,
     daemon: &Daemon,
     options: back::Options,
-    open: impl Into<Open>,
-) -> Server {
+    open: impl Into<OpenMethod>,
+) -> BlockServer {
     server_at(host, &daemon.socket(), options, open)
 }
 
@@ -99,12 +99,12 @@ pub fn server_at(
     host: &Host,
     socket: &Path,
     options: back::Options,
-    open: impl Into<Open>,
-) -> Server {
+    open: impl Into<OpenMethod>,
+) -> BlockServer {
     let evtchn = Rc::new(RefCell::new(host.evtchn(DomId::DOM0)));
     let grants = Rc::new(RefCell::new(host.gnttab(DomId::DOM0)));
     let open = open.into();
-    let platform = back::Platform { evtchn, grants, open, options };
+    let platform = back::BackendContext { evtchn, grants, open, options };
     let store = Client::connect(socket).unwrap();
     back::serve(store, DomId::DOM0, &["vbd"], platform).unwrap()
 }
@@ -121,13 +121,13 @@ impl Scene {
         let server = server(&host, &daemon, setup.back, setup.open);
         let mut front_store = Client::connect(daemon.socket()).unwrap();
         let front_evtchn = Rc::new(RefCell::new(host.evtchn(GUEST)));
-        let platform = Rc::new(front::Platform {
+        let platform = Rc::new(front::FrontendContext {
             evtchn: Rc::clone(&front_evtchn) as _,
             grants: Rc::new(RefCell::new(host.gnttab(GUEST))),
             options: setup.front,
         });
         let layout = setup.layout;
-        let make = move |_| Front::new(Rc::clone(&platform)).with_layout(layout);
+        let make = move |_| BlockFrontend::new(Rc::clone(&platform)).with_layout(layout);
         let bus = Bus::start(&mut front_store, Side::Frontend, GUEST, "vbd", make).unwrap();
         toolstack::add(&mut tool, &device()).unwrap();
         Some(Self {
@@ -162,11 +162,11 @@ impl Scene {
     }
 
     /// Returns the bus of the backends.
-    pub fn back_bus(&mut self) -> &mut Bus<Back> {
+    pub fn back_bus(&mut self) -> &mut Bus<BlockBackend> {
         self.server.bus("vbd").expect("the kind that is served")
     }
 
-    pub fn front(&mut self) -> &mut Front {
+    pub fn front(&mut self) -> &mut BlockFrontend {
         self.bus.driver(ID).expect("the device is there")
     }
 
@@ -226,7 +226,11 @@ impl Scene {
     }
 
     /// Makes one request and waits for the answer.
-    pub fn ask(&mut self, want: impl FnOnce(u64) -> DiskRequest, parts: &[Part]) -> Status {
+    pub fn ask(
+        &mut self,
+        want: impl FnOnce(u64) -> DiskRequest,
+        parts: &[BufferSectors],
+    ) -> Status {
         let tag = self.next_tag;
         self.next_tag += 1;
         self.front().submit(0, want(tag), parts).unwrap();
@@ -257,7 +261,7 @@ impl Scene {
     pub fn write(&mut self, sector: u64, bytes: &[u8]) -> Status {
         let buffers = self.buffers(bytes.len().div_ceil(4096));
         self.fill(&buffers, bytes);
-        let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+        let parts: Vec<BufferSectors> = buffers.iter().copied().map(BufferSectors::whole).collect();
         let status = self.ask(|tag| DiskRequest::Write { tag, sector }, &parts);
         buffers.into_iter().for_each(|buffer| self.front().give_back(buffer));
         status
@@ -266,7 +270,7 @@ impl Scene {
     /// Reads whole pages.
     pub fn read(&mut self, sector: u64, pages: usize) -> Result<Vec<u8>, Status> {
         let buffers = self.buffers(pages);
-        let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+        let parts: Vec<BufferSectors> = buffers.iter().copied().map(BufferSectors::whole).collect();
         let status = self.ask(|tag| DiskRequest::Read { tag, sector }, &parts);
         let mut bytes = vec![0; pages * 4096];
         for (buffer, part) in buffers.iter().zip(bytes.chunks_mut(4096)) {

@@ -9,7 +9,7 @@ use xen::gnttab::{GrantMap, GrantOffer, OfferedPage, PageAccess};
 use xen::{GrantRef, Port};
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
-use xen_block::front::{DiskRequest, Part};
+use xen_block::front::{BufferSectors, DiskRequest};
 use xen_io::blkif::{
     Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
     Status, TransferKind, op, segment_bytes,
@@ -301,7 +301,7 @@ fn xsa_350_rings_that_come_and_go_leave_nothing() {
         let buffers = scene.buffers(4);
         for (tag, buffer) in buffers.iter().enumerate() {
             let want = DiskRequest::Read { tag: tag as u64, sector: 0 };
-            scene.front().submit(0, want, &[Part::whole(*buffer)]).unwrap();
+            scene.front().submit(0, want, &[BufferSectors::whole(*buffer)]).unwrap();
         }
         scene.front().push().unwrap();
         let Scene { bus, front_store, .. } = &mut scene;
@@ -351,7 +351,8 @@ fn xsa_371_persistent_grants_are_bounded_and_let_go() {
     for _ in 0..3 {
         for round in 0..4 {
             let buffers = scene.buffers(100);
-            let parts: Vec<Part> = buffers.iter().copied().map(Part::whole).collect();
+            let parts: Vec<BufferSectors> =
+                buffers.iter().copied().map(BufferSectors::whole).collect();
             let status =
                 scene.ask(|tag| DiskRequest::Read { tag, sector: round * 8 }, &parts[..100]);
             assert_eq!(status, Status::Okay);
@@ -444,7 +445,7 @@ fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
     let buffer = scene.buffers(1)[0];
     while !flood.is_finished() {
         let want = DiskRequest::Read { tag: reads, sector: 0 };
-        scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+        scene.front().submit(0, want, &[BufferSectors::whole(buffer)]).unwrap();
         scene.front().push().unwrap();
         let mut answered = 0;
         for _ in 0..8 {
@@ -467,7 +468,7 @@ fn a_guest_that_floods_the_store_keeps_nobody_waiting() {
 fn answer_with(scene: &mut Scene, forge: impl Fn(&mut Response)) -> Result<usize, String> {
     let buffer = scene.buffers(1)[0];
     let want = DiskRequest::Read { tag: 5, sector: 0 };
-    scene.front().submit(0, want, &[Part::whole(buffer)]).unwrap();
+    scene.front().submit(0, want, &[BufferSectors::whole(buffer)]).unwrap();
     scene.front().push().unwrap();
     let front = device().frontend_path();
     let ring = scene.node(&format!("{front}/ring-ref0")).parse().unwrap();
@@ -527,7 +528,7 @@ fn xsa_396_a_page_that_a_backend_keeps_is_used_for_nothing_else() {
     let Some(mut scene) = connected() else { return };
     let buffer = scene.buffers(1)[0];
     assert_eq!(
-        scene.ask(|tag| DiskRequest::Read { tag, sector: 0 }, &[Part::whole(buffer)]),
+        scene.ask(|tag| DiskRequest::Read { tag, sector: 0 }, &[BufferSectors::whole(buffer)]),
         Status::Okay
     );
     let grants: Vec<u32> = (9..600).collect();

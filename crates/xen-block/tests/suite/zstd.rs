@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use xen_block::RequestPage;
-use xen_block::disk::places::Places;
+use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::pool::PooledDisk;
-use xen_block::disk::{Disk, DiskAccess, Io, Op, Piece, qcow2};
+use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Piece, qcow2};
 
 /// The longest time that a request may take.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -22,19 +22,25 @@ impl Image {
     /// Opens an image. A process that another test starts may have the locks of files that were
     /// closed here for a moment.
     fn open(path: &str, access: DiskAccess) -> Self {
-        let places = Places::default().with_file("/dev/null".into());
-        let open = || qcow2::open(Path::new(path), access, &places);
+        let image_dirs = ImageDirs::default().with_file("/dev/null".into());
+        let open = || qcow2::open(Path::new(path), access, &image_dirs);
         Self(crate::support::once_free(open).unwrap())
     }
 
     /// Does one request of at most 4096 bytes; `Err` is its error.
-    fn ask(&mut self, op: Op, sector: u64, sectors: u64, page: &RequestPage) -> Result<(), Errno> {
-        let mut io = Io::empty();
+    fn ask(
+        &mut self,
+        op: DiskOp,
+        sector: u64,
+        sectors: u64,
+        page: &RequestPage,
+    ) -> Result<(), Errno> {
+        let mut io = DiskIo::empty();
         (io.op, io.sector) = (op, sector);
-        if op != Op::Flush {
+        if op != DiskOp::Flush {
             io.sectors = sectors;
         }
-        if matches!(op, Op::Read | Op::Write) {
+        if matches!(op, DiskOp::Read | DiskOp::Write) {
             io.pieces.push(Piece { page: page.clone(), offset: 0, len: sectors as u16 * 512 });
         }
         let submitted = self.0.submit(io);
@@ -51,7 +57,7 @@ impl Image {
 
     fn read(&mut self, sector: u64, sectors: u64) -> Result<Vec<u8>, Errno> {
         let page = RequestPage::private();
-        self.ask(Op::Read, sector, sectors, &page)?;
+        self.ask(DiskOp::Read, sector, sectors, &page)?;
         let mut bytes = vec![0; sectors as usize * 512];
         page.copy_out(0, &mut bytes).unwrap();
         Ok(bytes)
@@ -60,7 +66,7 @@ impl Image {
     fn write(&mut self, sector: u64, bytes: &[u8]) -> Result<(), Errno> {
         let page = RequestPage::private();
         page.copy_in(0, bytes).unwrap();
-        self.ask(Op::Write, sector, bytes.len() as u64 / 512, &page)
+        self.ask(DiskOp::Write, sector, bytes.len() as u64 / 512, &page)
     }
 
     /// Reads all of the disk.
@@ -133,9 +139,9 @@ fn compressed_clusters_are_written() {
             wanted[sector as usize * 512..][..bytes.len()].copy_from_slice(&bytes);
             assert_eq!(disk.read(sector, sectors), Ok(bytes));
         }
-        disk.ask(Op::Discard, 512, 700, &RequestPage::private()).unwrap();
+        disk.ask(DiskOp::Discard, 512, 700, &RequestPage::private()).unwrap();
         wanted[512 * 512..1212 * 512].fill(0);
-        disk.ask(Op::Discard, last - 1, 2, &RequestPage::private()).unwrap();
+        disk.ask(DiskOp::Discard, last - 1, 2, &RequestPage::private()).unwrap();
         wanted[(last as usize - 1) * 512..].fill(0);
         assert!(disk.all() == wanted, "{cluster}");
         drop(disk);
@@ -215,7 +221,7 @@ fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
     disk.write(0, &[0; 4096]).unwrap();
     assert_eq!(disk.read(128, 1), Err(Errno::IO));
     assert_eq!(disk.write(129, &[1; 512]), Err(Errno::IO));
-    assert_eq!(disk.ask(Op::Discard, 129, 1, &RequestPage::private()), Err(Errno::IO));
+    assert_eq!(disk.ask(DiskOp::Discard, 129, 1, &RequestPage::private()), Err(Errno::IO));
     disk.write(1, &[1; 512]).unwrap();
     assert_eq!(disk.read(1, 1), Ok(vec![1; 512]));
 }
@@ -259,7 +265,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         let mut disk = Image::open(&image, DiskAccess::ReadWrite);
         assert_eq!(disk.read(sector, 1), Err(Errno::IO), "{what}");
         assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
-        let discarded = disk.ask(Op::Discard, sector + 9, 8, &RequestPage::private());
+        let discarded = disk.ask(DiskOp::Discard, sector + 9, 8, &RequestPage::private());
         assert_eq!(discarded, Err(Errno::IO), "{what}");
         assert_eq!(disk.read(0, 1).unwrap(), wanted[..512], "{what}");
         disk.write(1, &[7; 512]).unwrap();

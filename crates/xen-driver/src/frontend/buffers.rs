@@ -30,12 +30,12 @@ impl BufferPage {
     }
 }
 
-/// The trust in a backend, which may see what a buffer held before (`trusted`).
+/// The guest's trust in the backend with the contents of its memory (`trusted`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trust {
-    /// It may see that.
+    /// The guest trusts the backend, which may see what a buffer held before.
     Trusted,
-    /// A buffer is zeroed before it is used again.
+    /// The guest does not trust the backend: a buffer is zeroed before it is used again.
     Untrusted,
 }
 

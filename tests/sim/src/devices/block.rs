@@ -7,9 +7,9 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use xen_block::back::{self, Back, Open};
-use xen_block::disk::{Disk, DiskAccess, Finished, Geometry, Io, Op};
-use xen_block::front::{self, Buffer, Completion, DiskRequest, Front, Part};
+use xen_block::back::{self, BlockBackend, OpenMethod};
+use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry};
+use xen_block::front::{self, BlockFrontend, Buffer, BufferSectors, Completion, DiskRequest};
 use xen_driver::backend::{self, rings};
 use xen_driver::frontend;
 use xen_io::blkif::Status;
@@ -31,8 +31,8 @@ type Disks = Rc<RefCell<BTreeMap<Vec<u8>, Vec<u8>>>>;
 pub(super) struct Block;
 
 impl Kind for Block {
-    type Front = Front;
-    type Back = Back;
+    type Front = BlockFrontend;
+    type Back = BlockBackend;
     type Media = Disks;
     type Ledger = Sectors;
 
@@ -44,20 +44,20 @@ impl Kind for Block {
         device.backend_nodes.push(node("mode", "w".to_owned()));
     }
 
-    fn front(platform: frontend::Platform) -> Front {
+    fn front(platform: frontend::Platform) -> BlockFrontend {
         let frontend::Platform { evtchn, grants } = platform;
         let rings = QueueLimits { order_max: 1, queues_max: 2 };
         let options = front::Options { rings, buffers: 32, ..front::Options::default() };
-        Front::new(Rc::new(front::Platform { evtchn, grants, options }))
+        BlockFrontend::new(Rc::new(front::FrontendContext { evtchn, grants, options }))
     }
 
     fn backs(
         platform: backend::Platform,
         options: rings::RingOptions,
         disks: Disks,
-    ) -> Box<dyn Fn() -> Back> {
+    ) -> Box<dyn Fn() -> BlockBackend> {
         let backend::Platform { evtchn, grants } = platform;
-        let open = Open::Here(Box::new(move |device: &mut Device<'_>| {
+        let open = OpenMethod::Here(Box::new(move |device: &mut Device<'_>| {
             let path = device.own("params")?.unwrap_or_default();
             let new = || vec![0; SECTORS * SECTOR];
             disks.borrow_mut().entry(path.clone()).or_insert_with(new);
@@ -65,11 +65,11 @@ impl Kind for Block {
             Ok(Box::new(SlowDisk { disks, path, under_way: VecDeque::new(), looks: 0 }) as _)
         }));
         let options = back::Options { rings: options, ..back::Options::default() };
-        let platform = Rc::new(back::Platform { evtchn, grants, open, options });
-        Box::new(move || Back::new(Rc::clone(&platform)))
+        let platform = Rc::new(back::BackendContext { evtchn, grants, open, options });
+        Box::new(move || BlockBackend::new(Rc::clone(&platform)))
     }
 
-    fn channels(front: &Front) -> usize {
+    fn channels(front: &BlockFrontend) -> usize {
         front.queue_count()
     }
 }
@@ -90,16 +90,16 @@ impl std::fmt::Debug for SlowDisk {
 }
 
 impl SlowDisk {
-    fn run(&self, io: &Io) -> Result<(), Errno> {
+    fn run(&self, io: &DiskIo) -> Result<(), Errno> {
         let mut disks = self.disks.borrow_mut();
         let disk = disks.get_mut(&self.path).ok_or(Errno::NODEV)?;
         let start = usize::try_from(io.offset()).map_err(|_| Errno::INVAL)?;
         let len = match io.op {
-            Op::Flush | Op::Discard => return Ok(()),
-            Op::Read | Op::Write => io.bytes(),
+            DiskOp::Flush | DiskOp::Discard => return Ok(()),
+            DiskOp::Read | DiskOp::Write => io.bytes(),
         };
         let place = disk.get_mut(start..start + len).ok_or(Errno::INVAL)?;
-        if io.op == Op::Read { io.scatter(place) } else { io.gather(place) }
+        if io.op == DiskOp::Read { io.scatter(place) } else { io.gather(place) }
     }
 }
 
@@ -114,7 +114,7 @@ impl Disk for SlowDisk {
         }
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         if io.tag.is_multiple_of(3) {
             let result = self.run(&io);
             return Ok(Some((io, result)));
@@ -175,7 +175,7 @@ impl Sectors {
     }
 
     /// Makes one request; false if that is not possible now.
-    fn ask_one(&mut self, front: &mut Front, rng: &mut Rng) -> bool {
+    fn ask_one(&mut self, front: &mut BlockFrontend, rng: &mut Rng) -> bool {
         let (tag, sector) = (self.next, rng.index(SECTORS));
         let queue = rng.index(front.queue_count().max(1));
         if rng.chance(100) {
@@ -203,7 +203,7 @@ impl Sectors {
         } else {
             (DiskRequest::Read { tag, sector: first_sector }, PendingRequest::Read(sector, buffer))
         };
-        if front.submit(queue, want, &[Part { buffer, first: 0, last: 0 }]).is_err() {
+        if front.submit(queue, want, &[BufferSectors { buffer, first: 0, last: 0 }]).is_err() {
             front.give_back(buffer);
             return false;
         }
@@ -212,7 +212,7 @@ impl Sectors {
         true
     }
 
-    fn take(&mut self, front: &mut Front, Completion { tag, status }: Completion) {
+    fn take(&mut self, front: &mut BlockFrontend, Completion { tag, status }: Completion) {
         self.answered += 1;
         let Some(asked) = self.open.remove(&tag) else {
             self.wrong = Some(format!("request {tag} was answered before"));
@@ -246,13 +246,13 @@ impl Sectors {
 }
 
 impl Ledger for Sectors {
-    type Front = Front;
+    type Front = BlockFrontend;
 
-    fn ask(&mut self, front: &mut Front, rng: &mut Rng) {
+    fn ask(&mut self, front: &mut BlockFrontend, rng: &mut Rng) {
         while self.open.len() < OPEN_MAX && rng.chance(700) && self.ask_one(front, rng) {}
     }
 
-    fn work(&mut self, front: &mut Front) -> Result<usize, Error> {
+    fn work(&mut self, front: &mut BlockFrontend) -> Result<usize, Error> {
         let mut done = Vec::new();
         let taken = front.take(|completion| done.push(completion));
         for completion in done {
@@ -262,7 +262,7 @@ impl Ledger for Sectors {
         taken
     }
 
-    fn final_check(&mut self, front: &mut Front) -> Result<bool, Error> {
+    fn final_check(&mut self, front: &mut BlockFrontend) -> Result<bool, Error> {
         front.final_check()
     }
 

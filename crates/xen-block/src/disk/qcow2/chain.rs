@@ -4,9 +4,9 @@
 use super::header::Header;
 use super::{DiskAccess, ImageFault, OpenError};
 use crate::disk::image::CHAIN_MAX;
+use crate::disk::image_dirs::ImageDirs;
 use crate::disk::lock::FileUse;
 use crate::disk::open::OpenFile;
-use crate::disk::places::Places;
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ impl Chain {
     pub(super) fn open(
         path: &Path,
         mut purpose: Purpose,
-        places: &Places,
+        image_dirs: &ImageDirs,
         mut see: impl FnMut(&Link),
     ) -> Result<Self, OpenError> {
         let (mut links, mut ids) = (Vec::new(), Vec::new());
@@ -84,7 +84,7 @@ impl Chain {
                     Some(ImageFault::Loop(opened.path.clone()))
                 } else if ids.len() >= CHAIN_MAX {
                     Some(ImageFault::Long)
-                } else if !opened.path.starts_with(folder) && !places.has(&opened.path) {
+                } else if !opened.path.starts_with(folder) && !image_dirs.has(&opened.path) {
                     Some(ImageFault::Place(opened.path.clone()))
                 } else {
                     None

@@ -26,7 +26,7 @@ pub(super) const ROOT: u64 = 1;
 
 /// The operation of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Op {
+pub(super) enum FuseOp {
     Init {
         major: u32,
         flags: u32,
@@ -75,7 +75,7 @@ pub(super) struct Request {
     pub(super) node: u64,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) op: Op,
+    pub(super) op: FuseOp,
 }
 
 /// The fields of a message, one after the other.
@@ -109,17 +109,21 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
     let (uid, gid) = (head.u32()?, head.u32()?);
     let mut body = Fields(bytes.get(IN_HEADER..len)?);
     let op = match opcode {
-        1 => Op::Lookup { name: body.0.strip_suffix(b"\0")?.to_vec() },
+        1 => FuseOp::Lookup { name: body.0.strip_suffix(b"\0")?.to_vec() },
         // FORGET, INTERRUPT, BATCH_FORGET.
-        2 | 36 | 42 => Op::Silent,
+        2 | 36 | 42 => FuseOp::Silent,
         // SETATTR too: the size of a device cannot be set, and it has no times.
-        3 | 4 => Op::Attributes,
-        14 => Op::Open { flags: body.u32()? },
-        27 => Op::OpenFolder,
+        3 | 4 => FuseOp::Attributes,
+        14 => FuseOp::Open { flags: body.u32()? },
+        27 => FuseOp::OpenFolder,
         15 | 28 => {
             body.skip(8)?;
             let (offset, size) = (body.u64()?, body.u32()?.min(TRANSFER_MAX));
-            if opcode == 15 { Op::Read { offset, size } } else { Op::Folder { offset, size } }
+            if opcode == 15 {
+                FuseOp::Read { offset, size }
+            } else {
+                FuseOp::Folder { offset, size }
+            }
         }
         16 => {
             body.skip(8)?;
@@ -128,24 +132,24 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
             let flags = body.u32()?;
             body.skip(4)?;
             let data = body.0.get(..usize::try_from(size).ok()?)?.to_vec();
-            Op::Write { offset, flags, data }
+            FuseOp::Write { offset, flags, data }
         }
-        17 => Op::FileSystem,
-        18 => Op::Release,
+        17 => FuseOp::FileSystem,
+        18 => FuseOp::Release,
         // FLUSH (of a descriptor that is closed), RELEASEDIR, FSYNCDIR, ACCESS, DESTROY.
-        25 | 29 | 30 | 34 | 38 => Op::Nothing,
-        20 => Op::Flush,
+        25 | 29 | 30 | 34 | 38 => FuseOp::Nothing,
+        20 => FuseOp::Flush,
         26 => {
             let major = body.u32()?;
             body.skip(8)?;
-            Op::Init { major, flags: body.u32()? }
+            FuseOp::Init { major, flags: body.u32()? }
         }
         43 => {
             body.skip(8)?;
             let (offset, len) = (body.u64()?, body.u64()?);
-            Op::Allocate { mode: body.u32()?, offset, len }
+            FuseOp::Allocate { mode: body.u32()?, offset, len }
         }
-        _ => Op::Unknown,
+        _ => FuseOp::Unknown,
     };
     Some(Request { unique, node, uid, gid, op })
 }
@@ -279,18 +283,18 @@ mod tests {
     fn requests_are_read() {
         let op = |opcode, body: &[u8]| parse(&request(opcode, body)).map(|request| request.op);
         let whole = parse(&request(3, &[0; 16])).unwrap();
-        assert_eq!(whole, Request { unique: 7, node: 5, uid: 1, gid: 2, op: Op::Attributes });
-        assert_eq!(op(1, b"xvda\0"), Some(Op::Lookup { name: b"xvda".to_vec() }));
+        assert_eq!(whole, Request { unique: 7, node: 5, uid: 1, gid: 2, op: FuseOp::Attributes });
+        assert_eq!(op(1, b"xvda\0"), Some(FuseOp::Lookup { name: b"xvda".to_vec() }));
         let read = words(&[0, 0, 512, 0, 4096, 0, 0, 0, 0, 0]);
-        assert_eq!(op(15, &read), Some(Op::Read { offset: 512, size: 4096 }));
+        assert_eq!(op(15, &read), Some(FuseOp::Read { offset: 512, size: 4096 }));
         let mut write = words(&[0, 0, 512, 0, 3, 0, 0, 0, 2, 0]);
         write.extend_from_slice(b"abc");
         let data = b"abc".to_vec();
-        assert_eq!(op(16, &write), Some(Op::Write { offset: 512, flags: 2, data }));
+        assert_eq!(op(16, &write), Some(FuseOp::Write { offset: 512, flags: 2, data }));
         assert_eq!(op(16, &write[..42]), None, "a write of more than there is");
         assert_eq!(op(15, &read[..8]), None);
         assert_eq!(op(1, b"xvda"), None, "a name without an end");
-        assert_eq!(op(99, b""), Some(Op::Unknown));
+        assert_eq!(op(99, b""), Some(FuseOp::Unknown));
         for len in 0..IN_HEADER {
             assert_eq!(parse(&request(3, b"")[..len]), None, "{len} bytes");
         }

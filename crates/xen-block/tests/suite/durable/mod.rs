@@ -21,7 +21,7 @@ use std::process::Command;
 use std::rc::Rc;
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
-use xen_block::disk::{Disk, Finished, Geometry, Io, Op};
+use xen_block::disk::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use xen_block::front::DiskRequest;
 use xen_io::blkif::Status;
 
@@ -64,15 +64,15 @@ impl Disk for Recording {
         self.disk.geometry()
     }
 
-    fn submit(&mut self, io: Box<Io>) -> Result<Option<Finished>, Box<Io>> {
+    fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         match io.op {
-            Op::Write => {
+            DiskOp::Write => {
                 let mut bytes = vec![0; io.bytes()];
                 io.gather(&mut bytes).unwrap();
                 let at = usize::try_from(io.offset()).unwrap();
                 self.log.borrow_mut().push(StoreEvent::Write(at, bytes));
             }
-            Op::Flush if self.flushes == FlushBehaviour::Honest => {
+            DiskOp::Flush if self.flushes == FlushBehaviour::Honest => {
                 self.log.borrow_mut().push(StoreEvent::Flush);
             }
             _ => {}

@@ -9,8 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xen_block::disk::DiskAccess;
-use xen_block::disk::places::Places;
-use xen_block::disk::target::Target;
+use xen_block::disk::image_dirs::ImageDirs;
+use xen_block::disk::target::DiskTarget;
 
 const FOLDER: &str = "XEN_BLOCK_DURABLE_FOLDER";
 /// The line that the process writes into a file of its own when a transaction is safe; its number
@@ -26,7 +26,7 @@ fn writes_transactions() {
     let image = folder.join("image.qcow2");
     let mark = std::fs::File::create(folder.join("mark")).unwrap();
     let open = move |_: &mut xenbus::Device<'_>| {
-        Target::Qcow2(image.clone()).open(DiskAccess::ReadWrite, &Places::default())
+        DiskTarget::Qcow2(image.clone()).open(DiskAccess::ReadWrite, &ImageDirs::default())
     };
     let played = play_on(&workload, Box::new(open), |number| {
         mark.write_all_at(&[MARK, &[number as u8]].concat(), 0).unwrap();
@@ -40,8 +40,8 @@ fn writes_transactions() {
 pub(super) fn unpack(image: &[u8], raw: &Path) -> Result<(), String> {
     let packed = raw.with_extension("qcow2");
     std::fs::write(&packed, image).unwrap();
-    let target = Target::Qcow2(packed.clone());
-    let opened = once_free(|| target.open(DiskAccess::ReadWrite, &Places::default()));
+    let target = DiskTarget::Qcow2(packed.clone());
+    let opened = once_free(|| target.open(DiskAccess::ReadWrite, &ImageDirs::default()));
     drop(opened.map_err(|error| error.to_string())?);
     // `-U`, as a child that another test forks has the image open and locked for a moment.
     let check = ["check", "-U", "-f", "qcow2"];

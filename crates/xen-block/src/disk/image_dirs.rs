@@ -13,18 +13,18 @@ const SHIPPED: &str = include_str!("../../image-dirs");
 
 /// The image folders.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Places {
+pub struct ImageDirs {
     given: Vec<PathBuf>,
     file: PathBuf,
 }
 
-impl Default for Places {
+impl Default for ImageDirs {
     fn default() -> Self {
         Self::new(Vec::new())
     }
 }
 
-impl Places {
+impl ImageDirs {
     /// Creates the list of these folders and those of [`IMAGE_DIRS`].
     #[must_use]
     pub fn new(given: Vec<PathBuf>) -> Self {
@@ -71,7 +71,7 @@ mod tests {
         let file = top.join("dirs");
         let text = format!("# {0}/other\n\n  {0}/link  \nother\n{0}/absent\n", top.display());
         std::fs::write(&file, text).unwrap();
-        let places = Places::new(vec![top.join("given")]).with_file(file.clone());
+        let image_dirs = ImageDirs::new(vec![top.join("given")]).with_file(file.clone());
         for (name, has) in [
             ("given/a", true),
             ("listed/a", true),
@@ -80,11 +80,11 @@ mod tests {
             ("other/a", false),
             ("a", false),
         ] {
-            assert_eq!(places.has(&top.join(name)), has, "{name}");
+            assert_eq!(image_dirs.has(&top.join(name)), has, "{name}");
         }
         // The file is read again each time.
         std::fs::write(&file, top.join("other").display().to_string()).unwrap();
-        assert!(places.has(&top.join("other/a")) && !places.has(&top.join("listed/a")));
+        assert!(image_dirs.has(&top.join("other/a")) && !image_dirs.has(&top.join("listed/a")));
         std::fs::remove_dir_all(&top).unwrap();
     }
 }
