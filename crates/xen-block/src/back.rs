@@ -12,7 +12,7 @@ use crate::disk::{Disk, DiskAccess, Geometry};
 use crate::stats::{RequestCounters, Stats};
 use opening::PendingDisk;
 pub use opening::{MakeJob, OpenDisk, OpenJob, OpenMethod};
-use queue::{Discard, Queue, QueueContext, QueueTurn, Setup, queue_of};
+use queue::{Discard, Queue, QueueContext, QueueSetup, QueueTurn, queue_of};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -381,7 +381,7 @@ impl BlockBackend {
             indirect_segments_max: options.indirect_segments_max,
             sector_size: geometry.sector_size,
         };
-        let setup = Setup {
+        let setup = QueueSetup {
             peer: device.peer(),
             layout,
             limits,

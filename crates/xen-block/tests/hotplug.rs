@@ -24,14 +24,14 @@ const NODE: &str = "/local/domain/0/backend/vbd/5/51712";
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// A folder with an image, and a store.
-struct Host {
+struct HotplugSetup {
     dir: PathBuf,
     daemon: Daemon,
     tool: Client,
     peers: &'static Peers,
 }
 
-impl Host {
+impl HotplugSetup {
     /// Creates the host; `None`, with a printed line that gives the reason, if Debian's tools are
     /// not available.
     fn new(name: &str) -> Option<Self> {
@@ -97,7 +97,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for HotplugSetup {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
@@ -118,7 +118,7 @@ fn the_script_refuses_what_cannot_be_served() {
         return;
     }
     let _alone = ALONE.lock();
-    let Some(mut host) = Host::new("script") else { return };
+    let Some(mut host) = HotplugSetup::new("script") else { return };
     let image = host.image().display().to_string();
     let connected = ("connected".to_owned(), String::new());
     for name in [image.clone(), format!("qcow2:{image}"), "nbd:unix:/none".into()] {
@@ -147,7 +147,7 @@ fn the_script_is_in_nobodys_way() {
         return;
     }
     let _alone = ALONE.lock();
-    let Some(mut host) = Host::new("script-way") else { return };
+    let Some(mut host) = HotplugSetup::new("script-way") else { return };
     let image = host.image();
     // The command is started before any file is open here.
     let mut adding = host.add_command(&image.display().to_string(), 20).spawn().unwrap();

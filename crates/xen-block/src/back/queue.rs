@@ -65,7 +65,7 @@ enum RequestStep {
 }
 
 /// A request that was taken and is not answered.
-struct Slot {
+struct TakenRequest {
     id: u64,
     operation: u8,
     /// The operation for the disk; `None` for a request that did not get to the disk.
@@ -87,7 +87,7 @@ pub(super) struct Queue {
     layout: Layout,
     limits: RequestLimits,
     pages: QueuePages,
-    slots: Vec<Slot>,
+    slots: Vec<TakenRequest>,
     /// The number of sectors in requests whose answer is not shown yet.
     answered_sectors: u64,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
@@ -106,7 +106,7 @@ pub(super) struct Queue {
 
 /// The setup of all queues of a device.
 #[derive(Clone, Copy)]
-pub(super) struct Setup {
+pub(super) struct QueueSetup {
     pub(super) peer: DomId,
     pub(super) layout: Layout,
     pub(super) limits: RequestLimits,
@@ -126,11 +126,16 @@ pub(super) struct QueueTurn {
 }
 
 impl Queue {
-    pub(super) fn new(rings: rings::Queue<1, 1>, number: u16, setup: Setup, now: Instant) -> Self {
+    pub(super) fn new(
+        rings: rings::Queue<1, 1>,
+        number: u16,
+        setup: QueueSetup,
+        now: Instant,
+    ) -> Self {
         let rings::Queue { rings: [ring], channels: [channel] } = rings;
-        let Setup { peer, layout, limits, grants, persistent_max } = setup;
+        let QueueSetup { peer, layout, limits, grants, persistent_max } = setup;
         let count = ring.slots();
-        let slot = |_| Slot {
+        let slot = |_| TakenRequest {
             id: 0,
             operation: 0,
             op: None,
@@ -225,7 +230,7 @@ impl Queue {
         let (id, operation) = answer_header(bytes, self.layout);
         let now = context.now;
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
-            *slot = Slot {
+            *slot = TakenRequest {
                 id,
                 operation,
                 op: None,
@@ -236,7 +241,7 @@ impl Queue {
                 data: None,
             };
         }
-        let checked = bytes.check(self.layout, self.limits).map_err(Refusal::Invalid);
+        let checked = bytes.check(self.layout, self.limits).map_err(RequestRefusal::Invalid);
         let built = checked.and_then(|request| self.build(slot, &request, context));
         if context.throttle.is_limited() {
             // Only moved bytes count as bytes; every request counts as a request, also a wrong one.
@@ -253,12 +258,12 @@ impl Queue {
     fn refuse(
         &mut self,
         slot: u16,
-        refusal: &Refusal,
+        refusal: &RequestRefusal,
         context: &mut QueueContext<'_>,
     ) -> Result<(), RingError> {
         context.stats.wrong = context.stats.wrong.wrapping_add(1);
         let status = match refusal {
-            Refusal::Invalid(InvalidRequest::Operation(_)) => Status::NotSupported,
+            RequestRefusal::Invalid(InvalidRequest::Operation(_)) => Status::NotSupported,
             _ => Status::Error,
         };
         self.answer(slot, status, context)
@@ -270,7 +275,7 @@ impl Queue {
         slot: u16,
         request: &Request,
         context: &mut QueueContext<'_>,
-    ) -> Result<Box<DiskIo>, Refusal> {
+    ) -> Result<Box<DiskIo>, RequestRefusal> {
         let mut io = self.spare.pop().unwrap_or_else(DiskIo::empty);
         io.pieces.clear();
         io.tag = u64::from(self.number) << 16 | u64::from(slot);
@@ -318,7 +323,7 @@ impl Queue {
         sector: u64,
         sectors: u64,
         context: &QueueContext<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestRefusal> {
         if context.discard == Discard::NotOffered {
             return Err(InvalidRequest::Operation(blkif::op::DISCARD).into());
         }
@@ -336,7 +341,7 @@ impl Queue {
         sector: u64,
         segments: &[Segment],
         context: &mut QueueContext<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestRefusal> {
         let sectors = u64::from(blkif::check_segments(segments, self.limits)?);
         io.op = match transfer {
             TransferKind::Read => DiskOp::Read,
@@ -364,7 +369,7 @@ impl Queue {
                     pieces.push(Piece { page, offset: segment.offset(), len: segment.len() });
                 }
             })
-            .map_err(|_| Refusal::Failed)
+            .map_err(|_| RequestRefusal::Failed)
     }
 
     /// Copies the segments of an indirect request out of their pages, once.
@@ -374,7 +379,7 @@ impl Queue {
         pages: &[GrantRef],
         into: &mut Vec<Segment>,
         context: &mut QueueContext<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestRefusal> {
         into.clear();
         let mut left = usize::from(count);
         let mut bytes = [0; SEGMENTS_PER_PAGE * SEGMENT_SIZE];
@@ -384,7 +389,9 @@ impl Queue {
                 break;
             }
             let part = bytes.get_mut(..here.saturating_mul(SEGMENT_SIZE)).unwrap_or_default();
-            self.pages.copy_out(context.grants, *grant, part).map_err(|_| Refusal::Failed)?;
+            self.pages
+                .copy_out(context.grants, *grant, part)
+                .map_err(|_| RequestRefusal::Failed)?;
             into.extend((0..here).map(|number| blkif::segment_at(part, number)));
             left = left.saturating_sub(here);
         }
@@ -577,23 +584,23 @@ impl Queue {
 }
 
 /// The reason for which a request gets an error.
-enum Refusal {
+enum RequestRefusal {
     /// The request makes no sense.
     Invalid(InvalidRequest),
     /// The pages of the request cannot be reached.
     Failed,
 }
 
-impl From<InvalidRequest> for Refusal {
+impl From<InvalidRequest> for RequestRefusal {
     fn from(wrong: InvalidRequest) -> Self {
         Self::Invalid(wrong)
     }
 }
 
-fn writable(context: &QueueContext<'_>) -> Result<(), Refusal> {
+fn writable(context: &QueueContext<'_>) -> Result<(), RequestRefusal> {
     match context.access {
         DiskAccess::ReadWrite => Ok(()),
-        DiskAccess::ReadOnly => Err(Refusal::Failed),
+        DiskAccess::ReadOnly => Err(RequestRefusal::Failed),
     }
 }
 

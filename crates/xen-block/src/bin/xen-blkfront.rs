@@ -40,7 +40,7 @@ type DeviceResult<T> = std::result::Result<T, xenbus::Error>;
 
 /// The direction of the copy.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
+enum CopyDirection {
     ToDisk,
     FromDisk,
 }
@@ -49,8 +49,8 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["write", vdev, file] => copy(vdev, file, Direction::ToDisk),
-        ["read", vdev, file] => copy(vdev, file, Direction::FromDisk),
+        ["write", vdev, file] => copy(vdev, file, CopyDirection::ToDisk),
+        ["read", vdev, file] => copy(vdev, file, CopyDirection::FromDisk),
         ["--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
@@ -77,20 +77,20 @@ fn main() -> ExitCode {
 }
 
 /// Copies, and returns a summary of the speed.
-fn copy(vdev: &str, path: &str, direction: Direction) -> Result<String> {
+fn copy(vdev: &str, path: &str, direction: CopyDirection) -> Result<String> {
     let devid = vdev.parse().or_else(|_| vbd::number(vdev))?;
     let file = match direction {
-        Direction::ToDisk => File::open(path),
-        Direction::FromDisk => File::create(path),
+        CopyDirection::ToDisk => File::open(path),
+        CopyDirection::FromDisk => File::create(path),
     };
     let file = file.map_err(|error| format!("{path}: {error}"))?;
-    let mut guest = Guest::connect(devid)?;
+    let mut guest = DiskGuest::connect(devid)?;
     let front = guest.front()?;
     let info = front.info().ok_or("the device is connected and says nothing of itself")?;
     let disk = info.bytes();
     let bytes = match direction {
-        Direction::ToDisk => file.metadata()?.len(),
-        Direction::FromDisk => disk,
+        CopyDirection::ToDisk => file.metadata()?.len(),
+        CopyDirection::FromDisk => disk,
     };
     if bytes > disk || !bytes.is_multiple_of(info.sector_size.into()) {
         let size = info.sector_size;
@@ -100,8 +100,8 @@ fn copy(vdev: &str, path: &str, direction: Direction) -> Result<String> {
     }
     let begin = Instant::now();
     let pages = usize::from(info.segments_max).min(REQUEST_PAGES);
-    Transfer { file, direction, bytes, pages, pending: Vec::new(), next: 0 }.run(&mut guest)?;
-    if direction == Direction::ToDisk && info.flush == Offer::Taken {
+    FileCopy { file, direction, bytes, pages, pending: Vec::new(), next: 0 }.run(&mut guest)?;
+    if direction == CopyDirection::ToDisk && info.flush == Offer::Taken {
         guest.front()?.submit(0, DiskRequest::Flush { tag: 0 }, &[])?;
         guest.answers(|_, done| match done.status {
             Status::Okay => Ok(()),
@@ -114,25 +114,25 @@ fn copy(vdev: &str, path: &str, direction: Direction) -> Result<String> {
 }
 
 /// A request without an answer.
-struct PendingRequest {
+struct PendingCopy {
     tag: u64,
     bytes: u64,
     buffers: Vec<Buffer>,
 }
 
 /// One pass through a file.
-struct Transfer {
+struct FileCopy {
     file: File,
-    direction: Direction,
+    direction: CopyDirection,
     bytes: u64,
     pages: usize,
-    pending: Vec<PendingRequest>,
+    pending: Vec<PendingCopy>,
     /// The first byte that is not requested yet.
     next: u64,
 }
 
-impl Transfer {
-    fn run(mut self, guest: &mut Guest) -> Result<()> {
+impl FileCopy {
+    fn run(mut self, guest: &mut DiskGuest) -> Result<()> {
         loop {
             while self.pending.len() < DEPTH && self.next < self.bytes {
                 self.submit_next(guest.front()?)?;
@@ -153,7 +153,7 @@ impl Transfer {
             let here = (bytes - start).min(PAGE_SIZE as u64);
             let buffer = front.take_buffer().ok_or("no buffer is left")?;
             let page = front.page(buffer).ok_or("a buffer without a page")?;
-            if self.direction == Direction::ToDisk {
+            if self.direction == CopyDirection::ToDisk {
                 let mut data = vec![0; here as usize];
                 self.file.read_exact_at(&mut data, tag + start)?;
                 page.copy_in(0, &data)?;
@@ -163,24 +163,24 @@ impl Transfer {
         }
         let sector = tag / 512;
         let want = match self.direction {
-            Direction::ToDisk => DiskRequest::Write { tag, sector },
-            Direction::FromDisk => DiskRequest::Read { tag, sector },
+            CopyDirection::ToDisk => DiskRequest::Write { tag, sector },
+            CopyDirection::FromDisk => DiskRequest::Read { tag, sector },
         };
         front.submit(0, want, &parts)?;
-        self.pending.push(PendingRequest { tag, bytes, buffers });
+        self.pending.push(PendingCopy { tag, bytes, buffers });
         self.next += bytes;
         Ok(())
     }
 
     fn complete(&mut self, front: &mut BlockFrontend, done: Completion) -> Result<()> {
         let at = self.pending.iter().position(|request| request.tag == done.tag);
-        let PendingRequest { tag, bytes, buffers } =
+        let PendingCopy { tag, bytes, buffers } =
             self.pending.swap_remove(at.ok_or("an answer to no request")?);
         if done.status != Status::Okay {
             return Err(format!("the backend answers {:?} at byte {tag}", done.status).into());
         }
         for (start, buffer) in (0..bytes).step_by(PAGE_SIZE).zip(buffers) {
-            if self.direction == Direction::FromDisk {
+            if self.direction == CopyDirection::FromDisk {
                 let page = front.page(buffer).ok_or("a buffer without a page")?;
                 let mut data = vec![0; (bytes - start).min(PAGE_SIZE as u64) as usize];
                 page.copy_out(0, &mut data)?;
@@ -193,12 +193,12 @@ impl Transfer {
 }
 
 /// The disk, and the answers that were not processed yet.
-struct Disk {
+struct SingleDisk {
     bus: Bus<BlockFrontend>,
     done: Vec<Completion>,
 }
 
-impl GuestDevices for Disk {
+impl GuestDevices for SingleDisk {
     fn note(&mut self, store: &mut Client, event: &Event) -> DeviceResult<bool> {
         self.bus.note(store, event)
     }
@@ -231,13 +231,13 @@ impl GuestDevices for Disk {
 }
 
 /// This guest, with one disk.
-struct Guest {
+struct DiskGuest {
     guest: xen_driver::Guest,
-    disk: Disk,
+    disk: SingleDisk,
     id: Id,
 }
 
-impl Guest {
+impl DiskGuest {
     /// Connects the disk `devid`.
     fn connect(devid: u32) -> Result<Self> {
         let mut open = GuestConnections::open()?;
@@ -247,7 +247,7 @@ impl Guest {
         let make = move |_| BlockFrontend::new(Rc::clone(&platform));
         let id = Id { frontend: open.domid, devid };
         let bus = Bus::start(&mut open.store, Side::Frontend, open.domid, "vbd", make)?.only(id);
-        let disk = Disk { bus, done: Vec::new() };
+        let disk = SingleDisk { bus, done: Vec::new() };
         let mut guest = Self { guest: open.guest(), disk, id };
         guest.until(State::Connected)?;
         Ok(guest)

@@ -44,9 +44,11 @@ fn main() -> ExitCode {
     // A disk's event channel and image each take some descriptors.
     xen_hosted::limits::raise_descriptors();
     let started = match Arguments::parse(std::env::args().skip(1)) {
-        Ok(Action::Serve(arguments)) if !arguments.check.is_empty() => return check(&arguments),
-        Ok(Action::Serve(arguments)) => serve(arguments),
-        Ok(Action::Print(text)) => {
+        Ok(Invocation::Serve(arguments)) if !arguments.check.is_empty() => {
+            return check(&arguments);
+        }
+        Ok(Invocation::Serve(arguments)) => serve(arguments),
+        Ok(Invocation::Print(text)) => {
             println!("{text}");
             return ExitCode::SUCCESS;
         }
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 /// The action that a command line asks for.
-enum Action {
+enum Invocation {
     Serve(Arguments),
     /// Prints a text and ends.
     Print(&'static str),
@@ -78,15 +80,15 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn parse(mut words: impl Iterator<Item = String>) -> Result<Action, String> {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Invocation, String> {
         let mut kinds = Vec::new();
         let (mut record_dir, mut throttle) = (None, throttle::RateLimits::default());
         let (mut image_dirs, mut looks, mut check) = (Vec::new(), false, Vec::new());
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
-                "--help" | "-h" => return Ok(Action::Print(USAGE)),
-                "--version" => return Ok(Action::Print(VERSION)),
+                "--help" | "-h" => return Ok(Invocation::Print(USAGE)),
+                "--version" => return Ok(Invocation::Print(VERSION)),
                 "--kind" => match value()? {
                     kind if kind == "vbd" || kind == "qdisk" => kinds.push(kind),
                     kind => return Err(format!("{kind:?} is not served: vbd and qdisk are")),
@@ -109,7 +111,7 @@ impl Arguments {
         if kinds.is_empty() {
             kinds = vec!["vbd".into(), "qdisk".into()];
         }
-        Ok(Action::Serve(Self { kinds, record_dir, image_dirs, throttle, check }))
+        Ok(Invocation::Serve(Self { kinds, record_dir, image_dirs, throttle, check }))
     }
 }
 

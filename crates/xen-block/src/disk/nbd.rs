@@ -12,7 +12,7 @@ mod connection;
 
 use super::pool::{Pool, PooledDisk};
 use super::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry};
-use connection::{Command, Connection, Export, TimeLimits};
+use connection::{Connection, ExportInfo, NbdRequest, TimeLimits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::fmt;
@@ -70,7 +70,7 @@ impl Options {
 /// Nobody listens there, or the peer does not speak this protocol; it has no such export, or
 /// describes one that cannot be a disk; the export is read-only, and was to be written.
 pub fn connect(path: &Path, name: &str, options: Options) -> io::Result<Nbd> {
-    let server = Server {
+    let server = NbdServer {
         path: path.to_owned(),
         name: name.to_owned(),
         options,
@@ -126,7 +126,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The state of a server that its threads share.
-struct Server {
+struct NbdServer {
     path: PathBuf,
     name: String,
     options: Options,
@@ -144,7 +144,7 @@ struct Server {
     left: AtomicBool,
 }
 
-impl Server {
+impl NbdServer {
     fn open(&self, slot: usize, limits: TimeLimits) -> io::Result<Connection> {
         let stream = connection::stream(&self.path, limits)?;
         self.set_stream(slot, Some(stream.try_clone()?));
@@ -233,10 +233,10 @@ impl Server {
 
 /// The state of one thread.
 struct Worker {
-    server: Arc<Server>,
+    server: Arc<NbdServer>,
     slot: usize,
     /// The export as it was when the disk was opened.
-    export: Export,
+    export: ExportInfo,
     connection: Option<Connection>,
     buffer: Vec<u8>,
 }
@@ -264,12 +264,12 @@ impl Worker {
         match io.op {
             // A server without flush does not cache writes.
             DiskOp::Flush if !self.export.can_flush() => Ok(()),
-            DiskOp::Flush => self.request(Command::Flush, 0, 0),
+            DiskOp::Flush => self.request(NbdRequest::Flush, 0, 0),
             DiskOp::Discard => {
                 let (mut at, mut left) = (io.offset(), io.sectors.saturating_mul(512));
                 while left > 0 {
                     let part = left.min(DISCARD_MAX);
-                    self.request(Command::Discard, at, part as u32)?;
+                    self.request(NbdRequest::Discard, at, part as u32)?;
                     (at, left) = (at + part, left - part);
                 }
                 Ok(())
@@ -278,7 +278,7 @@ impl Worker {
                 let mut at = io.offset();
                 for part in bytes.chunks_mut(at_once) {
                     let len = part.len();
-                    self.request(Command::Read(part), at, len as u32)?;
+                    self.request(NbdRequest::Read(part), at, len as u32)?;
                     at += len as u64;
                 }
                 io.scatter(bytes)
@@ -287,7 +287,7 @@ impl Worker {
                 io.gather(bytes)?;
                 let mut at = io.offset();
                 for part in bytes.chunks(at_once) {
-                    self.request(Command::Write(part), at, part.len() as u32)?;
+                    self.request(NbdRequest::Write(part), at, part.len() as u32)?;
                     at += part.len() as u64;
                 }
                 Ok(())
@@ -297,7 +297,7 @@ impl Worker {
 
     /// Sends a request and waits for the answer. If the connection is lost, another one is made,
     /// within the patience of the options.
-    fn request(&mut self, mut command: Command<'_>, at: u64, len: u32) -> Result<(), Errno> {
+    fn request(&mut self, mut command: NbdRequest<'_>, at: u64, len: u32) -> Result<(), Errno> {
         let begin = Instant::now();
         loop {
             let Some(connection) = self.connected(begin) else { return Err(Errno::IO) };
@@ -329,9 +329,9 @@ impl Worker {
     /// Drops the connection because of an error. A server that has fallen silent may still do a
     /// write, and so overwrite a later one of the guest: no further request is sent until that
     /// write has ended.
-    fn drop_after_error(&mut self, error: &io::Error, command: &Command<'_>) {
+    fn drop_after_error(&mut self, error: &io::Error, command: &NbdRequest<'_>) {
         let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-        let changes = matches!(command, Command::Write(_) | Command::Discard);
+        let changes = matches!(command, NbdRequest::Write(_) | NbdRequest::Discard);
         let connection = self.connection.take().filter(|_| silent && changes);
         if let Some(stream) = connection.and_then(Connection::into_stale) {
             lock(&self.server.stale).push(stream);
@@ -381,7 +381,7 @@ impl Worker {
 
 /// A disk that is an export of a server.
 pub struct Nbd {
-    server: Arc<Server>,
+    server: Arc<NbdServer>,
     pooled: PooledDisk,
     /// True while a probe is under way.
     probing: bool,
@@ -391,7 +391,7 @@ pub struct Nbd {
 
 impl fmt::Debug for Nbd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Server { path, name, trouble, .. } = &*self.server;
+        let NbdServer { path, name, trouble, .. } = &*self.server;
         let mut shown = f.debug_struct("Nbd");
         shown.field("path", path).field("name", name);
         if let Some(trouble) = &*lock(trouble) {

@@ -22,26 +22,26 @@ use super::image_dirs::ImageDirs;
 use super::open::OpenError;
 use super::pool::{Pool, PooledDisk, RequestHandler, RunOutcome};
 use super::{DiskAccess, DiskIo, DiskOp, Geometry};
-use chain::{Chain, Link, Purpose};
+use chain::{Chain, ChainFile, ChainPurpose};
 use header::Compression;
 use imago::qcow2::Qcow2 as Format;
 use imago::raw::Raw;
 use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, StorageExt as _,
 };
-use layout::Layout;
+use layout::ImageLayout;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use storage::{ImageFile, Mask};
+use storage::{HeaderMask, ImageFile};
 use zstd::{ClusterCache, ZstdImage};
 
 /// The number of requests that are done at a time.
 const THREADS: usize = 4;
 
 /// An image, with the state of changes of its tables that only this process knows.
-struct Image {
+struct Qcow2Image {
     /// The access through `imago`, which a discard has exclusively.
     access: RwLock<FormatAccess<ImageFile>>,
     /// The lock for changes of the tables: shared by threads while they change tables; exclusive
@@ -70,13 +70,13 @@ pub fn open(
     access: DiskAccess,
     image_dirs: &ImageDirs,
 ) -> Result<PooledDisk, OpenError> {
-    let chain = Chain::open(path, Purpose::Use(access), image_dirs, |_| ())?;
+    let chain = Chain::open(path, ChainPurpose::Use(access), image_dirs, |_| ())?;
     let writes = access == DiskAccess::ReadWrite;
     let (mut layout, mut held, mut behind) = (None, None, None);
     let cache = ClusterCache::default();
     let top = chain.0.len().saturating_sub(1);
     for (at, link) in chain.0.into_iter().rev().enumerate() {
-        let Link { path, file, header, data } = link;
+        let ChainFile { path, file, header, data } = link;
         let bad = |error: std::io::Error| {
             OpenError::Image(path.clone(), ImageFault::Said(error.to_string()))
         };
@@ -93,7 +93,7 @@ pub fn open(
             Some(header) => {
                 let is_zstd = header.compression == Compression::Zstd;
                 let own = is_zstd.then(|| file.try_clone()).transpose().map_err(bad)?;
-                let mask = is_zstd.then(|| Mask::zstd(&header));
+                let mask = is_zstd.then(|| HeaderMask::zstd(&header));
                 let image = ImageFile::new(file, &path, writes, mask).map_err(bad)?;
                 let data = data.map(|(path, file)| ImageFile::new(file, &path, writes, None));
                 let builder = Format::<ImageFile>::builder(image).write(writes);
@@ -126,13 +126,13 @@ pub fn open(
         access,
         discard_granularity: Some(65536),
     };
-    let image = Arc::new(Image {
+    let image = Arc::new(Qcow2Image {
         access: RwLock::new(image),
         tables: RwLock::new(()),
         unwritten: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         cluster: layout.map_or(u64::MAX, |layout| 1 << layout.cluster_bits),
-        table_covers: layout.map_or(u64::MAX, Layout::table_covers),
+        table_covers: layout.map_or(u64::MAX, ImageLayout::table_covers),
     });
     let worker = || Worker { image: Arc::clone(&image), buffer: Vec::new() };
     let pool = Pool::new((0..THREADS).map(|_| worker()).collect())
@@ -147,7 +147,7 @@ pub fn open(
 /// The reason why the image would not be served, with the lines up to that point.
 pub fn look(path: &Path, image_dirs: &ImageDirs) -> (Vec<String>, Result<(), OpenError>) {
     let mut lines = Vec::new();
-    let chain = Chain::open(path, Purpose::Look, image_dirs, |link| {
+    let chain = Chain::open(path, ChainPurpose::Look, image_dirs, |link| {
         let format = if link.header.is_some() { "qcow2" } else { "raw" };
         lines.push(format!("{}: {format}", EscapedPath(&link.path)));
         if let Some((path, _)) = &link.data {
@@ -159,7 +159,7 @@ pub fn look(path: &Path, image_dirs: &ImageDirs) -> (Vec<String>, Result<(), Ope
 
 /// The state of one thread.
 struct Worker {
-    image: Arc<Image>,
+    image: Arc<Qcow2Image>,
     buffer: Vec<u8>,
 }
 
@@ -201,7 +201,7 @@ fn errno(error: std::io::Error) -> Errno {
     }
 }
 
-impl Image {
+impl Qcow2Image {
     fn write(&self, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
         self.check()?;
         let access = self.shared();

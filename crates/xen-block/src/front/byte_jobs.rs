@@ -46,7 +46,7 @@ pub(super) struct FinishedJob {
 
 /// The current stage of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
+enum JobStage {
     /// `data` is read, and the job ends.
     Read,
     /// `data` is read, for the bytes around those that are written.
@@ -63,7 +63,7 @@ enum Stage {
 }
 
 #[derive(Debug)]
-struct Job {
+struct ByteJob {
     tag: u64,
     /// The range of the job, in bytes.
     wanted: Range<u64>,
@@ -71,7 +71,7 @@ struct Job {
     sectors: Range<u64>,
     payload: Vec<u8>,
     sync: Durability,
-    stage: Stage,
+    stage: JobStage,
     /// True if no other job may write to its sectors meanwhile.
     exclusive: bool,
     started: bool,
@@ -96,7 +96,7 @@ struct PieceRequest {
 /// The jobs of one device.
 #[derive(Debug, Default)]
 pub(super) struct ByteJobs {
-    jobs: BTreeMap<u64, Job>,
+    jobs: BTreeMap<u64, ByteJob>,
     /// The jobs with requests to make, in order.
     waiting: VecDeque<u64>,
     pieces: BTreeMap<u64, PieceRequest>,
@@ -128,14 +128,14 @@ impl ByteJobs {
         let sectors = wanted.start / size * size..wanted.end.next_multiple_of(size);
         let whole = sectors == wanted;
         let (stage, payload, sync) = match kind {
-            JobKind::Read => (Stage::Read, Vec::new(), Durability::Plain),
-            JobKind::Write(payload, sync) if whole => (Stage::Write, payload, sync),
-            JobKind::Write(payload, sync) => (Stage::Around, payload, sync),
-            JobKind::Zero => (Stage::Discard, Vec::new(), Durability::Plain),
-            JobKind::Flush => (Stage::Flush, Vec::new(), Durability::Plain),
+            JobKind::Read => (JobStage::Read, Vec::new(), Durability::Plain),
+            JobKind::Write(payload, sync) if whole => (JobStage::Write, payload, sync),
+            JobKind::Write(payload, sync) => (JobStage::Around, payload, sync),
+            JobKind::Zero => (JobStage::Discard, Vec::new(), Durability::Plain),
+            JobKind::Flush => (JobStage::Flush, Vec::new(), Durability::Plain),
         };
-        let exclusive = matches!(stage, Stage::Around | Stage::Discard);
-        let mut job = Job {
+        let exclusive = matches!(stage, JobStage::Around | JobStage::Discard);
+        let mut job = ByteJob {
             tag,
             place: sectors.start,
             wanted,
@@ -150,7 +150,7 @@ impl ByteJobs {
             open: 0,
             errno: None,
         };
-        if stage == Stage::Write {
+        if stage == JobStage::Write {
             job.data = std::mem::take(&mut job.payload);
         }
         self.held += job.held();
@@ -167,10 +167,10 @@ impl ByteJobs {
     ) -> Option<FinishedJob> {
         let piece = self.pieces.remove(&completion.tag)?;
         let job = self.jobs.get_mut(&piece.job)?;
-        let discards = job.stage == Stage::Discard;
+        let discards = job.stage == JobStage::Discard;
         match completion.status {
             Status::Okay => {
-                if matches!(job.stage, Stage::Read | Stage::Around | Stage::Look) {
+                if matches!(job.stage, JobStage::Read | JobStage::Around | JobStage::Look) {
                     let data = job.data.get_mut(piece.bytes.clone()).unwrap_or_default();
                     for (buffer, part) in piece.buffers.iter().zip(data.chunks_mut(PAGE_SIZE)) {
                         // The range is inside the page.
@@ -205,7 +205,7 @@ impl ByteJobs {
         self.waiting.retain(|waiting| *waiting != number);
         let result = match job.errno {
             Some(errno) => Err(errno),
-            None if job.stage == Stage::Read => {
+            None if job.stage == JobStage::Read => {
                 let skip = usize::try_from(job.wanted.start - job.sectors.start).unwrap_or(0);
                 job.data.drain(..skip.min(job.data.len()));
                 let len = usize::try_from(job.wanted.end - job.wanted.start).unwrap_or(0);
@@ -258,11 +258,11 @@ impl ByteJobs {
     /// for each other if one of them must be alone.
     fn may_start(&mut self, number: u64) -> bool {
         let Some(job) = self.jobs.get(&number) else { return true };
-        let writes = !matches!(job.stage, Stage::Read | Stage::Flush);
-        let in_the_way = |(other, at): (&u64, &Job)| {
+        let writes = !matches!(job.stage, JobStage::Read | JobStage::Flush);
+        let in_the_way = |(other, at): (&u64, &ByteJob)| {
             *other != number
                 && at.started
-                && at.stage != Stage::Read
+                && at.stage != JobStage::Read
                 && (job.exclusive || at.exclusive)
                 && job.sectors.start < at.sectors.end
                 && at.sectors.start < job.sectors.end
@@ -272,7 +272,7 @@ impl ByteJobs {
         }
         if let Some(job) = self.jobs.get_mut(&number).filter(|job| !job.started) {
             job.started = true;
-            if matches!(job.stage, Stage::Read | Stage::Around) {
+            if matches!(job.stage, JobStage::Read | JobStage::Around) {
                 // Not earlier: a job that waits holds no buffers.
                 self.held -= job.held();
                 let len = usize::try_from(job.sectors.end - job.sectors.start);
@@ -321,13 +321,13 @@ enum SubmitOutcome {
 fn submit_one(
     front: &mut BlockFrontend,
     info: &Info,
-    job: &mut Job,
+    job: &mut ByteJob,
     tag: u64,
     piece: &mut PieceRequest,
 ) -> Result<SubmitOutcome, SubmitError> {
     let size = u64::from(info.sector_size);
     match job.stage {
-        Stage::Flush => {
+        JobStage::Flush => {
             if info.flush == Offer::NotTaken {
                 // A backend without flush does not cache writes.
                 return Ok(SubmitOutcome::Nothing);
@@ -335,7 +335,7 @@ fn submit_one(
             piece.bytes = 0..1;
             front.submit(0, DiskRequest::Flush { tag }, &[])?;
         }
-        Stage::Discard => {
+        JobStage::Discard => {
             let (from, to) =
                 (job.wanted.start.next_multiple_of(size), job.wanted.end / size * size);
             if info.discard == Offer::NotTaken || from >= to {
@@ -353,7 +353,7 @@ fn submit_one(
 fn transfer(
     front: &mut BlockFrontend,
     info: &Info,
-    job: &mut Job,
+    job: &mut ByteJob,
     tag: u64,
     piece: &mut PieceRequest,
 ) -> Result<(), SubmitError> {
@@ -374,7 +374,7 @@ fn transfer(
     }
     piece.bytes = job.requested..job.requested + len;
     let sector = (job.place + job.requested as u64) / 512;
-    if !matches!(job.stage, Stage::Write | Stage::Clear) {
+    if !matches!(job.stage, JobStage::Write | JobStage::Clear) {
         return front.submit(0, DiskRequest::Read { tag, sector }, &parts);
     }
     let data = job.data.get(piece.bytes.clone()).unwrap_or_default();
@@ -385,7 +385,7 @@ fn transfer(
     front.submit(0, DiskRequest::Write { tag, sector }, &parts)
 }
 
-impl Job {
+impl ByteJob {
     fn held(&self) -> usize {
         size_of::<Self>() + self.data.len() + self.payload.len()
     }
@@ -393,7 +393,7 @@ impl Job {
     /// True if requests were made for all of this stage.
     fn is_requested(&self) -> bool {
         match self.stage {
-            Stage::Flush | Stage::Discard => self.requested > 0,
+            JobStage::Flush | JobStage::Discard => self.requested > 0,
             _ => self.requested >= self.data.len(),
         }
     }
@@ -402,21 +402,21 @@ impl Job {
     fn next_stage(&mut self) -> bool {
         self.requested = 0;
         match self.stage {
-            Stage::Read | Stage::Flush => false,
-            Stage::Around => {
+            JobStage::Read | JobStage::Flush => false,
+            JobStage::Around => {
                 let skip = usize::try_from(self.wanted.start - self.sectors.start).unwrap_or(0);
                 let into = self.data.iter_mut().skip(skip);
                 into.zip(&self.payload).for_each(|(to, from)| *to = *from);
                 self.payload = Vec::new();
-                self.stage = Stage::Write;
+                self.stage = JobStage::Write;
                 true
             }
-            Stage::Write => {
-                self.stage = Stage::Flush;
+            JobStage::Write => {
+                self.stage = JobStage::Flush;
                 self.sync == Durability::Flushed
             }
-            Stage::Discard => self.look_at(self.sectors.start),
-            Stage::Look => {
+            JobStage::Discard => self.look_at(self.sectors.start),
+            JobStage::Look => {
                 let from = self.wanted.start.max(self.place) - self.place;
                 let to = self.wanted.end.min(self.place + self.data.len() as u64) - self.place;
                 let (from, to) = (from as usize, to as usize);
@@ -425,17 +425,17 @@ impl Job {
                     return self.look_at(self.place + self.data.len() as u64);
                 }
                 bytes.fill(0);
-                self.stage = Stage::Clear;
+                self.stage = JobStage::Clear;
                 true
             }
-            Stage::Clear => self.look_at(self.place + self.data.len() as u64),
+            JobStage::Clear => self.look_at(self.place + self.data.len() as u64),
         }
     }
 
     /// Starts to read the bytes at `place`; false at the end of the job's sectors.
     fn look_at(&mut self, place: u64) -> bool {
         let len = self.sectors.end.saturating_sub(place).min(ZEROES);
-        self.stage = Stage::Look;
+        self.stage = JobStage::Look;
         self.place = place;
         self.data.resize(len as usize, 0);
         len > 0

@@ -24,7 +24,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use wire::{Command, Phase, Request};
+use wire::{ClientPhase, NbdCommand, Request};
 use xen_io::blkif::Status;
 use xenbus::Error;
 
@@ -40,7 +40,7 @@ const READ_BYTES: usize = 256 << 10;
 /// One client.
 struct Client {
     stream: UnixStream,
-    phase: Phase,
+    phase: ClientPhase,
     input: Vec<u8>,
     output: Vec<u8>,
     open: usize,
@@ -163,7 +163,7 @@ impl Export {
             let Ok(stream) = accept_with(&self.listener, flags) else { return };
             let stream = UnixStream::from(stream);
             self.next += 1;
-            let (phase, output) = (Phase::Greeted, wire::greeting());
+            let (phase, output) = (ClientPhase::Greeted, wire::greeting());
             let input = Vec::new();
             let client = Client { stream, phase, input, output, open: 0, ended: false };
             self.clients.insert(self.next, client);
@@ -189,7 +189,7 @@ impl Export {
                 let Some(step) = step else { break };
                 client.phase = step.phase;
                 if let Some((request, payload)) = step.request {
-                    if request.command == Command::Disconnect {
+                    if request.command == NbdCommand::Disconnect {
                         client.ended = true;
                     } else if let Some(errno) = request_error(&request, info) {
                         wire::reply(&mut client.output, request.handle, Some(errno), &[]);
@@ -238,7 +238,7 @@ impl Export {
             _ => Some(Errno::IO),
         };
         let mut payload = Vec::new();
-        if errno.is_none() && job.request.command == Command::Read {
+        if errno.is_none() && job.request.command == NbdCommand::Read {
             payload.resize(job.request.len as usize, 0);
             for (buffer, part) in job.buffers.iter().zip(payload.chunks_mut(4096)) {
                 // The range is inside the page.
@@ -316,14 +316,14 @@ fn request_error(request: &Request, info: &Info) -> Option<Errno> {
     let inside = end.is_some_and(|end| end <= info.bytes());
     let aligned =
         request.offset.is_multiple_of(size) && u64::from(request.len).is_multiple_of(size);
-    let transfer = matches!(request.command, Command::Read | Command::Write);
-    let writes = matches!(request.command, Command::Write | Command::Trim);
+    let transfer = matches!(request.command, NbdCommand::Read | NbdCommand::Write);
+    let writes = matches!(request.command, NbdCommand::Write | NbdCommand::Trim);
     if writes && info.access == DiskAccess::ReadOnly {
         return Some(Errno::PERM);
     }
     match request.command {
-        Command::Flush => None,
-        Command::Unknown => Some(Errno::INVAL),
+        NbdCommand::Flush => None,
+        NbdCommand::Unknown => Some(Errno::INVAL),
         _ if request.len == 0 => Some(Errno::INVAL),
         _ if !inside && writes => Some(Errno::NOSPC),
         _ if !inside || !aligned => Some(Errno::INVAL),
@@ -343,9 +343,9 @@ fn submit(front: &mut BlockFrontend, job: &mut ClientRequest, tag: u64) -> Resul
     let Request { command, offset, len, .. } = job.request;
     let (sector, sectors) = (offset / 512, u64::from(len) / 512);
     let want = match command {
-        Command::Read => DiskRequest::Read { tag, sector },
-        Command::Write => DiskRequest::Write { tag, sector },
-        Command::Trim => DiskRequest::Discard { tag, sector, sectors },
+        NbdCommand::Read => DiskRequest::Read { tag, sector },
+        NbdCommand::Write => DiskRequest::Write { tag, sector },
+        NbdCommand::Trim => DiskRequest::Discard { tag, sector, sectors },
         _ => match front.info() {
             // A backend without flush does not cache writes.
             Some(info) if info.flush == Offer::NotTaken => return Err(SubmitError::NotPossible),
@@ -353,7 +353,7 @@ fn submit(front: &mut BlockFrontend, job: &mut ClientRequest, tag: u64) -> Resul
         },
     };
     let mut parts = Vec::new();
-    if matches!(command, Command::Read | Command::Write) {
+    if matches!(command, NbdCommand::Read | NbdCommand::Write) {
         let mut left = sectors;
         while left > 0 {
             let buffer = front.take_buffer().ok_or(SubmitError::Ring)?;

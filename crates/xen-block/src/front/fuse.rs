@@ -57,7 +57,7 @@ fn random(size: u32) -> Result<Vec<u8>, Errno> {
 
 /// One device among the files.
 #[derive(Debug)]
-struct File {
+struct ExportedFile {
     name: String,
     bytes: ByteJobs,
     /// The requests that the kernel waits for, with the kind of their answers.
@@ -80,7 +80,7 @@ enum ReplyKind {
 #[derive(Debug)]
 pub struct Fuse {
     fd: OwnedFd,
-    files: BTreeMap<u32, File>,
+    files: BTreeMap<u32, ExportedFile>,
     /// The number of devices added so far.
     added: u64,
     buffer: Vec<u8>,
@@ -91,7 +91,7 @@ pub struct Fuse {
 }
 
 /// The answer; `None` if it comes later.
-type Reply = Result<Option<Vec<u8>>, Errno>;
+type FuseReply = Result<Option<Vec<u8>>, Errno>;
 
 impl Fuse {
     /// Serves the mount behind this descriptor of `/dev/fuse`, which does not block.
@@ -109,7 +109,7 @@ impl Fuse {
         self.added += 1;
         let node = self.added << 32 | u64::from(devid);
         let (bytes, pending, name) = (ByteJobs::default(), BTreeMap::new(), name.to_owned());
-        self.files.insert(devid, File { name, bytes, pending, info: None, node, users: 0 });
+        self.files.insert(devid, ExportedFile { name, bytes, pending, info: None, node, users: 0 });
     }
 
     /// Removes a device: its requests fail, and so do later ones of programs that have it open.
@@ -220,7 +220,7 @@ impl Fuse {
         let _ = rustix::io::writev(&self.fd, &[IoSlice::new(&head), IoSlice::new(body)]);
     }
 
-    fn serve(&mut self, request: Request) -> Reply {
+    fn serve(&mut self, request: Request) -> FuseReply {
         let Request { unique, node, uid, gid, op } = request;
         self.owner = (uid, gid);
         let now = |body: Vec<u8>| Ok(Some(body));
@@ -267,13 +267,13 @@ impl Fuse {
             return Ok(*node);
         }
         // A device whose size is not known yet cannot be opened yet.
-        let here = |file: &File| file.name.as_bytes() == name && file.info.is_some();
+        let here = |file: &ExportedFile| file.name.as_bytes() == name && file.info.is_some();
         let found = self.files.values().find(|file| here(file));
         found.map(|file| file.node).ok_or(Errno::NOENT)
     }
 
     /// Returns the device of a node.
-    fn file(&mut self, node: u64) -> Result<(&mut File, Info), Errno> {
+    fn file(&mut self, node: u64) -> Result<(&mut ExportedFile, Info), Errno> {
         let file = self.files.values_mut().find(|file| file.node == node).ok_or(Errno::NXIO)?;
         let info = file.info.ok_or(Errno::NXIO)?;
         Ok((file, info))
@@ -296,7 +296,7 @@ impl Fuse {
         }
     }
 
-    fn open(&mut self, node: u64, flags: u32) -> Reply {
+    fn open(&mut self, node: u64, flags: u32) -> FuseReply {
         if node >= FIRST {
             let (file, info) = self.file(node)?;
             let writes = flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
@@ -325,7 +325,7 @@ impl Fuse {
         answer
     }
 
-    fn read(&mut self, unique: u64, node: u64, offset: u64, size: u32) -> Reply {
+    fn read(&mut self, unique: u64, node: u64, offset: u64, size: u32) -> FuseReply {
         let (file, info) = self.file(node)?;
         let end = info.bytes().min(offset.saturating_add(size.into()));
         if offset >= end {
@@ -341,7 +341,7 @@ impl Fuse {
         offset: u64,
         flags: u32,
         mut data: Vec<u8>,
-    ) -> Reply {
+    ) -> FuseReply {
         let (file, info) = self.file(node)?;
         let end = info.bytes().min(offset.saturating_add(data.len() as u64));
         if data.is_empty() {
@@ -363,7 +363,7 @@ impl Fuse {
         )
     }
 
-    fn punch(&mut self, unique: u64, node: u64, mode: u32, offset: u64, len: u64) -> Reply {
+    fn punch(&mut self, unique: u64, node: u64, mode: u32, offset: u64, len: u64) -> FuseReply {
         let (file, info) = self.file(node)?;
         let keeps = libc::FALLOC_FL_KEEP_SIZE as u32;
         let mode = mode & !keeps;
@@ -383,7 +383,7 @@ impl Fuse {
     }
 }
 
-impl File {
+impl ExportedFile {
     /// Adds a job; its answer comes later. A device that does not answer blocks only the programs
     /// that use it.
     fn add_job(
@@ -393,7 +393,7 @@ impl File {
         wanted: std::ops::Range<u64>,
         kind: JobKind,
         answer: ReplyKind,
-    ) -> Reply {
+    ) -> FuseReply {
         if self.bytes.held() >= HELD_MAX {
             return Err(Errno::NOMEM);
         }

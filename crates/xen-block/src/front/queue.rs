@@ -121,7 +121,7 @@ pub struct Completion {
 
 /// A request without an answer.
 #[derive(Clone, Debug)]
-pub(super) struct PendingRequest {
+pub(super) struct SubmittedRequest {
     pub(super) want: DiskRequest,
     pub(super) parts: Vec<BufferSectors>,
 }
@@ -177,9 +177,9 @@ impl Queue {
 
     /// Takes the unanswered requests, in the order of their slots; the queue cannot be used
     /// afterwards.
-    pub(super) fn take_pending(&mut self) -> Vec<PendingRequest> {
+    pub(super) fn take_pending(&mut self) -> Vec<SubmittedRequest> {
         let open = self.ring.take_open();
-        open.filter_map(|open| Some(PendingRequest { want: open.want?, parts: open.parts }))
+        open.filter_map(|open| Some(SubmittedRequest { want: open.want?, parts: open.parts }))
             .collect()
     }
 

@@ -1,13 +1,13 @@
 //! Keeps requests that a backend has not answered, for the next one. That backend may have smaller
 //! rings, and take fewer segments or not take such requests at all.
 
-use super::queue::{BufferSectors, Completion, DiskRequest, PendingRequest};
+use super::queue::{BufferSectors, Completion, DiskRequest, SubmittedRequest};
 use std::collections::{BTreeMap, VecDeque};
 use xen_io::blkif::Status;
 
 #[derive(Default)]
 pub(super) struct ResubmitQueue {
-    requests: VecDeque<PendingRequest>,
+    requests: VecDeque<SubmittedRequest>,
     /// The requests that were split, by their tags: the number of missing answers, and the status
     /// so far.
     pieces: BTreeMap<u64, (usize, Status)>,
@@ -16,15 +16,15 @@ pub(super) struct ResubmitQueue {
 }
 
 impl ResubmitQueue {
-    pub(super) fn extend(&mut self, requests: Vec<PendingRequest>) {
+    pub(super) fn extend(&mut self, requests: Vec<SubmittedRequest>) {
         self.requests.extend(requests);
     }
 
-    pub(super) fn pop(&mut self) -> Option<PendingRequest> {
+    pub(super) fn pop(&mut self) -> Option<SubmittedRequest> {
         self.requests.pop_front()
     }
 
-    pub(super) fn put_back(&mut self, request: PendingRequest) {
+    pub(super) fn put_back(&mut self, request: SubmittedRequest) {
         self.requests.push_front(request);
     }
 
@@ -56,7 +56,7 @@ impl ResubmitQueue {
                     DiskRequest::Read { .. } => DiskRequest::Read { tag, sector },
                     _ => DiskRequest::Write { tag, sector },
                 };
-                self.requests.push_back(PendingRequest { want, parts: parts.to_vec() });
+                self.requests.push_back(SubmittedRequest { want, parts: parts.to_vec() });
                 sector += parts.iter().map(sectors).sum::<u64>();
             }
         }
@@ -78,7 +78,7 @@ impl ResubmitQueue {
     }
 
     /// Fails a request that the new backend does not take.
-    pub(super) fn fail(&mut self, request: &PendingRequest) {
+    pub(super) fn fail(&mut self, request: &SubmittedRequest) {
         let failed = Completion { tag: request.want.tag(), status: Status::NotSupported };
         let whole = self.complete(failed);
         self.failed.extend(whole);

@@ -222,9 +222,9 @@ fn open_modes(path: &Path) -> Vec<rustix::fs::OFlags> {
 }
 
 /// A server of QEMU that has an image open.
-struct Server(Child, String);
+struct QemuServer(Child, String);
 
-impl Server {
+impl QemuServer {
     fn start(folder: &Folder, image: &str, format: &str) -> Self {
         let socket = folder.file("socket");
         let mut command = Command::new("qemu-nbd");
@@ -250,7 +250,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for QemuServer {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -317,7 +317,7 @@ fn images_are_locked_against_qemu_and_by_qemu() {
         drop(held);
         qemu(&image, format, write, true);
         // QEMU first.
-        let theirs = Server::start(&folder, &image, format);
+        let theirs = QemuServer::start(&folder, &image, format);
         assert_eq!(disk(&image, format, WRITE).map(drop), busy(&image));
         assert_eq!(disk(&top, "qcow2", WRITE).map(drop), busy(&image));
         if format == "raw" {
@@ -326,7 +326,7 @@ fn images_are_locked_against_qemu_and_by_qemu() {
             assert_eq!(disk(&image, format, READ).map(drop), busy(&image));
         }
         drop(theirs);
-        let theirs = Server::start(&folder, &top, "qcow2");
+        let theirs = QemuServer::start(&folder, &top, "qcow2");
         assert_eq!(disk(&top, "qcow2", WRITE).map(drop), busy(&top));
         drop(ours(&image, format, READ));
         drop(theirs);

@@ -33,11 +33,11 @@ struct Scene {
     daemon: Daemon,
     tool: Client,
     server: BlockServer,
-    guest: Option<Guest>,
+    guest: Option<GuestFrontends>,
 }
 
 /// The frontends of a guest.
-struct Guest {
+struct GuestFrontends {
     store: Client,
     bus: Bus<BlockFrontend>,
     evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
@@ -70,7 +70,7 @@ impl Scene {
         let host = Host::new();
         let mut tool = Client::connect(daemon.socket()).unwrap();
         let mut store = domain(&daemon, &mut tool, DRIVER);
-        let guest = Guest::start(domain(&daemon, &mut tool, GUEST), &host);
+        let guest = GuestFrontends::start(domain(&daemon, &mut tool, GUEST), &host);
         // A driver domain has only the rights of a guest.
         tool.write("/local/domain/2/data/secret", "").unwrap();
         assert_eq!(store.read("domid").unwrap(), DRIVER.to_string().as_bytes());
@@ -146,7 +146,7 @@ impl Scene {
     }
 }
 
-impl Guest {
+impl GuestFrontends {
     fn start(mut store: Client, host: &Host) -> Self {
         let evtchn = Rc::new(RefCell::new(host.evtchn(GUEST)));
         let platform = Rc::new(front::FrontendContext {

@@ -40,7 +40,7 @@ impl Disk for ForgetfulDisk {
     }
 }
 
-struct Mount {
+struct FuseMount {
     scene: Scene,
     fuse: Fuse,
     kernel: OwnedFd,
@@ -57,7 +57,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-impl Mount {
+impl FuseMount {
     fn new(disk: impl Fn() -> Memory + 'static) -> Option<Self> {
         let open =
             move |_: &mut xenbus::Device<'_>| Ok(Box::new(ForgetfulDisk(disk())) as Box<dyn Disk>);
@@ -158,7 +158,7 @@ fn sevens(sector_size: u32) -> impl Fn() -> Memory {
 
 #[test]
 fn a_device_is_a_file() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
     let node = mount.node;
     let init = mount.ask(INIT, 0, &words(&[7 | 38 << 32, u64::MAX])).unwrap();
     assert_eq!(init.len(), 64);
@@ -185,7 +185,7 @@ fn a_device_is_a_file() {
 #[test]
 fn bytes_may_lie_anywhere() {
     for sector_size in [512, 4096] {
-        let Some(mut mount) = Mount::new(sevens(sector_size)) else { return };
+        let Some(mut mount) = FuseMount::new(sevens(sector_size)) else { return };
         let mut model = vec![7; SIZE as usize];
         let mut seed = 1_u64;
         for round in 0..60_u8 {
@@ -214,7 +214,7 @@ fn bytes_may_lie_anywhere() {
 
 #[test]
 fn fsync_is_a_flush_and_so_is_the_end_of_a_synchronous_write() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
     mount.write(0, &[1; 512], 0).unwrap();
     assert_eq!(mount.flushes(), 0);
     mount.ask(FSYNC, mount.node, &[0; 16]).unwrap();
@@ -225,7 +225,7 @@ fn fsync_is_a_flush_and_so_is_the_end_of_a_synchronous_write() {
 
 #[test]
 fn many_requests_are_on_their_way() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
     let node = mount.node;
     for at in 0..32_u64 {
         mount.send(READ, node, &words(&[0, at * 4096, 512, 0, 0]));
@@ -238,7 +238,7 @@ fn many_requests_are_on_their_way() {
     }
     // Parts of one sector, all at once: each is written.
     for at in 0..32_u64 {
-        mount.send(WRITE, node, &Mount::write_body(at * 16, &[at as u8; 16], 0));
+        mount.send(WRITE, node, &FuseMount::write_body(at * 16, &[at as u8; 16], 0));
     }
     for _ in 0..32 {
         mount.receive_answer().1.unwrap();
@@ -249,7 +249,7 @@ fn many_requests_are_on_their_way() {
 
 #[test]
 fn a_device_that_is_gone_fails_what_was_asked_of_it() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
     let node = mount.node;
     mount.send(READ, node, &words(&[0, 0, 4096, 0, 0]));
     mount.fuse.turn().unwrap();
@@ -263,7 +263,7 @@ fn a_device_that_is_gone_fails_what_was_asked_of_it() {
 /// As with Linux's own frontend, a device that is open or mounted is not removed, unless by force.
 #[test]
 fn a_device_that_is_open_does_not_close() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
     let node = mount.node;
     mount.ask(OPEN, node, &words(&[2])).unwrap();
     mount.ask(OPEN, node, &words(&[0])).unwrap();
@@ -291,7 +291,7 @@ fn a_device_that_is_open_does_not_close() {
 
 #[test]
 fn a_descriptor_of_the_old_device_is_none_of_the_new_one() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
     let old = mount.node;
     mount.ask(OPEN, old, &words(&[2])).unwrap();
     mount.fuse.remove(ID.devid);
@@ -299,7 +299,7 @@ fn a_descriptor_of_the_old_device_is_none_of_the_new_one() {
     mount.turn();
     let entry = mount.ask(LOOKUP, 1, b"xvda\0").unwrap();
     mount.node = u64_at(&entry, 0);
-    assert_eq!(mount.ask(WRITE, old, &Mount::write_body(0, &[1; 512], 0)), Err(Errno::NXIO));
+    assert_eq!(mount.ask(WRITE, old, &FuseMount::write_body(0, &[1; 512], 0)), Err(Errno::NXIO));
     mount.ask(RELEASE, old, &[0; 24]).unwrap();
     assert_eq!(mount.fuse.users(ID.devid), 0, "nor is it counted");
     assert_eq!(mount.read(0, 512), [7; 512]);
@@ -308,8 +308,8 @@ fn a_descriptor_of_the_old_device_is_none_of_the_new_one() {
 /// A device that does not answer blocks the programs that use it, within bounds, and no others.
 #[test]
 fn a_device_that_is_stuck_stops_no_other_file() {
-    let Some(mut mount) = Mount::new(sevens(512)) else { return };
-    let (null, body) = (2, Mount::write_body(0, &[1; 128 << 10], 0));
+    let Some(mut mount) = FuseMount::new(sevens(512)) else { return };
+    let (null, body) = (2, FuseMount::write_body(0, &[1; 128 << 10], 0));
     let mut refused = None;
     let mut buffer = vec![0; 4096];
     // The device's requests are not made.
@@ -332,7 +332,7 @@ fn a_device_that_is_stuck_stops_no_other_file() {
 #[test]
 fn a_read_only_device_is_not_opened_for_writing() {
     let disk = || Memory::new(SECTORS).read_only();
-    let Some(mut mount) = Mount::new(disk) else { return };
+    let Some(mut mount) = FuseMount::new(disk) else { return };
     let node = mount.node;
     assert_eq!(mount.ask(OPEN, node, &words(&[1])), Err(Errno::ROFS));
     mount.ask(OPEN, node, &words(&[0])).unwrap();

@@ -12,12 +12,12 @@ use xen_io::blkif::Status;
 const BYTES: usize = 4 << 20;
 
 /// A loop device over a file of bytes 7; both are removed with it, also if the test fails.
-struct Loop {
+struct LoopDevice {
     device: PathBuf,
     file: PathBuf,
 }
 
-impl Loop {
+impl LoopDevice {
     /// Creates the device; prints the reason if that is not possible.
     fn new(test: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
@@ -41,7 +41,7 @@ impl Loop {
     }
 }
 
-impl Drop for Loop {
+impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
         let _ = std::fs::remove_file(&self.file);
@@ -52,7 +52,7 @@ impl Drop for Loop {
 /// all devices would wait for it.
 #[test]
 fn a_block_device_is_not_waited_for() {
-    let Some(disk) = Loop::new("a_block_device_is_not_waited_for") else { return };
+    let Some(disk) = LoopDevice::new("a_block_device_is_not_waited_for") else { return };
     let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, IoMethod::Best);
     let disk = FileDisk::open(&disk.device, Options { access, cache, way }).unwrap();
     assert!(format!("{disk:?}").contains("io_uring"), "{disk:?}");
@@ -71,7 +71,7 @@ fn setup_of(path: &Path, cache: Cache, way: IoMethod) -> Setup {
 /// requests are multiples of `sector-size`; a request with other bounds is refused.
 #[test]
 fn large_sectors_of_a_block_device() {
-    let Some(disk) = Loop::new("large_sectors_of_a_block_device") else { return };
+    let Some(disk) = LoopDevice::new("large_sectors_of_a_block_device") else { return };
     for (cache, way) in [
         (Cache::Direct, IoMethod::Best),
         (Cache::Direct, IoMethod::Uring),

@@ -15,12 +15,12 @@ use xenbus::{Error, State, toolstack};
 use xenstore::Store;
 
 /// The result of opening a disk.
-type Outcome = Result<Box<dyn Disk + Send>, Error>;
+type OpenResult = Result<Box<dyn Disk + Send>, Error>;
 
 /// Returns a setup whose disks are open once the test sends their results.
-fn slow_disk() -> (Sender<Outcome>, Setup) {
-    let (say, outcomes) = channel::<Outcome>();
-    let outcomes: Arc<Mutex<Receiver<Outcome>>> = Arc::new(Mutex::new(outcomes));
+fn slow_disk() -> (Sender<OpenResult>, Setup) {
+    let (say, outcomes) = channel::<OpenResult>();
+    let outcomes: Arc<Mutex<Receiver<OpenResult>>> = Arc::new(Mutex::new(outcomes));
     let mut setup = Setup::named();
     setup.open = OpenMethod::Aside(Box::new(move |_| {
         let outcomes = Arc::clone(&outcomes);
@@ -31,7 +31,7 @@ fn slow_disk() -> (Sender<Outcome>, Setup) {
 }
 
 /// Returns a device whose disk is being opened.
-fn opening_device() -> Option<(Sender<Outcome>, Scene)> {
+fn opening_device() -> Option<(Sender<OpenResult>, Scene)> {
     let (say, setup) = slow_disk();
     let mut scene = Scene::new(setup)?;
     scene.until("both ends to begin", |scene| {
@@ -59,7 +59,7 @@ fn turns_while_it_opens(scene: &mut Scene) {
     assert!(median < Duration::from_millis(15), "{median:?} for a turn");
 }
 
-fn memory() -> Outcome {
+fn memory() -> OpenResult {
     Ok(Box::new(Memory::new(64)))
 }
 

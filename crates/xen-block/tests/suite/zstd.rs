@@ -16,9 +16,9 @@ use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Piece, qcow2};
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// An open image, without a device.
-struct Image(PooledDisk);
+struct OpenImage(PooledDisk);
 
-impl Image {
+impl OpenImage {
     /// Opens an image. A process that another test starts may have the locks of files that were
     /// closed here for a moment.
     fn open(path: &str, access: DiskAccess) -> Self {
@@ -112,7 +112,7 @@ fn compressed_clusters_of_each_size_are_read() {
     for cluster in ["512", "4k", "64k", "2M"] {
         let image = folder.file("a.qcow2");
         packed(&image, &wanted, cluster);
-        assert!(Image::open(&image, DiskAccess::ReadOnly).all() == wanted, "{cluster}");
+        assert!(OpenImage::open(&image, DiskAccess::ReadOnly).all() == wanted, "{cluster}");
     }
 }
 
@@ -129,7 +129,7 @@ fn compressed_clusters_are_written() {
         // writes the whole header.
         let file = File::options().write(true).open(&image).unwrap();
         file.write_all_at(&32_u64.to_be_bytes(), 88).unwrap();
-        let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+        let mut disk = OpenImage::open(&image, DiskAccess::ReadWrite);
         let last = wanted.len() as u64 / 512 - 1;
         for (value, sector, sectors) in
             [(1, 0, 1), (2, 127, 3), (3, 1280, 8), (4, 2050, 2), (5, 2555, 8), (6, last, 1)]
@@ -178,7 +178,7 @@ fn images_with_zstd_stand_in_chains() {
         let mut wanted = behind.clone();
         wanted.resize(4 << 20, 0);
         wanted[65536..131_072].fill(5);
-        let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+        let mut disk = OpenImage::open(&image, DiskAccess::ReadWrite);
         assert!(disk.all() == wanted, "{middle} behind {top}");
         let end = behind.len() as u64 / 512;
         for (value, sector) in [(1, 3), (2, 129), (3, 1000), (4, end - 1), (5, end + 9)] {
@@ -214,7 +214,7 @@ fn tables_that_the_guest_can_write_harm_its_own_disk_alone() {
     let file = File::options().read(true).write(true).open(&image).unwrap();
     let table = table(&file);
     file.write_all_at(&(1 << 63 | table).to_be_bytes(), table).unwrap();
-    let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+    let mut disk = OpenImage::open(&image, DiskAccess::ReadWrite);
     let second = disk.read(128, 1).unwrap();
     assert_eq!(second, content()[65536..][..512]);
     // The table in the file names no cluster any more, and the one in memory still does.
@@ -262,7 +262,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         let (entry_at, entry) = place(&file, cluster);
         broken(&file, (entry_at, entry), offset(entry));
         let sector = cluster * 128;
-        let mut disk = Image::open(&image, DiskAccess::ReadWrite);
+        let mut disk = OpenImage::open(&image, DiskAccess::ReadWrite);
         assert_eq!(disk.read(sector, 1), Err(Errno::IO), "{what}");
         assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
         let discarded = disk.ask(DiskOp::Discard, sector + 9, 8, &RequestPage::private());
@@ -274,7 +274,7 @@ fn broken_clusters_with_zstd_harm_themselves_alone() {
         // The same image as a backing file.
         let top = folder.file("top.qcow2");
         tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &image, &top]);
-        let mut disk = Image::open(&top, DiskAccess::ReadWrite);
+        let mut disk = OpenImage::open(&top, DiskAccess::ReadWrite);
         assert_eq!(disk.write(sector + 9, &[1; 512]), Err(Errno::IO), "{what}");
         disk.write(3, &[8; 512]).unwrap();
         assert_eq!(disk.read(3, 1), Ok(vec![8; 512]), "{what}");

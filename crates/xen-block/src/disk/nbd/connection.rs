@@ -68,7 +68,7 @@ const FLAG_MULTI: u16 = 1 << 8;
 
 /// The description that a server gives of an export.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Export {
+pub(super) struct ExportInfo {
     bytes: u64,
     flags: u16,
     block_min: u32,
@@ -80,7 +80,7 @@ pub(super) fn protocol_error(what: impl fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the NBD server {what}"))
 }
 
-impl Export {
+impl ExportInfo {
     /// Returns the size in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
@@ -189,14 +189,14 @@ fn bytes<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
 }
 
 /// One request, with its memory.
-pub(super) enum Command<'a> {
+pub(super) enum NbdRequest<'a> {
     Read(&'a mut [u8]),
     Write(&'a [u8]),
     Flush,
     Discard,
 }
 
-impl Command<'_> {
+impl NbdRequest<'_> {
     fn code(&self) -> u16 {
         match self {
             Self::Read(_) => 0,
@@ -210,7 +210,7 @@ impl Command<'_> {
 /// One connection.
 pub(super) struct Connection {
     stream: UnixStream,
-    export: Export,
+    export: ExportInfo,
     handle: u64,
     /// True if the request without an answer was sent as a whole.
     sent: bool,
@@ -244,7 +244,7 @@ impl Connection {
         Ok(Self { stream, export, handle: 0, sent: false, patience })
     }
 
-    pub(super) fn export(&self) -> Export {
+    pub(super) fn export(&self) -> ExportInfo {
         self.export
     }
 
@@ -255,7 +255,7 @@ impl Connection {
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    fn ask_for(stream: &mut TimedStream<'_>, name: &str) -> io::Result<Export> {
+    fn ask_for(stream: &mut TimedStream<'_>, name: &str) -> io::Result<ExportInfo> {
         if u64::from_be_bytes(bytes(stream)?) != MAGIC
             || u64::from_be_bytes(bytes(stream)?) != OPTION_MAGIC
         {
@@ -282,8 +282,8 @@ impl Connection {
     }
 
     /// Reads the server's answers about the export, up to the last.
-    fn answers(stream: &mut TimedStream<'_>, name: &str) -> io::Result<Export> {
-        let (mut export, mut has_size) = (Export::default(), false);
+    fn answers(stream: &mut TimedStream<'_>, name: &str) -> io::Result<ExportInfo> {
+        let (mut export, mut has_size) = (ExportInfo::default(), false);
         for _ in 0..ANSWERS_MAX {
             let magic = u64::from_be_bytes(bytes(stream)?);
             let option = u32::from_be_bytes(bytes(stream)?);
@@ -336,7 +336,7 @@ impl Connection {
     /// The connection is lost, and cannot be used again.
     pub(super) fn exchange(
         &mut self,
-        command: &mut Command<'_>,
+        command: &mut NbdRequest<'_>,
         at: u64,
         len: u32,
     ) -> io::Result<Result<(), Errno>> {
@@ -357,7 +357,7 @@ impl Connection {
         let mut timed = TimedStream { stream: &mut self.stream, begin, within };
         self.sent = false;
         match command {
-            Command::Write(data) => timed.send(&request, data)?,
+            NbdRequest::Write(data) => timed.send(&request, data)?,
             _ => timed.write_all(&request)?,
         }
         self.sent = true;
@@ -374,7 +374,7 @@ impl Connection {
                 ERRORS.iter().find(|errno| errno.raw_os_error().unsigned_abs() == error).copied();
             return Ok(Err(known.unwrap_or(Errno::IO)));
         }
-        if let Command::Read(data) = command {
+        if let NbdRequest::Read(data) = command {
             timed.read_exact(data)?;
         }
         Ok(Ok(()))

@@ -1,7 +1,7 @@
 //! An image with all files that it needs, each opened, checked and locked before any data is read
 //! through it.
 
-use super::header::Header;
+use super::header::ImageHeader;
 use super::{DiskAccess, ImageFault, OpenError};
 use crate::disk::image::CHAIN_MAX;
 use crate::disk::image_dirs::ImageDirs;
@@ -13,36 +13,36 @@ use std::path::{Path, PathBuf};
 
 /// An image and its backing files, the top first.
 #[derive(Debug)]
-pub(super) struct Chain(pub(super) Vec<Link>);
+pub(super) struct Chain(pub(super) Vec<ChainFile>);
 
 /// One file of a chain.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct ChainFile {
     pub(super) path: PathBuf,
     pub(super) file: File,
     /// The header; `None` for a raw file, which is the last.
-    pub(super) header: Option<Header>,
+    pub(super) header: Option<ImageHeader>,
     /// The file that has the data, if it is another one.
     pub(super) data: Option<(PathBuf, File)>,
 }
 
 /// A format of a backing file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
+enum BackingFormat {
     Raw,
     Qcow2,
 }
 
 /// The purpose for which a chain is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Purpose {
+pub(super) enum ChainPurpose {
     /// The files are used, and so are locked.
     Use(DiskAccess),
     /// The files are only checked, without locks.
     Look,
 }
 
-impl Purpose {
+impl ChainPurpose {
     fn flags(self) -> OFlags {
         if self == Self::Use(DiskAccess::ReadWrite) { OFlags::RDWR } else { OFlags::RDONLY }
     }
@@ -69,12 +69,12 @@ impl Chain {
     /// [`OpenError`].
     pub(super) fn open(
         path: &Path,
-        mut purpose: Purpose,
+        mut purpose: ChainPurpose,
         image_dirs: &ImageDirs,
-        mut see: impl FnMut(&Link),
+        mut see: impl FnMut(&ChainFile),
     ) -> Result<Self, OpenError> {
         let (mut links, mut ids) = (Vec::new(), Vec::new());
-        let mut next = Some((path.to_owned(), Format::Qcow2));
+        let mut next = Some((path.to_owned(), BackingFormat::Qcow2));
         // The image that named the next one, and its folder.
         let mut by: Option<(PathBuf, PathBuf)> = None;
         while let Some((named, format)) = next.take() {
@@ -95,9 +95,10 @@ impl Chain {
             ids.push(opened.id);
             let OpenFile { file, path, .. } = opened;
             let bad = |fault| OpenError::Image(path.clone(), fault);
-            let mut link = Link { path: path.clone(), file: file.into(), header: None, data: None };
-            if format == Format::Qcow2 {
-                let header = Header::read(&link.file).map_err(bad)?;
+            let mut link =
+                ChainFile { path: path.clone(), file: file.into(), header: None, data: None };
+            if format == BackingFormat::Qcow2 {
+                let header = ImageHeader::read(&link.file).map_err(bad)?;
                 let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
                 // Names are relative to the image's name as it was given, without resolving links,
                 // as in QEMU.
@@ -130,7 +131,10 @@ impl Chain {
 }
 
 /// Returns the path and format of a backing file.
-fn backing<'n>(name: &'n str, format: Option<&str>) -> Result<(&'n str, Format), ImageFault> {
+fn backing<'n>(
+    name: &'n str,
+    format: Option<&str>,
+) -> Result<(&'n str, BackingFormat), ImageFault> {
     let path = name.strip_prefix("file:").unwrap_or(name);
     // As in QEMU, a colon before the first slash ends a protocol.
     let first = path.split('/').next().unwrap_or_default();
@@ -139,9 +143,9 @@ fn backing<'n>(name: &'n str, format: Option<&str>) -> Result<(&'n str, Format),
     }
     let format = match format {
         None => return Err(ImageFault::NoFormat(name.to_owned())),
-        Some("qcow2") => Format::Qcow2,
+        Some("qcow2") => BackingFormat::Qcow2,
         // The names of QEMU's drivers that read a file without a format.
-        Some("raw" | "file" | "host_device") => Format::Raw,
+        Some("raw" | "file" | "host_device") => BackingFormat::Raw,
         Some(other) => return Err(ImageFault::Format(name.to_owned(), other.to_owned())),
     };
     Ok((path, format))

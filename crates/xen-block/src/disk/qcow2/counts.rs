@@ -7,7 +7,7 @@
 //! only waste space; `qemu-img check -r leaks` frees them.
 
 use super::ImageFault;
-use super::layout::{COMPRESSED, Layout, OFFSET, fill, is_written, table};
+use super::layout::{COMPRESSED, ImageLayout, OFFSET, fill, is_written, table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,7 +20,7 @@ const MEMORY_MAX: usize = 64 << 20;
 ///
 /// # Errors
 /// [`ImageFault`]; then nothing was written, except where the system has failed.
-pub(super) fn repair(file: &File, layout: Layout) -> Result<(), ImageFault> {
+pub(super) fn repair(file: &File, layout: ImageLayout) -> Result<(), ImageFault> {
     let said = |error: std::io::Error| ImageFault::Said(error.to_string());
     let (blocks, l1) = (table(file, layout.counts), table(file, layout.l1));
     let (blocks, l1) = (blocks.map_err(said)?, l1.map_err(said)?);
@@ -60,7 +60,7 @@ pub(super) fn repair(file: &File, layout: Layout) -> Result<(), ImageFault> {
 
 /// The set of clusters that tables name.
 struct NamedClusters {
-    layout: Layout,
+    layout: ImageLayout,
     /// The entries of the table of blocks of counts.
     blocks: Vec<u64>,
     /// The bits of named clusters, one for each count, by the offset of the block of counts; only

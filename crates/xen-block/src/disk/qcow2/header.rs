@@ -1,7 +1,7 @@
 //! Reads the header of an image: its properties, and the files that it needs.
 
 use super::ImageFault;
-use super::layout::{Layout, fill};
+use super::layout::{ImageLayout, fill};
 use std::fs::File;
 
 /// The bytes of a header of version 2.
@@ -58,8 +58,8 @@ impl Compression {
 
 /// The header of an image that can be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Header {
-    pub(super) layout: Layout,
+pub(super) struct ImageHeader {
+    pub(super) layout: ImageLayout,
     /// The size of the disk in bytes.
     pub(super) size: u64,
     /// The method of its compressed clusters.
@@ -72,7 +72,7 @@ pub(super) struct Header {
     pub(super) data_file: Option<String>,
 }
 
-impl Header {
+impl ImageHeader {
     /// Returns the bytes of the disk, rounded up to whole clusters.
     pub(super) fn rounded_size(&self) -> u64 {
         self.size.next_multiple_of(1 << self.layout.cluster_bits)
@@ -126,7 +126,7 @@ impl Header {
         if header_len < needed || header_len >= HEADER_MAX {
             return Err(ImageFault::Claim("the header itself has no such length"));
         }
-        let layout = Layout {
+        let layout = ImageLayout {
             cluster_bits,
             l1: (long(40), u64::from(number(36)) * 8),
             counts: (long(48), u64::from(number(56)) << cluster_bits),

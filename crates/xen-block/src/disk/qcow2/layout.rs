@@ -27,7 +27,7 @@ pub(super) const COMPRESSED: u64 = 1 << 62;
 
 /// The positions of an image's tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Layout {
+pub(super) struct ImageLayout {
     pub(super) cluster_bits: u32,
     /// The offset and the bytes of the table.
     pub(super) l1: (u64, u64),
@@ -37,7 +37,7 @@ pub(super) struct Layout {
     pub(super) data_here: bool,
 }
 
-impl Layout {
+impl ImageLayout {
     /// Returns the bytes of the disk whose clusters one table names.
     pub(super) fn table_covers(self) -> u64 {
         1 << (2 * self.cluster_bits - 3)
@@ -126,7 +126,7 @@ pub(super) fn fill(file: &File, mut bytes: &mut [u8], mut at: u64) -> Result<()>
     Ok(())
 }
 
-/// Reads the entries of a table whose size [`Layout::check`] has allowed.
+/// Reads the entries of a table whose size [`ImageLayout::check`] has allowed.
 pub(super) fn table(file: &File, (offset, bytes): (u64, u64)) -> Result<Vec<u64>> {
     let mut raw = vec![0; usize::try_from(bytes).map_err(|_| ErrorKind::OutOfMemory)?];
     fill(file, &mut raw, offset)?;

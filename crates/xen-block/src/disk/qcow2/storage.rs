@@ -1,14 +1,14 @@
 //! The file of an image, as it is presented to `imago`.
 //!
 //! `imago` refuses an image whose header says that its clusters are compressed with zstd. It is
-//! therefore given a header with other fields ([`Mask`]); when it writes its header, the true
+//! therefore given a header with other fields ([`HeaderMask`]); when it writes its header, the true
 //! fields are put back.
 
 // The trait's own methods are `unsafe`: their callers promise aligned requests, and each request is
 // passed on unchanged.
 #![allow(unsafe_code)]
 
-use super::header::{COMPRESSION, COMPRESSION_AT, FEATURES_AT, Header, SIZE_AT};
+use super::header::{COMPRESSION, COMPRESSION_AT, FEATURES_AT, ImageHeader, SIZE_AT};
 use imago::file::File;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
@@ -23,28 +23,28 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
-    mask: Option<Mask>,
+    mask: Option<HeaderMask>,
 }
 
 /// The fields of a header that are presented with other values.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Mask([Field; 3]);
+pub(super) struct HeaderMask([HeaderField; 3]);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Field {
+struct HeaderField {
     at: usize,
     real: Vec<u8>,
     shown: Vec<u8>,
 }
 
-impl Mask {
+impl HeaderMask {
     /// Creates the mask of an image with zstd. The size is rounded up to whole clusters, as the
     /// last cluster is written as a whole too.
-    pub(super) fn zstd(header: &Header) -> Self {
+    pub(super) fn zstd(header: &ImageHeader) -> Self {
         let size = header.rounded_size();
         let field = |at, real: &[u8], shown: &[u8]| {
             let (real, shown) = (real.to_vec(), shown.to_vec());
-            Field { at, real, shown }
+            HeaderField { at, real, shown }
         };
         let (features, shown) = (header.features, header.features & !COMPRESSION);
         Self([
@@ -60,7 +60,7 @@ impl Mask {
     }
 
     /// Replaces the parts of fields that lie in `bytes`, which are the file's from `offset` on.
-    fn put(&self, bytes: &mut [u8], offset: u64, of: impl Fn(&Field) -> &[u8]) {
+    fn put(&self, bytes: &mut [u8], offset: u64, of: impl Fn(&HeaderField) -> &[u8]) {
         for field in &self.0 {
             for (at, byte) in (field.at as u64..).zip(of(field)) {
                 let index = at.checked_sub(offset).and_then(|index| usize::try_from(index).ok());
@@ -81,14 +81,14 @@ impl ImageFile {
         file: std::fs::File,
         path: &Path,
         writes: bool,
-        mask: Option<Mask>,
+        mask: Option<HeaderMask>,
     ) -> Result<Self> {
         let options = StorageOpenOptions::new().write(writes).filename(path);
         Ok(Self { file: File::from_open_file(file, options)?, mask })
     }
 
     /// Returns the mask, if a request at `offset` reaches masked fields.
-    fn mask_at(&self, offset: u64) -> Option<&Mask> {
+    fn mask_at(&self, offset: u64) -> Option<&HeaderMask> {
         self.mask.as_ref().filter(|mask| offset < mask.bytes().end as u64)
     }
 }

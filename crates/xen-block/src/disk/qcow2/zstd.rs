@@ -10,8 +10,8 @@
 #![allow(unsafe_code)]
 
 use super::ImageFile;
-use super::header::Header;
-use super::layout::{Layout, fill};
+use super::header::ImageHeader;
+use super::layout::{ImageLayout, fill};
 use imago::format::drivers::FormatDriverInstance;
 use imago::format::{Format, PreallocateMode};
 use imago::io_buffers::IoVectorMut;
@@ -36,10 +36,10 @@ const CACHED_CLUSTERS: usize = 4;
 
 /// An image with zstd.
 pub(super) struct ZstdImage {
-    /// The image with the header of a [`Mask`](super::storage::Mask).
+    /// The image with the header of a [`HeaderMask`](super::storage::HeaderMask).
     inner: Qcow2<ImageFile>,
     file: File,
-    layout: Layout,
+    layout: ImageLayout,
     /// The bytes of the disk; `inner` has whole clusters.
     size: u64,
     /// The lock of the tables: shared by threads that read compressed clusters, exclusive for a
@@ -62,11 +62,11 @@ struct Cluster {
     bytes: Vec<u8>,
     /// The image and the place of the cluster. The bytes there do not change, as compressed
     /// clusters are not written.
-    of: Option<(usize, Place)>,
+    of: Option<(usize, CompressedRange)>,
 }
 
 /// The offset in the file, and the most bytes.
-type Place = (u64, usize);
+type CompressedRange = (u64, usize);
 
 /// The reason why a cluster cannot be decoded.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ pub(super) fn is_fault(error: &Error) -> bool {
 
 impl ClusterCache {
     /// Returns the cluster if it is cached; otherwise one to be loaded.
-    fn take(&self, of: (usize, Place)) -> Cluster {
+    fn take(&self, of: (usize, CompressedRange)) -> Cluster {
         let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match cache.iter().position(|cluster| cluster.of == Some(of)) {
             Some(at) => cache.remove(at),
@@ -134,7 +134,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Those of reading, and [`DecodeError`].
-    fn load(&mut self, file: &File, of: (usize, Place), bytes: usize) -> Result<()> {
+    fn load(&mut self, file: &File, of: (usize, CompressedRange), bytes: usize) -> Result<()> {
         if self.of == Some(of) {
             return Ok(());
         }
@@ -175,7 +175,7 @@ impl ZstdImage {
     pub(super) fn new(
         inner: Qcow2<ImageFile>,
         file: File,
-        header: &Header,
+        header: &ImageHeader,
         cache: ClusterCache,
         number: usize,
     ) -> Self {

@@ -32,7 +32,7 @@ const INFO_BLOCK_SIZE: u16 = 3;
 
 /// The state of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Phase {
+pub(super) enum ClientPhase {
     /// The greeting was sent; the client's flags come next.
     Greeted,
     /// Options come next; with the client's choice about the zeroes that end an old negotiation.
@@ -50,7 +50,7 @@ pub(super) enum ZeroPadding {
 
 /// The command of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Command {
+pub(super) enum NbdCommand {
     Read,
     Write,
     Disconnect,
@@ -62,7 +62,7 @@ pub(super) enum Command {
 /// A client's request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Request {
-    pub(super) command: Command,
+    pub(super) command: NbdCommand,
     pub(super) handle: u64,
     pub(super) offset: u64,
     pub(super) len: u32,
@@ -73,7 +73,7 @@ pub(super) struct Request {
 pub(super) struct ParsedStep {
     /// The bytes of the input that were used.
     pub(super) used: usize,
-    pub(super) phase: Phase,
+    pub(super) phase: ClientPhase,
     /// The request, and the range of its data in the input.
     pub(super) request: Option<(Request, Range<usize>)>,
 }
@@ -114,23 +114,23 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// Does the next step; `None` if the input for it is incomplete.
 pub(super) fn step(
-    phase: Phase,
+    phase: ClientPhase,
     input: &[u8],
     info: &Info,
     output: &mut Vec<u8>,
 ) -> Result<Option<ParsedStep>, ProtocolError> {
     match phase {
-        Phase::Greeted => {
+        ClientPhase::Greeted => {
             let Some(flags) = u32_at(input, 0) else { return Ok(None) };
             if flags & !u32::from(SERVER_FLAGS) != 0 {
                 return Err(ProtocolError);
             }
             let zeroes =
                 if flags & NO_ZEROES == 0 { ZeroPadding::Wanted } else { ZeroPadding::NotWanted };
-            Ok(Some(ParsedStep { used: 4, phase: Phase::Options(zeroes), request: None }))
+            Ok(Some(ParsedStep { used: 4, phase: ClientPhase::Options(zeroes), request: None }))
         }
-        Phase::Options(zeroes) => option(zeroes, input, info, output),
-        Phase::Requests => request(input, info),
+        ClientPhase::Options(zeroes) => option(zeroes, input, info, output),
+        ClientPhase::Requests => request(input, info),
     }
 }
 
@@ -151,7 +151,7 @@ fn option(
     if input.len() < used {
         return Ok(None);
     }
-    let mut phase = Phase::Options(zeroes);
+    let mut phase = ClientPhase::Options(zeroes);
     match option {
         OPT_ABORT => {
             answer(output, option, REP_ACK, &[]);
@@ -167,7 +167,7 @@ fn option(
             if zeroes == ZeroPadding::Wanted {
                 output.extend([0; 124]);
             }
-            phase = Phase::Requests;
+            phase = ClientPhase::Requests;
         }
         OPT_GO | OPT_INFO => {
             let mut export = INFO_EXPORT.to_be_bytes().to_vec();
@@ -181,7 +181,7 @@ fn option(
             answer(output, option, REP_INFO, &sizes);
             answer(output, option, REP_ACK, &[]);
             if option == OPT_GO {
-                phase = Phase::Requests;
+                phase = ClientPhase::Requests;
             }
         }
         _ => answer(output, option, REP_ERR_UNSUP, &[]),
@@ -221,14 +221,14 @@ fn request(input: &[u8], info: &Info) -> Result<Option<ParsedStep>, ProtocolErro
     let fields = (u16_at(input, 6), u64_at(input, 8), u64_at(input, 16), u32_at(input, 24));
     let (Some(command), Some(handle), Some(offset), Some(len)) = fields else { return Ok(None) };
     let command = match command {
-        0 => Command::Read,
-        1 => Command::Write,
-        2 => Command::Disconnect,
-        3 => Command::Flush,
-        4 => Command::Trim,
-        _ => Command::Unknown,
+        0 => NbdCommand::Read,
+        1 => NbdCommand::Write,
+        2 => NbdCommand::Disconnect,
+        3 => NbdCommand::Flush,
+        4 => NbdCommand::Trim,
+        _ => NbdCommand::Unknown,
     };
-    let data = if command == Command::Write { len as usize } else { 0 };
+    let data = if command == NbdCommand::Write { len as usize } else { 0 };
     // Data that does not fit cannot be skipped either.
     if data > transfer_max(info) {
         return Err(ProtocolError);
@@ -238,7 +238,7 @@ fn request(input: &[u8], info: &Info) -> Result<Option<ParsedStep>, ProtocolErro
         return Ok(None);
     }
     let request = Request { command, handle, offset, len };
-    Ok(Some(ParsedStep { used, phase: Phase::Requests, request: Some((request, 28..used)) }))
+    Ok(Some(ParsedStep { used, phase: ClientPhase::Requests, request: Some((request, 28..used)) }))
 }
 
 /// Appends the answer to a request.

@@ -79,9 +79,9 @@ pub(super) struct Request {
 }
 
 /// The fields of a message, one after the other.
-struct Fields<'a>(&'a [u8]);
+struct MessageFields<'a>(&'a [u8]);
 
-impl Fields<'_> {
+impl MessageFields<'_> {
     fn u32(&mut self) -> Option<u32> {
         let (first, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -102,12 +102,12 @@ impl Fields<'_> {
 
 /// Parses a request; `None` if it is too short.
 pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
-    let mut head = Fields(bytes);
+    let mut head = MessageFields(bytes);
     let len = usize::try_from(head.u32()?).ok()?;
     let opcode = head.u32()?;
     let (unique, node) = (head.u64()?, head.u64()?);
     let (uid, gid) = (head.u32()?, head.u32()?);
-    let mut body = Fields(bytes.get(IN_HEADER..len)?);
+    let mut body = MessageFields(bytes.get(IN_HEADER..len)?);
     let op = match opcode {
         1 => FuseOp::Lookup { name: body.0.strip_suffix(b"\0")?.to_vec() },
         // FORGET, INTERRUPT, BATCH_FORGET.

@@ -50,12 +50,12 @@ enum FlushBehaviour {
     ForgetsFlushes,
 }
 
-type Log = Rc<RefCell<Vec<StoreEvent>>>;
+type WriteLog = Rc<RefCell<Vec<StoreEvent>>>;
 
 #[derive(Debug)]
 struct Recording {
     disk: Memory,
-    log: Log,
+    log: WriteLog,
     flushes: FlushBehaviour,
 }
 
@@ -224,7 +224,7 @@ fn flush(scene: &mut Scene) {
 }
 
 /// Writes all transactions through a device onto a store in memory.
-fn play(workload: &Workload, log: &Log, flushes: FlushBehaviour) -> bool {
+fn play(workload: &Workload, log: &WriteLog, flushes: FlushBehaviour) -> bool {
     let (start, recorded) = (workload.start(), Rc::clone(log));
     let open: Box<OpenDisk> = Box::new(move |_| {
         let disk = Memory::with_contents(start.clone());
@@ -286,7 +286,7 @@ fn put_at(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
 
 /// The format of a store's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Format {
+enum StoreFormat {
     Raw,
     Qcow2,
 }
@@ -296,11 +296,11 @@ fn recover(
     workload: &Workload,
     file: &Path,
     image: &[u8],
-    format: Format,
+    format: StoreFormat,
 ) -> Result<usize, String> {
     match format {
-        Format::Raw => std::fs::write(file, image).unwrap(),
-        Format::Qcow2 => qcow2::unpack(image, file)?,
+        StoreFormat::Raw => std::fs::write(file, image).unwrap(),
+        StoreFormat::Qcow2 => qcow2::unpack(image, file)?,
     }
     let (code, text) = run("e2fsck", &["-fy"], file);
     if !matches!(code, Some(0 | 1)) {
@@ -325,7 +325,7 @@ fn recover(
 /// that had lost something. `flushed` is the store's contents at the start.
 fn crash_everywhere(
     workload: &Workload,
-    (mut flushed, format): (Vec<u8>, Format),
+    (mut flushed, format): (Vec<u8>, StoreFormat),
     log: &[StoreEvent],
     file: &Path,
 ) -> (usize, Option<String>) {
@@ -374,11 +374,11 @@ fn crash_everywhere(
 fn every_crash_recovers_to_what_was_answered() {
     let Some(folder) = Folder::new("durable") else { return };
     let workload = Workload::make(&folder.0);
-    let log = Log::default();
+    let log = WriteLog::default();
     if !play(&workload, &log, FlushBehaviour::Honest) {
         return;
     }
-    let start = (workload.start(), Format::Raw);
+    let start = (workload.start(), StoreFormat::Raw);
     let (images, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.0.join("crash"));
     assert_eq!(lost, None, "image {images}");
     assert!(images > 100, "{images}");
@@ -389,11 +389,11 @@ fn every_crash_recovers_to_what_was_answered() {
 fn a_store_that_forgets_flushes_is_found_out() {
     let Some(folder) = Folder::new("forgets") else { return };
     let workload = Workload::make(&folder.0);
-    let log = Log::default();
+    let log = WriteLog::default();
     if !play(&workload, &log, FlushBehaviour::ForgetsFlushes) {
         return;
     }
-    let start = (workload.start(), Format::Raw);
+    let start = (workload.start(), StoreFormat::Raw);
     let (_, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.0.join("crash"));
     assert!(lost.is_some(), "nothing was lost without any flush");
 }

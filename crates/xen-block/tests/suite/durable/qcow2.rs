@@ -2,7 +2,8 @@
 //! write and each sync of the image's file.
 
 use super::{
-    Folder, Format, StoreEvent, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at, recover,
+    Folder, StoreEvent, StoreFormat, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at,
+    recover,
 };
 use crate::support::once_free;
 use std::os::unix::fs::FileExt;
@@ -138,7 +139,7 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
     let answers = log.iter().filter(|what| matches!(what, StoreEvent::Answered(_)));
     assert_eq!(answers.count(), TRANSACTIONS);
     let file = folder.0.join("crash");
-    let start = (before.clone(), Format::Qcow2);
+    let start = (before.clone(), StoreFormat::Qcow2);
     let (images, lost) = crash_everywhere(&workload, start, &log, &file);
     assert_eq!(lost, None, "image {images}");
     assert!(images > 100, "{images}");
@@ -150,7 +151,7 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
             StoreEvent::Answered(number) => answered = *number,
             StoreEvent::Flush => continue,
         }
-        let state = recover(&workload, &file, &left, Format::Qcow2);
+        let state = recover(&workload, &file, &left, StoreFormat::Qcow2);
         assert!(
             state.as_ref().is_ok_and(|state| *state >= answered),
             "killed at {at}, {answered} answered: {state:?}"
@@ -159,6 +160,6 @@ fn every_crash_of_an_image_recovers_to_what_was_answered() {
     // Without the syncs, as in a build that forgets them, the test finds a loss.
     let without: Vec<_> =
         log.into_iter().filter(|what| !matches!(what, StoreEvent::Flush)).collect();
-    let (_, lost) = crash_everywhere(&workload, (before, Format::Qcow2), &without, &file);
+    let (_, lost) = crash_everywhere(&workload, (before, StoreFormat::Qcow2), &without, &file);
     assert!(lost.is_some(), "nothing was lost without any sync");
 }

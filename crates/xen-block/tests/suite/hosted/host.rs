@@ -24,12 +24,12 @@ pub(crate) fn has(program: &str) -> bool {
     dirs.into_iter().any(|dir| dir.join(program).exists())
 }
 
-pub(crate) struct Host {
+pub(crate) struct BlockHost {
     pub(crate) backend: Program,
     host: testhost::Host,
 }
 
-impl Deref for Host {
+impl Deref for BlockHost {
     type Target = testhost::Host;
 
     fn deref(&self) -> &testhost::Host {
@@ -37,13 +37,13 @@ impl Deref for Host {
     }
 }
 
-impl DerefMut for Host {
+impl DerefMut for BlockHost {
     fn deref_mut(&mut self) -> &mut testhost::Host {
         &mut self.host
     }
 }
 
-impl Host {
+impl BlockHost {
     /// Starts a host with a backend; `None`, with a printed line, if a program is missing.
     pub(crate) fn start(test: &str) -> Option<Self> {
         let host = testhost::Host::start(test)?;
@@ -88,13 +88,13 @@ impl Host {
     }
 
     /// Creates a guest with these disks (name, target), and waits until they are connected.
-    pub(crate) fn guest(&mut self, disks: &[(&str, String)]) -> Guest {
+    pub(crate) fn guest(&mut self, disks: &[(&str, String)]) -> BlockGuest {
         self.guest_with(Devices::Files, disks)
     }
 
-    /// Creates a guest as [`Host::guest`] does, with this kind of `/dev`.
-    pub(crate) fn guest_with(&mut self, devices: Devices, disks: &[(&str, String)]) -> Guest {
-        let guest = Guest::create(self, devices);
+    /// Creates a guest as [`BlockHost::guest`] does, with this kind of `/dev`.
+    pub(crate) fn guest_with(&mut self, devices: Devices, disks: &[(&str, String)]) -> BlockGuest {
+        let guest = BlockGuest::create(self, devices);
         for (vdev, target) in disks {
             self.attach(&guest, vdev, target, DiskAccess::ReadWrite);
         }
@@ -108,7 +108,7 @@ impl Host {
         guest
     }
 
-    pub(crate) fn vbd(guest: &Guest, vdev: &str, target: &str, access: DiskAccess) -> Vbd {
+    pub(crate) fn vbd(guest: &BlockGuest, vdev: &str, target: &str, access: DiskAccess) -> Vbd {
         Vbd {
             frontend: guest.domid,
             backend: DomId::DOM0,
@@ -120,12 +120,18 @@ impl Host {
         }
     }
 
-    pub(crate) fn attach(&mut self, guest: &Guest, vdev: &str, target: &str, access: DiskAccess) {
+    pub(crate) fn attach(
+        &mut self,
+        guest: &BlockGuest,
+        vdev: &str,
+        target: &str,
+        access: DiskAccess,
+    ) {
         let device = Self::vbd(guest, vdev, target, access).device().unwrap();
         toolstack::add(&mut self.tool, &device).unwrap();
     }
 
-    pub(crate) fn detach(&mut self, guest: &Guest, vdev: &str) {
+    pub(crate) fn detach(&mut self, guest: &BlockGuest, vdev: &str) {
         let device = self.ask_to_detach(guest, vdev);
         let state = format!("{}/state", device.backend_path());
         let tool = &mut self.tool;
@@ -134,14 +140,14 @@ impl Host {
     }
 
     /// Requests that a disk is detached; its backend is Closed once it has gone.
-    pub(crate) fn ask_to_detach(&mut self, guest: &Guest, vdev: &str) -> NewDevice {
+    pub(crate) fn ask_to_detach(&mut self, guest: &BlockGuest, vdev: &str) -> NewDevice {
         let device = Self::vbd(guest, vdev, "", DiskAccess::ReadWrite).device().unwrap();
         toolstack::detach(&mut self.tool, &device).unwrap();
         device
     }
 
     /// Ends a guest properly, and frees its number.
-    pub(crate) fn end(&mut self, mut guest: Guest) {
+    pub(crate) fn end(&mut self, mut guest: BlockGuest) {
         guest.tell("end");
         until("the guest ends", || {
             matches!(self.control.info(guest.domid).unwrap().state, RunState::Shutdown(_))
@@ -149,7 +155,7 @@ impl Host {
         self.destroy(&guest);
     }
 
-    pub(crate) fn destroy(&mut self, guest: &Guest) {
+    pub(crate) fn destroy(&mut self, guest: &BlockGuest) {
         self.control.destroy(guest.domid).unwrap();
     }
 
@@ -166,12 +172,12 @@ fn backend(host: &testhost::Host) -> Program {
 }
 
 /// A guest, seen from the test; its program is [`guest::play`].
-pub(crate) struct Guest {
+pub(crate) struct BlockGuest {
     guest: testhost::Guest,
     runs: u32,
 }
 
-impl Deref for Guest {
+impl Deref for BlockGuest {
     type Target = testhost::Guest;
 
     fn deref(&self) -> &testhost::Guest {
@@ -179,20 +185,20 @@ impl Deref for Guest {
     }
 }
 
-impl DerefMut for Guest {
+impl DerefMut for BlockGuest {
     fn deref_mut(&mut self) -> &mut testhost::Guest {
         &mut self.guest
     }
 }
 
-impl Guest {
-    fn create(host: &mut Host, devices: Devices) -> Self {
+impl BlockGuest {
+    fn create(host: &mut BlockHost, devices: Devices) -> Self {
         let shape = |config: &mut xen_hosted::domain::Config| config.devices = devices;
         let guest = testhost::Guest::create(host, "hosted::part", shape);
         Self { guest, runs: 0 }
     }
 
-    /// Starts a shell command in the guest; [`Guest::wait_for_end`] waits for its end.
+    /// Starts a shell command in the guest; [`BlockGuest::wait_for_end`] waits for its end.
     pub(crate) fn start(&mut self, command: &str) -> u32 {
         self.runs += 1;
         let number = self.runs;

@@ -5,7 +5,7 @@ mod fio;
 mod guest;
 mod host;
 
-use host::{Guest, Host, has, until};
+use host::{BlockGuest, BlockHost, has, until};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn a_program_has_a_file_system_on_its_device() {
     if !has_all(test, &["mkfs.ext4", "debugfs", "e2fsck"]) {
         return;
     }
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let image = host.image("disk", 64);
     let mut guest = host.guest(&[("xvda", image.clone())]);
     if !has_files(test, &guest) {
@@ -68,7 +68,7 @@ fn a_program_has_a_file_system_on_its_device() {
 }
 
 /// True if a guest has files at `/dev` here; prints a line if not.
-fn has_files(test: &str, guest: &Guest) -> bool {
+fn has_files(test: &str, guest: &BlockGuest) -> bool {
     let lacks = guest.lacks.contains(&MissingFeature::Devices);
     if lacks {
         conformance::skip(test, &MissingFeature::Devices.to_string());
@@ -82,7 +82,7 @@ fn qemus_tools_use_the_socket_of_a_guest() {
     if !has_all(test, &["qemu-io", "qemu-img"]) {
         return;
     }
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let image = host.image("disk", 32);
     let mut guest = host.guest(&[("xvda", image)]);
     let url = "'nbd+unix:///?socket=/tmp/xvda.nbd'";
@@ -112,7 +112,7 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
     if !has_all(test, &["mkfs.ext4", "e2fsck"]) {
         return;
     }
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let image = host.image("disk", 64);
     let mut guest = host.guest_with(Devices::KernelFiles, &[("xvda", image.clone())]);
     if !has_files(test, &guest) {
@@ -168,7 +168,7 @@ fn a_kernel_mount_for_a_guest_that_may_have_one() {
 #[test]
 fn a_backend_that_is_killed_is_not_noticed() {
     let test = "a_backend_that_is_killed_is_not_noticed";
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let image = host.image("disk", 64);
     let mut guest = host.guest(&[("xvda", image)]);
     if !has_files(test, &guest) {
@@ -197,7 +197,7 @@ fn a_backend_that_is_killed_is_not_noticed() {
 #[test]
 fn a_full_disk_of_the_host_stops_no_backend() {
     let test = "a_full_disk_of_the_host_stops_no_backend";
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let image = host.image("disk", 8);
     host.fill_the_backends_disk();
     let mut guest = host.guest(&[("xvda", image.clone())]);
@@ -215,7 +215,7 @@ fn a_full_disk_of_the_host_stops_no_backend() {
 
 /// A program that has the device open can continue to use it; when the program has ended, the
 /// device closes.
-fn detach_while_open(host: &mut Host, guest: &mut Guest) {
+fn detach_while_open(host: &mut BlockHost, guest: &mut BlockGuest) {
     let user = guest.start(
         "exec 3< /dev/xvdb && echo > /tmp/opened; until test -e /tmp/enough; do \
          dd of=/dev/null bs=64k count=1 status=none <&3 || exit 1; done; rm /tmp/enough /tmp/opened",
@@ -236,7 +236,7 @@ fn detach_while_open(host: &mut Host, guest: &mut Guest) {
 #[test]
 fn devices_come_and_go_and_grow() {
     let test = "devices_come_and_go_and_grow";
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let (one, two) = (host.image("one", 8), host.image("two", 8));
     let mut guest = host.guest(&[("xvda", one.clone())]);
     if !has_files(test, &guest) {
@@ -294,7 +294,7 @@ fn verify_while_killed(test: &str, seconds: u64) {
         Ok(fio) => fio,
         Err(why) => return conformance::skip(test, &why),
     };
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let image = host.image("disk", 64);
     let guest = host.guest(&[("xvda", image)]);
     if !has_files(test, &guest) {
@@ -349,7 +349,7 @@ fn fio_verifies_for_60_s_while_the_backend_is_killed() {
 #[test]
 fn many_devices_share_what_grants_there_are() {
     let test = "many_devices_share_what_grants_there_are";
-    let Some(mut host) = Host::start(test) else { return };
+    let Some(mut host) = BlockHost::start(test) else { return };
     let names: Vec<String> = ('a'..='g').map(|letter| format!("xvd{letter}")).collect();
     let disks: Vec<_> = names.iter().map(|name| (&**name, host.image(name, 8))).collect();
     let mut guest = host.guest(&disks);
