@@ -325,12 +325,12 @@ mod tests {
     }
 
     /// Another view of a page, which keeps the page.
-    struct View {
+    struct PageView {
         page: Mutex<Option<SharedPage>>,
         unmapped: AtomicU32,
     }
 
-    impl Unmap for View {
+    impl Unmap for PageView {
         fn unmap(&self, base: NonNull<u8>) {
             let page = self.page.lock().unwrap().take();
             assert_eq!(page.map(|page| page.base), Some(base));
@@ -338,9 +338,10 @@ mod tests {
         }
     }
 
-    fn view(page: SharedPage, access: PageAccess) -> (SharedPage, Arc<View>) {
+    fn view(page: SharedPage, access: PageAccess) -> (SharedPage, Arc<PageView>) {
         let base = page.base;
-        let owner = Arc::new(View { page: Mutex::new(Some(page)), unmapped: AtomicU32::new(0) });
+        let owner =
+            Arc::new(PageView { page: Mutex::new(Some(page)), unmapped: AtomicU32::new(0) });
         // SAFETY: the owner keeps the page until the view is dropped.
         (unsafe { SharedPage::from_mapped(base, access, Arc::clone(&owner) as _) }, owner)
     }
