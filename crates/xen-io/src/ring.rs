@@ -125,14 +125,14 @@ impl RingPage for OfferedPage {
 
 /// The pages of a ring, and the size and number of its entries.
 #[derive(Debug)]
-struct Shared<P> {
+struct RingPages<P> {
     first: P,
     others: Vec<P>,
     entry_bytes: usize,
     count: u32,
 }
 
-impl<P: RingPage> Shared<P> {
+impl<P: RingPage> RingPages<P> {
     fn new(pages: Vec<P>, entry_bytes: usize) -> Result<Self, RingError> {
         let count = entry_count(pages.len(), entry_bytes)?;
         let wrong = RingError::Size { pages: pages.len(), entry_bytes };
@@ -215,7 +215,7 @@ pub struct Position {
 /// The backend's end: takes requests, puts responses.
 #[derive(Debug)]
 pub struct BackRing {
-    shared: Shared<Mapping>,
+    shared: RingPages<Mapping>,
     at: Position,
     /// Responses that the peer has been shown.
     pushed: u32,
@@ -241,7 +241,7 @@ impl BackRing {
         entry_bytes: usize,
         at: Position,
     ) -> Result<Self, RingError> {
-        let shared = Shared::new(pages, entry_bytes)?;
+        let shared = RingPages::new(pages, entry_bytes)?;
         let Position { req_cons, rsp_prod } = at;
         if req_cons.wrapping_sub(rsp_prod) > shared.count {
             let ahead_max = shared.count;
@@ -351,7 +351,7 @@ impl BackRing {
 /// The frontend's end: puts requests, takes responses.
 #[derive(Debug)]
 pub struct FrontRing {
-    shared: Shared<OfferedPage>,
+    shared: RingPages<OfferedPage>,
     req_prod: u32,
     pushed: u32,
     rsp_cons: u32,
@@ -365,7 +365,7 @@ impl FrontRing {
     /// # Errors
     /// [`RingError::Size`].
     pub fn new(pages: Vec<OfferedPage>, entry_bytes: usize) -> Result<Self, RingError> {
-        let shared = Shared::new(pages, entry_bytes)?;
+        let shared = RingPages::new(pages, entry_bytes)?;
         for (word, value) in [(REQ_PROD, 0), (RSP_PROD, 0), (REQ_EVENT, 1), (RSP_EVENT, 1)] {
             shared.store(word, value)?;
         }

@@ -58,16 +58,16 @@ pub const RECONNECT: u32 = 1;
 
 /// The offsets of one stream in the page.
 #[derive(Clone, Copy)]
-struct Stream {
+struct StreamOffsets {
     data: usize,
     cons: usize,
     prod: usize,
 }
 
-const REQUESTS: Stream =
-    Stream { data: offset::REQ, cons: offset::REQ_CONS, prod: offset::REQ_PROD };
-const RESPONSES: Stream =
-    Stream { data: offset::RSP, cons: offset::RSP_CONS, prod: offset::RSP_PROD };
+const REQUESTS: StreamOffsets =
+    StreamOffsets { data: offset::REQ, cons: offset::REQ_CONS, prod: offset::REQ_PROD };
+const RESPONSES: StreamOffsets =
+    StreamOffsets { data: offset::RSP, cons: offset::RSP_CONS, prod: offset::RSP_PROD };
 
 /// The reason that a store stops serving a ring: the value of the error word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +124,7 @@ struct Indices {
     used: usize,
 }
 
-fn indices(page: &SharedPage, stream: Stream) -> Result<Indices, RingError> {
+fn indices(page: &SharedPage, stream: StreamOffsets) -> Result<Indices, RingError> {
     let cons = page.load_u32(stream.cons)?;
     let prod = page.load_u32(stream.prod)?;
     let used = prod.wrapping_sub(cons);
@@ -143,7 +143,7 @@ fn position(index: u32) -> usize {
 ///
 /// Linux signals new bytes only if it finds all earlier ones taken. Therefore the stream is looked
 /// at again once the own index has moved: bytes added in between come without a signal.
-fn consume(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, RingError> {
+fn consume(page: &SharedPage, stream: StreamOffsets, into: &mut [u8]) -> Result<usize, RingError> {
     let mut taken: usize = 0;
     while let Some(left) = into.get_mut(taken..)
         && let count @ 1.. = consume_some(page, stream, left)?
@@ -155,7 +155,11 @@ fn consume(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, 
 }
 
 /// Takes the bytes that a stream holds at one moment.
-fn consume_some(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<usize, RingError> {
+fn consume_some(
+    page: &SharedPage,
+    stream: StreamOffsets,
+    into: &mut [u8],
+) -> Result<usize, RingError> {
     let at = indices(page, stream)?;
     let count = at.used.min(into.len());
     if count == 0 {
@@ -177,7 +181,7 @@ fn consume_some(page: &SharedPage, stream: Stream, into: &mut [u8]) -> Result<us
 ///
 /// Linux signals new space only if it finds the stream full. Therefore, if not all bytes fitted,
 /// the stream is looked at again once the own index has moved.
-fn produce(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, RingError> {
+fn produce(page: &SharedPage, stream: StreamOffsets, from: &[u8]) -> Result<usize, RingError> {
     let mut put: usize = 0;
     while let Some(left) = from.get(put..)
         && let count @ 1.. = produce_some(page, stream, left)?
@@ -189,7 +193,7 @@ fn produce(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, Ring
 }
 
 /// Puts as many bytes as fit at one moment.
-fn produce_some(page: &SharedPage, stream: Stream, from: &[u8]) -> Result<usize, RingError> {
+fn produce_some(page: &SharedPage, stream: StreamOffsets, from: &[u8]) -> Result<usize, RingError> {
     let at = indices(page, stream)?;
     let count = RING_SIZE.saturating_sub(at.used).min(from.len());
     if count == 0 {

@@ -11,7 +11,7 @@ use xen::GrantRef;
 const DISCARD_SECURE: u8 = 1;
 
 /// The offsets of the fields of a layout, in bytes.
-struct Fields {
+struct FieldOffsets {
     id: usize,
     sector: usize,
     segments: usize,
@@ -19,12 +19,12 @@ struct Fields {
     indirect_pages: usize,
 }
 
-const FIELDS_32: Fields =
-    Fields { id: 4, sector: 12, segments: 20, indirect_handle: 20, indirect_pages: 24 };
-const FIELDS_64: Fields =
-    Fields { id: 8, sector: 16, segments: 24, indirect_handle: 24, indirect_pages: 28 };
+const FIELDS_32: FieldOffsets =
+    FieldOffsets { id: 4, sector: 12, segments: 20, indirect_handle: 20, indirect_pages: 24 };
+const FIELDS_64: FieldOffsets =
+    FieldOffsets { id: 8, sector: 16, segments: 24, indirect_handle: 24, indirect_pages: 28 };
 
-fn fields(layout: Layout) -> &'static Fields {
+fn fields(layout: Layout) -> &'static FieldOffsets {
     match layout {
         Layout::X86_32 => &FIELDS_32,
         Layout::X86_64 => &FIELDS_64,
@@ -115,7 +115,7 @@ impl RequestBytes {
 
     fn indirect(
         &self,
-        fields: &Fields,
+        fields: &FieldOffsets,
         operation: u8,
         count: u16,
         sector: u64,

@@ -8,7 +8,7 @@
 //! each the peer says every index from two sizes and two before the last response taken to two sizes and two
 //! behind it, and the eight of [`FAR`]. The backend is tested in the same way in `tests/suite/indices.rs`.
 
-use super::{ENTRIES, FrontRing, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, RingError, Shared};
+use super::{ENTRIES, FrontRing, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, RingError, RingPages};
 use loopback::Host;
 use xen::DomId;
 use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
@@ -39,7 +39,7 @@ fn low(index: u64) -> u32 {
 /// The state of a frontend: it has taken all responses before `start`, and has put `put` requests from there on, of
 /// which it has shown `shown`; it knows of `known` responses, all of them to requests that it has shown.
 #[derive(Clone, Copy, Debug)]
-struct State {
+struct FrontendState {
     count: u64,
     start: u64,
     put: u64,
@@ -50,13 +50,13 @@ struct State {
 }
 
 /// A ring whose indices can be set, and a view of its page.
-struct Ring {
+struct IndexedRing {
     front: FrontRing,
     page: SharedPage,
     count: u64,
 }
 
-impl Ring {
+impl IndexedRing {
     fn new(count: u64) -> Self {
         let host = Host::new();
         let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
@@ -68,8 +68,8 @@ impl Ring {
         Self { front, page, count }
     }
 
-    fn set(&mut self, state: &State) {
-        let State { start, put, shown, known, .. } = *state;
+    fn set(&mut self, state: &FrontendState) {
+        let FrontendState { start, put, shown, known, .. } = *state;
         self.front.req_prod = low(start + put);
         self.front.pushed = low(start + shown);
         self.front.rsp_cons = low(start);
@@ -77,7 +77,7 @@ impl Ring {
     }
 
     /// Offset of the entry of an index.
-    fn entry(shared: &Shared<xen::gnttab::OfferedPage>, index: u64) -> usize {
+    fn entry(shared: &RingPages<xen::gnttab::OfferedPage>, index: u64) -> usize {
         ENTRIES + usize::try_from(index % u64::from(shared.count)).unwrap() * shared.entry_bytes
     }
 
@@ -97,10 +97,10 @@ impl Ring {
 }
 
 /// Runs `case` with each state and each index of the peer; how many those are.
-fn every(mut case: impl FnMut(&mut Ring, State)) -> u64 {
+fn every(mut case: impl FnMut(&mut IndexedRing, FrontendState)) -> u64 {
     let mut cases = 0;
     for count in COUNTS {
-        let mut ring = Ring::new(count);
+        let mut ring = IndexedRing::new(count);
         let near = 2 * count + 2;
         let around = |at: u64| at + 1 - near..at + near;
         for start in [ALL, ALL + (1 << 31), 2 * ALL].into_iter().flat_map(around) {
@@ -109,7 +109,7 @@ fn every(mut case: impl FnMut(&mut Ring, State)) -> u64 {
                     for known in 0..=shown {
                         for distance in (0..=near).chain(ALL - near..ALL).chain(FAR) {
                             cases += 1;
-                            let state = State { count, start, put, shown, known, distance };
+                            let state = FrontendState { count, start, put, shown, known, distance };
                             ring.set(&state);
                             case(&mut ring, state);
                         }
@@ -123,8 +123,8 @@ fn every(mut case: impl FnMut(&mut Ring, State)) -> u64 {
 
 /// The view of the model of the peer's index, when `taken` have been taken: how many responses there are from the
 /// start on.
-fn looked(state: &State, taken: u64) -> Result<u64, RingError> {
-    let State { start, shown, distance, .. } = *state;
+fn looked(state: &FrontendState, taken: u64) -> Result<u64, RingError> {
+    let FrontendState { start, shown, distance, .. } = *state;
     if (taken..=shown).contains(&distance) {
         return Ok(distance);
     }
@@ -137,7 +137,7 @@ fn looked(state: &State, taken: u64) -> Result<u64, RingError> {
 #[cfg_attr(miri, ignore = "takes long, and is about numbers")]
 fn a_frontend_takes_what_there_is_and_puts_what_fits() {
     let cases = every(|ring, state| {
-        let State { count, start, put, known, distance, .. } = state;
+        let FrontendState { count, start, put, known, distance, .. } = state;
         ring.number();
         ring.page.store_u32(RSP_PROD, low(start + distance)).unwrap();
         assert_eq!(u64::from(ring.front.in_flight()), put, "{state:?}");
@@ -192,7 +192,7 @@ fn a_frontend_sleeps_only_where_there_is_nothing() {
 #[cfg_attr(miri, ignore = "takes long, and is about numbers")]
 fn a_frontend_notifies_for_the_request_that_was_asked_for() {
     let cases = every(|ring, state| {
-        let State { start, put, shown, distance, .. } = state;
+        let FrontendState { start, put, shown, distance, .. } = state;
         ring.page.store_u32(REQ_PROD, low(start + shown)).unwrap();
         ring.page.store_u32(REQ_EVENT, low(start + distance)).unwrap();
         let due = (shown + 1..=put).contains(&distance);

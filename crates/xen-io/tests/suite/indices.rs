@@ -59,14 +59,14 @@ fn of_all(cases: impl Fn(u64) -> u64) -> u64 {
 }
 
 /// A page in which the first byte of each entry is its number.
-struct Page {
+struct NumberedPage {
     host: Host,
     offer: OfferedPage,
     entry_bytes: usize,
     count: u64,
 }
 
-impl Page {
+impl NumberedPage {
     fn new(count: u64) -> Self {
         let host = Host::new();
         let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
@@ -155,7 +155,7 @@ fn looked(count: u64, start: u64, taken: u64, distance: u64) -> Result<u64, Ring
 fn a_backend_takes_and_answers_what_there_is() {
     let mut cases = 0;
     for count in COUNTS {
-        let page = Page::new(count);
+        let page = NumberedPage::new(count);
         every_back(count, |start, taken, known, distance| {
             cases += 1;
             page.number();
@@ -194,7 +194,7 @@ fn a_backend_sleeps_only_where_there_is_nothing() {
     const UNTOUCHED: u32 = 0x1234_5678;
     let mut cases = 0;
     for count in COUNTS {
-        let page = Page::new(count);
+        let page = NumberedPage::new(count);
         every_back(count, |start, taken, known, distance| {
             cases += 1;
             let mut ring = page.back(start, taken, known);
@@ -217,7 +217,7 @@ fn a_backend_sleeps_only_where_there_is_nothing() {
 fn a_backend_goes_on_at_possible_positions_alone() {
     let mut cases = 0;
     for count in COUNTS {
-        let page = Page::new(count);
+        let page = NumberedPage::new(count);
         for start in starts(count) {
             for distance in distances(count) {
                 cases += 1;
@@ -244,7 +244,7 @@ fn a_backend_goes_on_at_possible_positions_alone() {
 fn a_backend_notifies_for_the_answer_that_was_asked_for() {
     let mut cases = 0;
     for count in COUNTS {
-        let page = Page::new(count);
+        let page = NumberedPage::new(count);
         for start in starts(count) {
             for old in 0..=count {
                 for new in old..=count {

@@ -35,14 +35,14 @@ fn place(index: u64) -> usize {
 }
 
 /// One of the two streams, and a view of it.
-struct Stream {
+struct StreamView {
     page: SharedPage,
     data: usize,
     cons: usize,
     prod: usize,
 }
 
-impl Stream {
+impl StreamView {
     fn set(&self, cons: u64, prod: u64) {
         self.page.store_u32(self.cons, low(cons)).unwrap();
         self.page.store_u32(self.prod, low(prod)).unwrap();
@@ -60,19 +60,19 @@ impl Stream {
 }
 
 /// Both ends of a ring, and its streams.
-struct Ring {
+struct StreamRing {
     _offer: OfferedPage,
     server: ServerRing,
     front: GuestRing,
-    requests: Stream,
-    responses: Stream,
+    requests: StreamView,
+    responses: StreamView,
 }
 
 /// The operation under test: a read or a write of a stream.
 type Read<'a> = &'a dyn Fn(&mut [u8]) -> Result<usize, RingError>;
 type Write<'a> = &'a dyn Fn(&[u8]) -> Result<usize, RingError>;
 
-impl Ring {
+impl StreamRing {
     fn new() -> Self {
         let host = Host::new();
         let offer = host.gnttab(GUEST).offer(DomId::DOM0, PageAccess::ReadWrite).unwrap();
@@ -80,21 +80,21 @@ impl Ring {
         let mut view =
             || dom0.map(GUEST, offer.grant(), PageAccess::ReadWrite).unwrap().into_page();
         let (cons, prod) = (offset::REQ_CONS, offset::REQ_PROD);
-        let requests = Stream { page: view(), data: offset::REQ, cons, prod };
+        let requests = StreamView { page: view(), data: offset::REQ, cons, prod };
         let (cons, prod) = (offset::RSP_CONS, offset::RSP_PROD);
-        let responses = Stream { page: view(), data: offset::RSP, cons, prod };
+        let responses = StreamView { page: view(), data: offset::RSP, cons, prod };
         let (server, front) = (ServerRing::new(view()), GuestRing::new(view()));
         Self { _offer: offer, server, front, requests, responses }
     }
 
     /// Both readers, each with its stream.
-    fn readers(&self, mut test: impl FnMut(&Stream, Read<'_>)) {
+    fn readers(&self, mut test: impl FnMut(&StreamView, Read<'_>)) {
         test(&self.requests, &|into| self.server.read(into));
         test(&self.responses, &|into| self.front.read(into));
     }
 
     /// Both writers, each with its stream.
-    fn writers(&self, mut test: impl FnMut(&Stream, Write<'_>)) {
+    fn writers(&self, mut test: impl FnMut(&StreamView, Write<'_>)) {
         test(&self.responses, &|from| self.server.write(from));
         test(&self.requests, &|from| self.front.write(from));
     }
@@ -125,7 +125,7 @@ fn pattern(seed: u64) -> [u8; 1024] {
 /// All that there is arrives, in order: 2,254,848 cases.
 #[test]
 fn what_there_is_is_read() {
-    let ring = Ring::new();
+    let ring = StreamRing::new();
     let mut cases = 0;
     ring.readers(|stream, read| {
         let data = pattern(0);
@@ -147,7 +147,7 @@ fn what_there_is_is_read() {
 /// Bytes that fit are written, and nothing else changes: 2,254,848 cases.
 #[test]
 fn what_fits_is_written() {
-    let ring = Ring::new();
+    let ring = StreamRing::new();
     let mut cases = 0;
     ring.writers(|stream, write| {
         let mut data = stream.bytes();
@@ -171,7 +171,7 @@ fn what_fits_is_written() {
 /// Pieces of every length around what there is: 3,170,304 cases.
 #[test]
 fn a_piece_is_as_long_as_it_may_be() {
-    let ring = Ring::new();
+    let ring = StreamRing::new();
     let mut cases = 0;
     let lengths = |most: u64| {
         [0, 1, most.saturating_sub(1), most, most + 1, 1100]
@@ -210,12 +210,12 @@ fn a_piece_is_as_long_as_it_may_be() {
 /// Indices that cannot be are refused, in each direction, and nothing moves: 1,646,592 cases.
 #[test]
 fn impossible_indices_are_refused() {
-    let ring = Ring::new();
+    let ring = StreamRing::new();
     let mut cases = 0;
     let starts = [ALL - SIZE, ALL + (1 << 31) - SIZE, ALL];
     let starts = starts.into_iter().flat_map(|first| first..first + SIZE);
     let wrong = (SIZE + 1..=SIZE + 64).chain(ALL - 64..ALL).chain(FAR);
-    let mut refused = |stream: &Stream, ask: &mut dyn FnMut() -> Result<usize, RingError>| {
+    let mut refused = |stream: &StreamView, ask: &mut dyn FnMut() -> Result<usize, RingError>| {
         let before = stream.bytes();
         for cons in starts.clone() {
             for distance in wrong.clone() {
