@@ -8,7 +8,7 @@ use xen::gnttab::Mapping;
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef};
 use xen_io::blkif::{
-    Body, Layout, RequestLimits, RequestBytes, Response, ResponseBytes, Status, check_extent,
+    Body, Layout, RequestBytes, RequestLimits, Response, ResponseBytes, Status, check_extent,
     check_segments,
 };
 use xen_io::ring::{BackRing, Position};

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use xenstore_core::limits::{
     HEADER_SIZE, HOLD_MAX_US, PAYLOAD_MAX, UNREAD_MAX_BYTES, UNREAD_SOFT_BYTES,
 };
-use xenstore_core::server::{AttachRequest, Config, ConnId, DomId, EndReason, StoreHost, Notice, Server};
+use xenstore_core::server::{
+    AttachRequest, Config, ConnId, DomId, EndReason, Notice, Server, StoreHost,
+};
 use xenstore_core::wire::{Error, Header, MsgType, Strings, split_message};
 
 /// The most bytes that can wait for one reader: the limit of its unread bytes, and the replies of
