@@ -158,7 +158,7 @@ impl<P: RingPage> RingPages<P> {
     }
 
     /// Page and offset of the entry at `index`.
-    fn place(&self, index: u32) -> (usize, usize) {
+    fn locate(&self, index: u32) -> (usize, usize) {
         let slot = (index & self.count.wrapping_sub(1)) as usize;
         let at = slot.wrapping_mul(self.entry_bytes).wrapping_add(ENTRIES);
         (at / PAGE_SIZE, at % PAGE_SIZE)
@@ -167,7 +167,7 @@ impl<P: RingPage> RingPages<P> {
     /// Copies the entry at `index`, or the beginning of it, out of the ring.
     fn read(&self, index: u32, into: &mut [u8]) -> Result<(), RingError> {
         let len = into.len().min(self.entry_bytes);
-        let (page, at) = self.place(index);
+        let (page, at) = self.locate(index);
         let head = len.min(PAGE_SIZE.saturating_sub(at));
         let Some((head, rest)) = into.split_at_mut_checked(head) else { return Ok(()) };
         self.page(page)?.copy_out(at, head)?;
@@ -182,7 +182,7 @@ impl<P: RingPage> RingPages<P> {
     /// Copies `from` into the entry at `index`.
     fn write(&self, index: u32, from: &[u8]) -> Result<(), RingError> {
         let from = from.get(..self.entry_bytes).unwrap_or(from);
-        let (page, at) = self.place(index);
+        let (page, at) = self.locate(index);
         let head = from.len().min(PAGE_SIZE.saturating_sub(at));
         let Some((head, rest)) = from.split_at_checked(head) else { return Ok(()) };
         self.page(page)?.copy_in(at, head)?;
