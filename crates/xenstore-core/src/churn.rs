@@ -35,14 +35,14 @@ impl Churn {
     }
 
     /// Returns the block for a change: a copy if a snapshot shares it.
-    pub(crate) fn own<'b, B: CopyOnWrite>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
+    pub(crate) fn make_owned<'b, B: CopyOnWrite>(&mut self, block: &'b mut Rc<B>) -> &'b mut B {
         if Rc::strong_count(block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));
         }
         Rc::make_mut(block)
     }
 
-    /// Does the same as [`Churn::own`], for a block that is not used any more.
+    /// Does the same as [`Churn::make_owned`], for a block that is not used any more.
     pub(crate) fn take<B: CopyOnWrite>(&mut self, block: Rc<B>) -> B {
         if Rc::strong_count(&block) > 1 {
             self.copy(block.entries_size().saturating_add(BLOCK_OVERHEAD));

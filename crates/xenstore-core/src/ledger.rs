@@ -90,14 +90,14 @@ impl<'a> Ledger<'a> {
     }
 
     /// Records that a node was made.
-    pub(crate) fn made(&mut self, name: &[u8]) {
+    pub(crate) fn record_made(&mut self, name: &[u8]) {
         let size = NODE_WEIGHT.saturating_add(name.len() as i64);
         self.churn.made = self.churn.made.saturating_add(size);
     }
 
     /// Takes a removed node of this weight off its owner's account.
     pub(crate) fn disown(&mut self, owner: &Perm, weight: i64) {
-        self.own(owner, -1, weight.saturating_neg());
+        self.record_owned(owner, -1, weight.saturating_neg());
         self.churn.removed = self.churn.removed.saturating_add(weight);
     }
 
@@ -149,7 +149,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// Records that `owner` has so many more (or fewer) nodes and bytes.
-    pub(crate) fn own(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
+    pub(crate) fn record_owned(&mut self, owner: &Perm, nodes: i64, bytes: i64) {
         if (nodes == 0 && bytes == 0) || self.domains.is_orphaned(owner) {
             return;
         }

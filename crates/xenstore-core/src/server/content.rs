@@ -78,7 +78,7 @@ impl Content {
     }
 
     /// Returns the answer of a change without making it.
-    pub(super) fn rehearse(
+    pub(super) fn dry_run(
         &mut self,
         caller: &Caller,
         path: Path<'_>,

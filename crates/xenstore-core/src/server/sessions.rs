@@ -183,8 +183,8 @@ impl Sessions {
     }
 
     /// Takes a transaction out for a request, so that it can work on the rest of the store.
-    pub(super) fn lend(&mut self, conn: ConnId, id: u32) -> Result<Box<Transaction>, Error> {
-        let taken = self.conns.get_mut(conn).and_then(|conn| conn.transactions.lend(id));
+    pub(super) fn take_out(&mut self, conn: ConnId, id: u32) -> Result<Box<Transaction>, Error> {
+        let taken = self.conns.get_mut(conn).and_then(|conn| conn.transactions.take_out(id));
         taken.ok_or(Error::NoEnt)
     }
 
@@ -237,7 +237,7 @@ impl Sessions {
         body: impl FnOnce(&mut Self, &mut Transaction) -> R,
     ) -> Result<R, Error> {
         let id = request.header.tx_id;
-        let mut transaction = self.lend(request.conn, id)?;
+        let mut transaction = self.take_out(request.conn, id)?;
         let before = transaction.weight();
         let result = body(self, &mut transaction);
         let more = transaction.weight().saturating_sub(before);
@@ -291,7 +291,7 @@ impl Sessions {
             if transaction.lost {
                 // The transaction will be refused: the request is checked, and not executed.
                 transaction.torn = true;
-                return Ok(sessions.content.rehearse(&caller, path, change)?);
+                return Ok(sessions.content.dry_run(&caller, path, change)?);
             }
             // Every change is logged, whatever its outcome, so each counts.
             sessions.content.check_access(&caller, transaction, path, change.weight())?;
@@ -416,7 +416,7 @@ impl Sessions {
             && let kept = connection.retained.kept()
             && kept > 0
             && let Some(id) = connection.retained.oldest()
-            && let Some(mut transaction) = connection.transactions.lend(id)
+            && let Some(mut transaction) = connection.transactions.take_out(id)
         {
             // The transaction is charged until it is freed, in the next rounds.
             over = over.saturating_sub(transaction.weight());
@@ -441,7 +441,7 @@ impl Sessions {
             && (left > 0 || self.snapshots.kept_by(&old) >= SNAPSHOT_BYTES_MAX)
         {
             let lent = self.conns.get_mut(old.conn).and_then(|connection| {
-                Some((connection.domid, connection.transactions.lend(old.id)?))
+                Some((connection.domid, connection.transactions.take_out(old.id)?))
             });
             let Some((domid, mut transaction)) = lent else {
                 self.snapshots.close(&old, &mut self.conns, &mut self.content.domains);

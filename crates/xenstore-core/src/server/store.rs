@@ -77,7 +77,7 @@ impl StoreState {
     /// Ends the request's transaction, with a commit or without.
     pub(super) fn end_transaction(&mut self, request: Request<'_>, commit: bool) -> RequestResult {
         let (conn, id) = (request.conn, request.header.tx_id);
-        let mut transaction = self.sessions.lend(conn, id)?;
+        let mut transaction = self.sessions.take_out(conn, id)?;
         let outcome = match commit {
             true => self.commit(request, &mut transaction),
             false => Ok(Churn::default()),

@@ -26,7 +26,7 @@ impl Transactions {
     }
 
     /// Takes a transaction out, to be put back.
-    pub(super) fn lend(&mut self, id: u32) -> Option<Box<Transaction>> {
+    pub(super) fn take_out(&mut self, id: u32) -> Option<Box<Transaction>> {
         self.0.get_mut(&id)?.take()
     }
 

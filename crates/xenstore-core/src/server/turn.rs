@@ -73,7 +73,7 @@ impl Lane {
             self.contested.retain(|_, contested| contested.until > now);
         }
         if self.contested.len() >= CONTESTED_MAX {
-            self.forget_one();
+            self.drop_one_path();
         }
         let until = now.saturating_add(CONTESTED_US);
         self.contested.insert(path, Contested { until, domid });
@@ -81,7 +81,7 @@ impl Lane {
 
     /// Drops the oldest path of the domain with the most of them: no domain loses a path by
     /// another's actions.
-    fn forget_one(&mut self) {
+    fn drop_one_path(&mut self) {
         let mut counts: BTreeMap<DomId, u32> = BTreeMap::new();
         for contested in self.contested.values() {
             let count = counts.entry(contested.domid).or_default();
@@ -128,12 +128,12 @@ impl Turns {
 
     /// Returns all turns.
     fn all(&self) -> impl Iterator<Item = HeldTurn> {
-        self.respected(CallerClass::Guest)
+        self.respected_turns(CallerClass::Guest)
     }
 
     /// Returns the turns that a change by such a caller must respect: a guest's turn binds guests
     /// only.
-    fn respected(&self, class: CallerClass) -> impl Iterator<Item = HeldTurn> {
+    fn respected_turns(&self, class: CallerClass) -> impl Iterator<Item = HeldTurn> {
         let guests = self.guest.turn.filter(|_| class == CallerClass::Guest);
         self.privileged.turn.into_iter().chain(guests)
     }
@@ -150,7 +150,7 @@ impl Turns {
 
     /// True if there is a turn that a caller must respect.
     pub(super) fn has_any(&self, class: CallerClass) -> bool {
-        self.respected(class).next().is_some()
+        self.respected_turns(class).next().is_some()
     }
 
     /// True if the operation on `path` must wait for the end of a turn that is not `own`.
@@ -162,7 +162,8 @@ impl Turns {
         touch: Touch,
         conns: &Connections,
     ) -> bool {
-        let mut others = self.respected(class).filter(|turn| (turn.conn, turn.transaction) != own);
+        let mut others =
+            self.respected_turns(class).filter(|turn| (turn.conn, turn.transaction) != own);
         others.any(|turn| {
             let holder =
                 conns.get(turn.conn).and_then(|conn| conn.transactions.get(turn.transaction));

@@ -84,7 +84,7 @@ impl<'a> FieldReader<'a> {
     }
 
     /// Reads some groups of four bytes.
-    fn fours(&mut self, count: u16) -> Result<&'a [[u8; 4]], Fault> {
+    fn groups_of_four(&mut self, count: u16) -> Result<&'a [[u8; 4]], Fault> {
         Ok(self.bytes(usize::from(count).saturating_mul(4))?.as_chunks().0)
     }
 
@@ -250,7 +250,7 @@ fn node<'a>(fields: &mut FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
     let (conn, _tx_id) = (fields.u32()?, fields.u32()?);
     let (path, value) = (fields.u16()?, fields.u16()?);
     let (_access, count) = (fields.u16()?, fields.u16()?);
-    let entries = fields.fours(count)?;
+    let entries = fields.groups_of_four(count)?;
     let (path, value) = (fields.text(path)?, fields.bytes(usize::from(value))?);
     // Nodes that a transaction has made are dropped with it.
     Ok(if conn == 0 {
@@ -261,7 +261,7 @@ fn node<'a>(fields: &mut FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
 }
 
 fn quotas<'a>(fields: &mut FieldReader<'a>, count: u16) -> Result<Quotas<'a>, Fault> {
-    let quotas = Quotas { values: fields.fours(count)?, names: fields.rest };
+    let quotas = Quotas { values: fields.groups_of_four(count)?, names: fields.rest };
     if quotas.iter().count() != usize::from(count) {
         return Err("it has fewer names of quotas than values");
     }

@@ -137,7 +137,7 @@ impl Transaction {
 
     /// Drops everything that it keeps alive.
     pub(crate) fn give_up(&mut self) -> Leftovers {
-        let nothing = self.base.emptied();
+        let nothing = self.base.without_nodes();
         let base = core::mem::replace(&mut self.base, nothing.clone());
         let work = core::mem::replace(&mut self.work, Rerun::of(nothing));
         self.log_weight = 0;

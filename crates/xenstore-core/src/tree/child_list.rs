@@ -183,7 +183,7 @@ impl<N: ChildEntry> ChildBlock<N> {
                 }
                 Self::Inner(branches) => {
                     let at = find_branch(branches, key);
-                    block = churn.own(&mut branches.get_mut(at)?.block);
+                    block = churn.make_owned(&mut branches.get_mut(at)?.block);
                 }
             }
         }
@@ -225,7 +225,7 @@ impl<N: ChildEntry> ChildBlock<N> {
                 let at = find_branch(branches, Key::new(node.name()));
                 let branch = branches.get_mut(at)?;
                 branch.names_len = branch.names_len.saturating_add(listed_len(&node));
-                let upper = churn.own(&mut branch.block).insert(node, churn)?;
+                let upper = churn.make_owned(&mut branch.block).insert(node, churn)?;
                 branch.names_len = branch.names_len.saturating_sub(upper.names_len);
                 split_insert(branches, at.saturating_add(1), upper)
                     .map(|upper| Branch::over(Self::Inner(upper)))
@@ -246,7 +246,7 @@ impl<N: ChildEntry> ChildBlock<N> {
             Self::Inner(branches) => {
                 let at = find_branch(branches, key);
                 let branch = branches.get_mut(at)?;
-                let node = churn.own(&mut branch.block).remove(key, churn)?;
+                let node = churn.make_owned(&mut branch.block).remove(key, churn)?;
                 branch.names_len = branch.names_len.saturating_sub(listed_len(&node));
                 let left = branch.block.len();
                 if left < BLOCK_MIN {
@@ -310,7 +310,7 @@ fn join_with_neighbour<N: ChildEntry>(branches: &mut Vec<Branch<N>>, at: usize, 
     let upper = branches.remove(left.saturating_add(1));
     let Some(lower) = branches.get_mut(left) else { return };
     lower.names_len = lower.names_len.saturating_add(upper.names_len);
-    match (churn.own(&mut lower.block), churn.take(upper.block)) {
+    match (churn.make_owned(&mut lower.block), churn.take(upper.block)) {
         (ChildBlock::Leaf(nodes), ChildBlock::Leaf(more)) => nodes.extend(more),
         (ChildBlock::Inner(inner), ChildBlock::Inner(more)) => inner.extend(more),
         // All blocks of one level are of one kind.

@@ -83,7 +83,7 @@ impl Tree {
             Node::new(release, b"", open, ledger.scratch),
         ];
         for node in specials.iter().chain([&root]) {
-            ledger.own(&owner, 1, node.weight());
+            ledger.record_owned(&owner, 1, node.weight());
         }
         let mut tree = Self { root, specials: Rc::new(specials) };
         let own = Caller { domid: owner.domid, incarnation, target: None, privileged: true };
@@ -93,7 +93,7 @@ impl Tree {
     }
 
     /// Returns a tree without any node but the root, as a replacement for this one.
-    pub(crate) fn emptied(&self) -> Self {
+    pub(crate) fn without_nodes(&self) -> Self {
         let root = Node::new(b"", b"", self.root.perms().clone(), &mut Vec::new());
         Self { root, specials: self.specials.clone() }
     }
@@ -193,7 +193,7 @@ impl Tree {
             && let Some(node) = self.get_mut(path.names(), &mut ledger.churn)
         {
             let more = (value.len() as i64).saturating_sub(node.value().len() as i64);
-            ledger.own(&node.perms().owner(), 0, more);
+            ledger.record_owned(&node.perms().owner(), 0, more);
             node.set_value(value, ledger.scratch, &mut ledger.churn);
             return Ok(Effect::Changed);
         }
@@ -212,7 +212,7 @@ impl Tree {
         if !caller.privileged {
             ledger.check_owner(owner.domid, 0, more)?;
         }
-        ledger.own(&owner, 0, more);
+        ledger.record_owned(&owner, 0, more);
         if let Some(node) = self.get_mut(path.names(), &mut ledger.churn) {
             node.set_value(value, ledger.scratch, &mut ledger.churn);
         }
@@ -253,7 +253,7 @@ impl Tree {
                 .saturating_add(nodes.saturating_mul(NODE_WEIGHT));
             ledger.check_owner(owner.domid, nodes, bytes)?;
         }
-        ledger.own(&above, 0, first_len as i64);
+        ledger.record_owned(&above, 0, first_len as i64);
         let mut names = path.names().skip(depth).peekable();
         let above = self.get_mut(path.names().take(depth), &mut ledger.churn);
         let Some(mut node) = above else { return Err(Error::Io) };
@@ -263,8 +263,8 @@ impl Tree {
             let child =
                 Node::new(name, if last { value } else { &[] }, perms.clone(), ledger.scratch);
             let listed = names.peek().map_or(0, |next| next.len().saturating_add(1));
-            ledger.own(&owner, 1, child.weight().saturating_add(listed as i64));
-            ledger.made(name);
+            ledger.record_owned(&owner, 1, child.weight().saturating_add(listed as i64));
+            ledger.record_made(name);
             let change = list_change(name, ledger);
             let children = node.children_or_new(&mut ledger.churn);
             children.insert(child, change, &mut ledger.churn);
@@ -298,7 +298,7 @@ impl Tree {
         let owner = above.perms().owner();
         let children = above.children_mut(churn).ok_or(Error::Io)?;
         let gone = children.remove(name, change, churn).ok_or(Error::Io)?;
-        ledger.own(&owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
+        ledger.record_owned(&owner, 0, (name.len() as i64).saturating_add(1).saturating_neg());
         if !gone.is_large() {
             disown(&gone, ledger);
         }
@@ -325,10 +325,10 @@ impl Tree {
                     .find(|node| node.name() == path.as_bytes()),
             };
             let node = known.ok_or("there is no such special node")?;
-            ledger.own(&node.perms().owner(), -1, node.weight().saturating_neg());
+            ledger.record_owned(&node.perms().owner(), -1, node.weight().saturating_neg());
             node.set_perms(Rc::new(perms));
             node.set_value(value, ledger.scratch, &mut ledger.churn);
-            ledger.own(&node.perms().owner(), 1, node.weight());
+            ledger.record_owned(&node.perms().owner(), 1, node.weight());
             return Ok(());
         };
         let above = self.get_mut(parent.names(), &mut ledger.churn);
@@ -341,8 +341,8 @@ impl Tree {
             return Err("it is there already");
         }
         let node = Node::new(name, value, perms, ledger.scratch);
-        ledger.own(&owner, 0, (name.len() as i64).saturating_add(1));
-        ledger.own(&node.perms().owner(), 1, node.weight());
+        ledger.record_owned(&owner, 0, (name.len() as i64).saturating_add(1));
+        ledger.record_owned(&node.perms().owner(), 1, node.weight());
         let change = list_change(name, ledger);
         children.insert(node, change, &mut ledger.churn);
         Ok(())
@@ -379,8 +379,8 @@ impl Tree {
             node.size().saturating_add_signed(i32::try_from(more).unwrap_or(0)),
         )?;
         let weight = node.weight();
-        ledger.own(&old.owner(), -1, weight.saturating_neg());
-        ledger.own(&perms.owner(), 1, weight.saturating_add(more));
+        ledger.record_owned(&old.owner(), -1, weight.saturating_neg());
+        ledger.record_owned(&perms.owner(), 1, weight.saturating_add(more));
         if path.is_special() {
             let special = Rc::make_mut(&mut self.specials).iter_mut();
             for node in special.filter(|node| node.name() == path.as_bytes()) {

@@ -198,11 +198,11 @@ impl Node {
 
     /// Returns the children for a change. They are copied first if a snapshot shares them.
     pub(super) fn children_mut(&mut self, churn: &mut Churn) -> Option<&mut ChildList<Self>> {
-        self.children.as_mut().map(|children| churn.own(children))
+        self.children.as_mut().map(|children| churn.make_owned(children))
     }
 
     /// Does the same as [`Node::children_mut`], for a node that may have no children yet.
     pub(super) fn children_or_new(&mut self, churn: &mut Churn) -> &mut ChildList<Self> {
-        churn.own(self.children.get_or_insert_with(|| Rc::new(ChildList::new())))
+        churn.make_owned(self.children.get_or_insert_with(|| Rc::new(ChildList::new())))
     }
 }
