@@ -34,11 +34,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(fail) => {
             if let Some(message) = &fail.message {
-                program.say(message);
+                program.print_error(message);
             }
             if let Some(advice) = fail.advice.filter(|_| rustix::termios::isatty(io::stderr())) {
                 // This advice is for people only. The text that scripts compare stays as Debian's.
-                program.say(advice.as_bytes());
+                program.print_error(advice.as_bytes());
             }
             ExitCode::from(fail.code)
         }

@@ -1,6 +1,6 @@
 //! The connection: requests and their replies, requests about domains, watches.
 
-use crate::error::{Error, gone};
+use crate::error::{Error, connection_lost};
 use crate::store::{Store, text};
 use crate::transaction::{TransactionEnd, TransactionId};
 use crate::transport::ring::StoreRing;
@@ -142,7 +142,9 @@ impl Client {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let came = self.pump(deadline, |machine| machine.has_reply(id));
         let came = came.map_err(|error| match error {
-            Error::Gone { .. } => gone(Some((ticket.kind, &ticket.subject)), &self.endpoint),
+            Error::Gone { .. } => {
+                connection_lost(Some((ticket.kind, &ticket.subject)), &self.endpoint)
+            }
             error => error,
         })?;
         if !came {
@@ -154,7 +156,7 @@ impl Client {
                 let Ticket { kind: request, subject, .. } = ticket;
                 Err(Error::Refused { request, subject: subject.into_vec(), name })
             }
-            None => Err(gone(Some((ticket.kind, &ticket.subject)), &self.endpoint)),
+            None => Err(connection_lost(Some((ticket.kind, &ticket.subject)), &self.endpoint)),
         }
     }
 
@@ -209,7 +211,7 @@ impl Client {
                 return Ok(true);
             }
             if self.ended {
-                return Err(gone(None, &self.endpoint));
+                return Err(connection_lost(None, &self.endpoint));
             }
             self.flush()?;
             // A device refuses a request in its write(2).
@@ -264,7 +266,7 @@ impl Client {
     fn fail(&mut self, what: &'static str, errno: Errno) -> Error {
         self.ended = true;
         match errno {
-            Errno::CONNRESET | Errno::PIPE => gone(None, &self.endpoint),
+            Errno::CONNRESET | Errno::PIPE => connection_lost(None, &self.endpoint),
             errno => io(what, errno),
         }
     }

@@ -268,7 +268,7 @@ pub fn describe(errno: i32) -> String {
     }
 }
 
-pub(crate) fn gone(request: Option<(MsgType, &[u8])>, endpoint: &Path) -> Error {
+pub(crate) fn connection_lost(request: Option<(MsgType, &[u8])>, endpoint: &Path) -> Error {
     let (request, subject) = request.map_or((None, &[][..]), |(kind, on)| (Some(kind), on));
     Error::Gone { request, subject: subject.to_vec(), endpoint: endpoint.to_owned() }
 }

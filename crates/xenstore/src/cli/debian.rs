@@ -112,9 +112,9 @@ fn perform(
 
 /// Prints one line about an error with a path.
 fn complain(program: &ProgramNames, what: &str, path: &[u8], error: &Error) {
-    program.say(&[what.as_bytes(), b" ", path].concat());
+    program.print_error(&[what.as_bytes(), b" ", path].concat());
     if rustix::termios::isatty(io::stderr()) {
-        program.say(error.to_string().as_bytes());
+        program.print_error(error.to_string().as_bytes());
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) fn run(program: &ProgramNames, parsed: &ParsedArgs) -> Result<u8, Com
             CommandFailure::with_message(text)
         })?;
         done += part.len();
-        program.say(format!("{done} of {} nodes", nodes.len()).as_bytes());
+        program.print_error(format!("{done} of {} nodes", nodes.len()).as_bytes());
     }
     Ok(0)
 }

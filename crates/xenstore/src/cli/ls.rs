@@ -143,7 +143,7 @@ fn text_line(
         Some(Err(error)) => {
             let what = b"\ncould not access permissions for ";
             let errno = describe(error.errno());
-            program.say(&[what, node.name(), b": ", errno.as_bytes()].concat());
+            program.print_error(&[what, node.name(), b": ", errno.as_bytes()].concat());
         }
         None => {}
     }

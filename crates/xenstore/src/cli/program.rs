@@ -17,7 +17,7 @@ pub(super) struct ProgramNames {
 
 impl ProgramNames {
     /// Prints one line on stderr, after the program's name.
-    pub(super) fn say(&self, message: &[u8]) {
+    pub(super) fn print_error(&self, message: &[u8]) {
         let line = [&self.short[..], b": ", message, b"\n"].concat();
         // An error of stderr has no place to be reported.
         let _ = io::stderr().write_all(&line);

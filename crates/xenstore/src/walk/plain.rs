@@ -196,7 +196,7 @@ impl PlainWalk {
         let Listing::Awaited(ticket) = std::mem::replace(listing, Listing::Placed) else {
             return Ok(());
         };
-        match refusal_or(client.wait(ticket))? {
+        match pass_refusal(client.wait(ticket))? {
             Ok(names) => {
                 let (path, depth) = (item.path.clone(), item.depth + 1);
                 self.insert(at + 1, path, depth, names);
@@ -217,10 +217,10 @@ impl PlainWalk {
         let ItemState::Requested { value, perms, listing } = state else { return Ok(()) };
         self.requested = self.requested.saturating_sub(1);
         if let (Some(value), false) = (value, silent) {
-            let value = refusal_or(client.wait(value))?;
+            let value = pass_refusal(client.wait(value))?;
             let perms = match perms {
                 Some(ticket) => {
-                    let reply = refusal_or(client.wait(ticket))?;
+                    let reply = pass_refusal(client.wait(ticket))?;
                     Some(reply.and_then(|reply| parse_perms(&path, reply)))
                 }
                 None => None,
@@ -260,7 +260,7 @@ enum VisitedPart {
 }
 
 /// Passes on a refusal, which is about the node. Any other error ends the walk.
-fn refusal_or(result: Result<Vec<u8>, Error>) -> Result<Result<Vec<u8>, Error>, Error> {
+fn pass_refusal(result: Result<Vec<u8>, Error>) -> Result<Result<Vec<u8>, Error>, Error> {
     match result {
         Err(error @ Error::Refused { .. }) => Ok(Err(error)),
         Err(error) => Err(error),
