@@ -57,7 +57,7 @@ impl Listener {
             .map_err(|error| failed("cannot create the directory of", error))?;
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
-        let lock = LockFile::take(Path::new(&lock_path))?.ok_or_else(|| taken(path))?;
+        let lock = LockFile::take(Path::new(&lock_path))?.ok_or_else(|| in_use_error(path))?;
         remove_stale(path, &address)?;
         let fd = new_socket().map_err(|error| failed("no socket for", error.into()))?;
         // The mode must hold from the moment at which the path exists.
@@ -102,7 +102,7 @@ fn new_socket() -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-fn taken(path: &Path) -> Error {
+fn in_use_error(path: &Path) -> Error {
     Error::start(format!(
         "another xenstored serves {}; stop it, or set XENSTORED_PATH to another path",
         path.display()
@@ -128,7 +128,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
         Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
         Err(Errno::NOENT) => Ok(()),
         // A full backlog (EAGAIN) means a live daemon, too.
-        Ok(()) | Err(Errno::AGAIN) => Err(taken(path)),
+        Ok(()) | Err(Errno::AGAIN) => Err(in_use_error(path)),
         Err(error) => Err(failed(error.into())),
     }
 }
