@@ -94,7 +94,7 @@ impl<D: Driver> Bus<D> {
     /// The state of this end of a device.
     #[must_use]
     pub fn state(&self, id: Id) -> Option<State> {
-        self.slots.get(&id).map(|slot| slot.course().own())
+        self.slots.get(&id).map(|slot| slot.course().own_state())
     }
 
     /// The driver of a device, for its rings.
@@ -210,7 +210,7 @@ impl<D: Driver> Bus<D> {
     /// As [`Bus::take`].
     pub fn leave(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
         let Some(slot) = self.slots.get_mut(&id) else { return Ok(()) };
-        slot.leave();
+        slot.note_unwanted();
         self.look(store, id)
     }
 
@@ -250,7 +250,7 @@ impl<D: Driver> Bus<D> {
             return Ok(());
         }
         match self.slot(store, id) {
-            (Some(slot), mut around) => slot.go_on(&mut around),
+            (Some(slot), mut around) => slot.take_due_steps(&mut around),
             (None, _) => Ok(()),
         }
     }
@@ -265,7 +265,7 @@ impl<D: Driver> Bus<D> {
             |slot: &DeviceSlot<D>, nodes: &EndNodes| slot.course().is_another(nodes.state);
         let is_gone = match (slots.get_mut(&id), &nodes) {
             (Some(slot), Some(nodes)) if is_another(slot, nodes) => {
-                if slot.let_go(&mut around) == Progress::Pending {
+                if slot.release_peer(&mut around) == Progress::Pending {
                     return Ok(Progress::Pending);
                 }
                 true

@@ -62,7 +62,7 @@ impl Course {
         })
     }
 
-    pub(super) fn own(&self) -> State {
+    pub(super) fn own_state(&self) -> State {
         self.own
     }
 
@@ -95,7 +95,7 @@ impl Course {
     }
 
     /// True where the other end's reason for closing is to be told.
-    pub(super) fn asks_why(&self) -> bool {
+    pub(super) fn wants_peer_error(&self) -> bool {
         self.standing == DeviceUse::Wanted
     }
 
@@ -112,7 +112,7 @@ impl Course {
         let asked =
             self.side == Side::Backend && state == State::Closing && self.own != State::Closing;
         if !online || asked {
-            self.leave();
+            self.note_unwanted();
         }
         // It was made anew and is to go already: this end has to say once more that it is closed.
         if asked && self.own == State::Closed {
@@ -144,7 +144,7 @@ impl Course {
     }
 
     /// Notes that the driver may hold resources of the peer.
-    pub(super) fn hold(&mut self) {
+    pub(super) fn note_held(&mut self) {
         self.held = true;
     }
 
@@ -154,7 +154,7 @@ impl Course {
     }
 
     /// Notes that the device is not wanted any more, at this end or by the toolstack.
-    pub(super) fn leave(&mut self) {
+    pub(super) fn note_unwanted(&mut self) {
         self.standing = DeviceUse::Leaving;
     }
 
@@ -165,7 +165,7 @@ impl Course {
     }
 
     /// Notes that all resources of the peer are given back.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn note_released(&mut self) {
         self.held = false;
         self.orphan = false;
     }
@@ -214,7 +214,7 @@ mod tests {
     fn a_backend_goes_on_where_a_process_has_ended() {
         for said in [InitWait, Initialised, State::Unknown] {
             let course = found(Side::Backend, said);
-            assert_eq!((course.own(), course.is_held()), (Initialising, false), "{said}");
+            assert_eq!((course.own_state(), course.is_held()), (Initialising, false), "{said}");
         }
         let mut course = found(Side::Backend, Connected);
         assert!(course.is_held());
@@ -248,7 +248,8 @@ mod tests {
         assert!(Course::found(Side::Backend, Closed, false).is_none());
         assert!(Course::found(Side::Backend, Closed, true).is_some());
         assert!(
-            Course::found(Side::Backend, Closing, true).is_some_and(|course| !course.asks_why())
+            Course::found(Side::Backend, Closing, true)
+                .is_some_and(|course| !course.wants_peer_error())
         );
     }
 
@@ -272,15 +273,15 @@ mod tests {
     fn the_toolstack_asks_a_backend_through_its_state() {
         let mut course = found(Side::Backend, Connected);
         course.note(Reconfiguring, true);
-        assert_eq!((course.own(), course.asks_why()), (Reconfiguring, true));
+        assert_eq!((course.own_state(), course.wants_peer_error()), (Reconfiguring, true));
         course.note(Closing, true);
-        assert!(!course.asks_why(), "it is to close");
+        assert!(!course.wants_peer_error(), "it is to close");
         let mut course = found(Side::Backend, Connected);
         course.note(Connected, false);
-        assert!(!course.asks_why(), "online is 0");
+        assert!(!course.wants_peer_error(), "online is 0");
         let mut course = found(Side::Frontend, Connected);
         course.note(Closing, true);
-        assert!(course.asks_why(), "a frontend is asked through its backend");
+        assert!(course.wants_peer_error(), "a frontend is asked through its backend");
     }
 
     #[test]
@@ -330,7 +331,7 @@ mod tests {
     fn only_a_wanted_frontend_is_asked_before_it_closes() {
         let mut course = found(Side::Frontend, Connected);
         assert!(course.may_be_in_use() && !found(Side::Backend, Connected).may_be_in_use());
-        course.leave();
+        course.note_unwanted();
         assert!(!course.may_be_in_use());
     }
 }

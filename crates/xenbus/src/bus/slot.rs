@@ -30,7 +30,7 @@ pub(super) struct BusContext<'a, D> {
 }
 
 impl<D> BusContext<'_, D> {
-    fn tell(&mut self, id: Id, what: DeviceEvent) {
+    fn add_news(&mut self, id: Id, what: DeviceEvent) {
         self.news.push(DeviceNews { id, what });
     }
 }
@@ -72,8 +72,8 @@ impl<D: Driver> DeviceSlot<D> {
     }
 
     /// This end does not want the device any more.
-    pub(super) fn leave(&mut self) {
-        self.course.leave();
+    pub(super) fn note_unwanted(&mut self) {
+        self.course.note_unwanted();
     }
 
     /// Watches the peer, and closes what a driver that has ended has left.
@@ -86,7 +86,7 @@ impl<D: Driver> DeviceSlot<D> {
     }
 
     /// Does the steps that are due.
-    pub(super) fn go_on(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
+    pub(super) fn take_due_steps(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         for _ in 0..STEPS_MAX {
             let peer = peer_state(around.store, &self.peer_path)?;
             let progress = match self.course.next(peer) {
@@ -108,7 +108,7 @@ impl<D: Driver> DeviceSlot<D> {
         let _ = self.call(around, Driver::release);
         let nodes = EndNodes::read(around.store, around.end.side(), &self.path)?;
         let Some(nodes) = nodes else { return Ok(()) };
-        self.course.let_go();
+        self.course.note_released();
         self.peer = nodes.peer;
         self.peer_path = nodes.peer_path;
         around.end.watch_peer(around.store, self.id, &self.peer_path)?;
@@ -120,7 +120,7 @@ impl<D: Driver> DeviceSlot<D> {
         // Nobody is left to be told.
         let _ = self.call(around, Driver::release);
         around.end.unwatch_peer(around.store, self.id, &self.peer_path);
-        around.tell(self.id, DeviceEvent::Removed);
+        around.add_news(self.id, DeviceEvent::Removed);
     }
 
     /// Writes nodes and its state once more.
@@ -131,7 +131,7 @@ impl<D: Driver> DeviceSlot<D> {
     ) -> Result<(), Error> {
         let puts =
             nodes.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes()));
-        write(store, &self.path, &puts.collect::<Vec<_>>(), Some(self.course.own()))
+        write(store, &self.path, &puts.collect::<Vec<_>>(), Some(self.course.own_state()))
     }
 
     /// Gives the device up because of an error, which is written, and closes it.
@@ -143,13 +143,13 @@ impl<D: Driver> DeviceSlot<D> {
         if error.is_store_gone() {
             return Err(error);
         }
-        self.course.leave();
+        self.course.note_unwanted();
         self.report(around, error)
     }
 
     /// Takes over a device that is Connected.
     fn adopt(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
-        self.course.hold();
+        self.course.note_held();
         let (result, _) = self.call(around, Driver::reattach);
         match result {
             Ok(Progress::Pending) => {
@@ -158,7 +158,7 @@ impl<D: Driver> DeviceSlot<D> {
             }
             Ok(Progress::Done) => {
                 self.course.end_adoption();
-                around.tell(self.id, DeviceEvent::State(State::Connected));
+                around.add_news(self.id, DeviceEvent::State(State::Connected));
             }
             Err(error) => {
                 self.course.end_adoption();
@@ -176,11 +176,11 @@ impl<D: Driver> DeviceSlot<D> {
     ) -> Result<Progress, Error> {
         let (side, opened) = (around.end.side(), self.course.opened());
         if side == Side::Frontend && matches!(action, EndAction::Close | EndAction::Release) {
-            self.tell_why(around)?;
+            self.copy_peer_error(around)?;
         }
         match action {
             EndAction::Stay if side == Side::Backend => {
-                if self.course.own() == State::Connected {
+                if self.course.own_state() == State::Connected {
                     let _ = self.call(around, Driver::nodes_changed);
                 }
                 Ok(Progress::Pending)
@@ -200,8 +200,8 @@ impl<D: Driver> DeviceSlot<D> {
     }
 
     /// Copies the error of a backend that gives a device up into the frontend's `error` node.
-    fn tell_why(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
-        if !self.course.asks_why() {
+    fn copy_peer_error(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
+        if !self.course.wants_peer_error() {
             return Ok(());
         }
         match peer_error(around.store, &self.peer_path)? {
@@ -217,7 +217,7 @@ impl<D: Driver> DeviceSlot<D> {
         next: State,
         step: impl FnOnce(&mut D, &mut Device<'_>) -> Result<Progress, Error>,
     ) -> Result<Progress, Error> {
-        self.course.hold();
+        self.course.note_held();
         let (result, puts) = self.call(around, step);
         match result {
             Ok(Progress::Pending) => {
@@ -267,7 +267,7 @@ impl<D: Driver> DeviceSlot<D> {
 
     /// Gives back all that is the peer's, and is closed.
     fn release(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
-        if self.let_go(around) == Progress::Pending {
+        if self.release_peer(around) == Progress::Pending {
             return Ok(Progress::Pending);
         }
         if around.end.side() == Side::Frontend {
@@ -280,7 +280,7 @@ impl<D: Driver> DeviceSlot<D> {
 
     /// Gives back all that is the peer's, and begins anew.
     fn restart(&mut self, around: &mut BusContext<'_, D>) -> Result<Progress, Error> {
-        if self.let_go(around) == Progress::Pending {
+        if self.release_peer(around) == Progress::Pending {
             return Ok(Progress::Pending);
         }
         if !self.course.count_restart() {
@@ -296,7 +296,7 @@ impl<D: Driver> DeviceSlot<D> {
     }
 
     /// Has the driver give back all that is the peer's.
-    pub(super) fn let_go(&mut self, around: &mut BusContext<'_, D>) -> Progress {
+    pub(super) fn release_peer(&mut self, around: &mut BusContext<'_, D>) -> Progress {
         if self.course.is_held() {
             let (progress, _) = self.call(around, Driver::release);
             if progress == Progress::Pending {
@@ -304,7 +304,7 @@ impl<D: Driver> DeviceSlot<D> {
                 return Progress::Pending;
             }
         }
-        self.course.let_go();
+        self.course.note_released();
         Progress::Done
     }
 
@@ -317,7 +317,7 @@ impl<D: Driver> DeviceSlot<D> {
     ) -> Result<(), Error> {
         self.course.enter(next);
         write(around.store, &self.path, puts, Some(next))?;
-        around.tell(self.id, DeviceEvent::State(next));
+        around.add_news(self.id, DeviceEvent::State(next));
         Ok(())
     }
 
@@ -334,7 +334,7 @@ impl<D: Driver> DeviceSlot<D> {
     /// Writes an error into the store, and adds it to the news.
     fn report(&self, around: &mut BusContext<'_, D>, error: Error) -> Result<(), Error> {
         write_error(around.store, around.end.domid(), &self.path, &error)?;
-        around.tell(self.id, DeviceEvent::Error(error));
+        around.add_news(self.id, DeviceEvent::Error(error));
         Ok(())
     }
 
