@@ -26,7 +26,7 @@ use clock::{COARSE, coarse_time};
 use lock::lock;
 use log::Log;
 use platform::MachinePlatform;
-use report::say;
+use report::write_line;
 use statistics::Statistics;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -109,14 +109,14 @@ impl BackendProgram {
         let mut log = Log::new(self.name);
         self.give_up_privileges()?;
         let mut server = begin(ProgramStart { store, domid, kinds: &kinds, platform, record_dir })?;
-        self.say(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
+        self.write_line(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
         let watched = self.kernel.filter(|kernel| on_xen && kinds.contains(&kernel.kind));
         let (mut looked, mut loaded) = (coarse_time(), false);
         loop {
             for news in server.turn(LOOK_AROUND)? {
-                log.tell(&mut server, &kinds, &news);
+                log.write_news(&mut server, &kinds, &news);
             }
-            log.tell_complaints(&mut server, &kinds);
+            log.write_complaints(&mut server, &kinds);
             if coarse_time().saturating_sub(looked) + COARSE >= LOOK_AROUND {
                 server.announce_changes()?;
                 statistics.write(&mut server, &kinds);
@@ -126,7 +126,7 @@ impl BackendProgram {
                     loaded = !loaded;
                     if loaded {
                         let KernelBackend { kind, module, .. } = kernel;
-                        self.say(format_args!(
+                        self.write_line(format_args!(
                             "the kernel's {module} has been loaded and takes every new {kind} as well; \
                              unload it: rmmod {module}"
                         ));
@@ -138,8 +138,8 @@ impl BackendProgram {
     }
 
     /// A line for the log. Where it cannot be written, devices are served all the same.
-    pub fn say(&self, line: fmt::Arguments<'_>) {
-        say(self.name, line);
+    pub fn write_line(&self, line: fmt::Arguments<'_>) {
+        write_line(self.name, line);
     }
 
     /// The kinds to be served; on Xen not one that the kernel serves already.

@@ -185,7 +185,12 @@ impl RingRecord {
     }
 
     /// A request was taken.
-    pub(super) fn taken(&self, slot: usize, index: u32, request: &[u8]) -> Result<(), PageError> {
+    pub(super) fn record_taken(
+        &self,
+        slot: usize,
+        index: u32,
+        request: &[u8],
+    ) -> Result<(), PageError> {
         let (page, at) = self.entry(slot)?;
         let request = request.get(..request.len().min(REQUEST_BYTES_MAX)).unwrap_or_default();
         page.copy_in(at + HEAD_BYTES, request)?;
@@ -202,7 +207,7 @@ impl RingRecord {
     }
 
     /// Its answer was shown.
-    pub(super) fn shown(&self, slot: usize) -> Result<(), PageError> {
+    pub(super) fn record_shown(&self, slot: usize) -> Result<(), PageError> {
         let (page, at) = self.entry(slot)?;
         page.store_u32(at, FREE)
     }
@@ -269,11 +274,11 @@ mod tests {
         for (number, slot) in [0, 40, 63, 3].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
             let index = start.wrapping_add(number.into());
-            rings[1].taken(slot, index, &request(number)).unwrap();
+            rings[1].record_taken(slot, index, &request(number)).unwrap();
         }
         // 2 was answered and shown, 0 answered and not shown.
         rings[1].answered(63, start).unwrap();
-        rings[1].shown(63).unwrap();
+        rings[1].record_shown(63).unwrap();
         rings[1].answered(0, start.wrapping_add(1)).unwrap();
         drop(rings);
         // Whatever still has I/O under way holds the file.

@@ -78,7 +78,7 @@ impl Ring {
         let Some(index) = self.ring.take(into)? else { return Ok(None) };
         self.free.pop();
         if let Some(record) = &self.record {
-            record.taken(slot.into(), index, into)?;
+            record.record_taken(slot.into(), index, into)?;
         }
         Ok(Some(slot))
     }
@@ -115,7 +115,7 @@ impl Ring {
         for slot in self.answered.drain(..) {
             each(slot, at);
             if let Some(record) = &self.record {
-                record.shown(slot.into())?;
+                record.record_shown(slot.into())?;
             }
             count = count.wrapping_add(1);
             self.free.push(slot);

@@ -233,7 +233,7 @@ impl<B: Backend> BackendServer<B> {
     fn work_all(&mut self, now: Instant) -> Result<TurnProgress, Error> {
         let mut moved = TurnProgress::Nothing;
         let mut failed = Vec::new();
-        let lone = self.lone_port();
+        let lone = self.only_port();
         let is_lone = |back: &B| lone.is_some_and(|port| back.ports().any(|own| own == port));
         // The one that is waited for comes last: the others' requests are on their way by then.
         for patience in [None, Some(PATIENCE)] {
@@ -263,7 +263,7 @@ impl<B: Backend> BackendServer<B> {
     /// has notified, and no other device is at work. Requests that are given to the kernel and waited for at once
     /// cost a system call less, and the kernel breaks off no sleep for their ends; several that end together are
     /// shown together.
-    fn lone_port(&mut self) -> Option<Port> {
+    fn only_port(&mut self) -> Option<Port> {
         let [port] = self.masked[..] else { return None };
         if !self.spin_max.is_zero() {
             return None;

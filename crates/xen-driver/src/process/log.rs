@@ -1,7 +1,7 @@
 //! Lines about devices: so many of each, as a guest may connect and close all the time.
 
 use super::clock::coarse_time;
-use super::report::say;
+use super::report::write_line;
 use crate::backend::{Backend, BackendServer};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ impl Log {
         }
         *lines = lines.saturating_add(1);
         if *lines == LINES_MAX + 1 {
-            say(
+            write_line(
                 self.name,
                 format_args!("{id}: more than {LINES_MAX} lines a minute; the others are left out"),
             );
@@ -48,7 +48,7 @@ impl Log {
     }
 
     /// Tells the complaints of backends since the last time; not more often than each second.
-    pub(super) fn tell_complaints<B: Backend>(
+    pub(super) fn write_complaints<B: Backend>(
         &mut self,
         server: &mut BackendServer<B>,
         kinds: &[&str],
@@ -56,12 +56,12 @@ impl Log {
         self.complaints |= server.take_complaints();
         if self.complaints && coarse_time().saturating_sub(self.complaints_told) >= A_SECOND {
             (self.complaints, self.complaints_told) = (false, coarse_time());
-            self.tell_complaints_of(server, kinds, None);
+            self.write_complaints_of(server, kinds, None);
         }
     }
 
     /// Tells those of one device, or of all.
-    fn tell_complaints_of<B: Backend>(
+    fn write_complaints_of<B: Backend>(
         &mut self,
         server: &mut BackendServer<B>,
         kinds: &[&str],
@@ -73,14 +73,14 @@ impl Log {
                 if let Some(complaint) = back.complaint()
                     && self.allows(id)
                 {
-                    say(self.name, format_args!("{id}: {complaint}"));
+                    write_line(self.name, format_args!("{id}: {complaint}"));
                 }
             }
         }
     }
 
     /// Tells what has happened to a device.
-    pub(super) fn tell<B: Backend>(
+    pub(super) fn write_news<B: Backend>(
         &mut self,
         server: &mut BackendServer<B>,
         kinds: &[&str],
@@ -102,17 +102,17 @@ impl Log {
                     connected.then(|| bus.driver(id).map(|back| back.summary()))?
                 };
                 let summary = kinds.iter().copied().find_map(summary).unwrap_or_default();
-                say(self.name, format_args!("{id}: {}; {summary}", State::Connected));
+                write_line(self.name, format_args!("{id}: {}; {summary}", State::Connected));
             }
             DeviceEvent::State(state) => {
                 if matches!(state, State::Closing | State::Closed) {
-                    self.tell_complaints_of(server, kinds, Some(id));
+                    self.write_complaints_of(server, kinds, Some(id));
                 }
-                say(self.name, format_args!("{id}: {state}"));
+                write_line(self.name, format_args!("{id}: {state}"));
             }
-            DeviceEvent::Error(error) => say(self.name, format_args!("{id}: {error}")),
-            DeviceEvent::Removed => say(self.name, format_args!("{id}: removed")),
-            other => say(self.name, format_args!("{id}: {other:?}")),
+            DeviceEvent::Error(error) => write_line(self.name, format_args!("{id}: {error}")),
+            DeviceEvent::Removed => write_line(self.name, format_args!("{id}: removed")),
+            other => write_line(self.name, format_args!("{id}: {other:?}")),
         }
     }
 }

@@ -7,6 +7,6 @@ use std::io::Write;
 pub type ProgramFailure = Box<dyn std::error::Error>;
 
 /// A line for the log. Where it cannot be written, devices are served all the same.
-pub(super) fn say(name: &str, line: fmt::Arguments<'_>) {
+pub(super) fn write_line(name: &str, line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stdout(), "{name}: {line}");
 }

@@ -1,6 +1,6 @@
 //! The counters of all devices, for tools: a file beside the records, a line a device, the last line `end`.
 
-use super::report::say;
+use super::report::write_line;
 use crate::backend::{Backend, BackendServer};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -39,7 +39,7 @@ impl Statistics {
             Err(error) if !self.said => {
                 self.said = true;
                 let path = self.path.display();
-                say(
+                write_line(
                     self.name,
                     format_args!("no statistics: {path}: {error}; devices are served without"),
                 );
