@@ -218,7 +218,7 @@ fn say(line: &str) {
 /// Logs news of disks.
 fn tell(news: &DeviceNews) {
     let name = vbd::name(news.id.devid);
-    match &news.what {
+    match &news.event {
         DeviceEvent::State(state @ (State::Connected | State::Closed)) => {
             say(&format!("disk {name}: {state}"));
         }

@@ -151,7 +151,7 @@ impl BlockFrontend {
 
     /// Sets the number of users that have the device open. While there are any, the device is not
     /// closed at a toolstack's request. When there are none any more,
-    /// [`Bus::poke`](xenbus::Bus::poke) closes a device that waits for that.
+    /// [`Bus::look_again`](xenbus::Bus::look_again) closes a device that waits for that.
     pub fn set_users(&mut self, users: usize) {
         self.users = users;
     }

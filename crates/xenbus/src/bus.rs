@@ -174,7 +174,7 @@ impl<D: Driver> Bus<D> {
     ///
     /// # Errors
     /// As [`Bus::take`].
-    pub fn poke(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
+    pub fn look_again(&mut self, store: &mut Client, id: Id) -> Result<(), Error> {
         self.look(store, id)
     }
 

@@ -10,7 +10,7 @@ pub enum Progress {
     /// It is done; the state changes.
     Done,
     /// It waits for something. It is tried again when one of the device's nodes or the peer's state
-    /// changes, or upon [`Bus::poke`](crate::Bus::poke).
+    /// changes, or upon [`Bus::look_again`](crate::Bus::look_again).
     Pending,
 }
 
@@ -64,7 +64,7 @@ pub trait Driver {
     }
 
     /// The backend wants to close. A frontend whose device is in use says pending, and goes on with it until
-    /// [`Bus::poke`](crate::Bus::poke) asks again; its `error` node says so meanwhile. A backend that
+    /// [`Bus::look_again`](crate::Bus::look_again) asks again; its `error` node says so meanwhile. A backend that
     /// has failed is not to be waited for: its `online` is not 0.
     fn closing(&mut self, device: &mut Device<'_>) -> Progress {
         let _ = device;

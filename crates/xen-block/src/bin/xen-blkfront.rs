@@ -304,7 +304,7 @@ impl DiskGuest {
     fn turn(&mut self, end: Instant) -> Result<()> {
         let left = end.saturating_duration_since(Instant::now());
         for (_, news) in self.guest.turn(&mut [&mut self.disk], left, &[])?.news {
-            if let (true, DeviceEvent::Error(error)) = (news.id == self.id, news.what) {
+            if let (true, DeviceEvent::Error(error)) = (news.id == self.id, news.event) {
                 return Err(error.into());
             }
         }

@@ -16,7 +16,7 @@
 //! let mut guest = open.guest();
 //! loop {
 //!     for (_, news) in guest.turn(&mut [&mut disks], Duration::from_secs(1), &[])?.news {
-//!         println!("{}: {:?}", news.id, news.what);
+//!         println!("{}: {:?}", news.id, news.event);
 //!     }
 //! }
 //! # }
@@ -91,7 +91,7 @@ impl Disks {
     /// missing for the programs that need it, and harms nothing else.
     fn update_interfaces(&mut self, news: &DeviceNews) -> Option<DeviceNews> {
         let devid = news.id.devid;
-        match news.what {
+        match news.event {
             DeviceEvent::State(State::Connected) => {
                 let name = vbd::name(devid);
                 if let Some(files) = &mut self.files {
@@ -107,7 +107,7 @@ impl Disks {
                             let why = format!("no NBD server at {}: {error}", path.display());
                             return Some(DeviceNews {
                                 id: news.id,
-                                what: DeviceEvent::Error(Error::Driver(why)),
+                                event: DeviceEvent::Error(Error::Driver(why)),
                             });
                         }
                     }
@@ -166,7 +166,7 @@ impl GuestDevices for Disks {
         for id in unused {
             // The device may have been asked to close, and have waited for its users.
             if self.bus.waits(id) {
-                self.bus.poke(store, id)?;
+                self.bus.look_again(store, id)?;
                 moved += 1;
             }
         }

@@ -284,7 +284,7 @@ fn a_device_that_is_open_does_not_close() {
     let scene = &mut mount.scene;
     scene.front().set_users(0);
     assert!(scene.bus.waits(ID));
-    scene.bus.poke(&mut scene.front_store, ID).unwrap();
+    scene.bus.look_again(&mut scene.front_store, ID).unwrap();
     let closed = (Some(State::Closed), Some(State::Closed));
     scene.until("both ends to close", |scene| scene.states() == closed);
 }

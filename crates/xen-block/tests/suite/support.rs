@@ -184,11 +184,11 @@ impl Scene {
             self.bus.take(&mut self.front_store, &event).unwrap();
         }
         for news in self.bus.take_news() {
-            self.note("front", &news.what);
+            self.note("front", &news.event);
         }
         for news in self.server.turn(Duration::ZERO).unwrap() {
-            self.note("back", &news.what);
-            if let DeviceEvent::Error(error) = news.what {
+            self.note("back", &news.event);
+            if let DeviceEvent::Error(error) = news.event {
                 self.back_errors.push(error);
             }
         }

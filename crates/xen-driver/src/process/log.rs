@@ -88,13 +88,13 @@ impl Log {
     ) {
         let id = news.id;
         let allowed = self.allows(id);
-        if matches!(news.what, DeviceEvent::Removed) {
+        if matches!(news.event, DeviceEvent::Removed) {
             self.said.remove(&id);
         }
         if !allowed {
             return;
         }
-        match &news.what {
+        match &news.event {
             DeviceEvent::State(State::Connected) => {
                 let summary = |kind| {
                     let bus = server.bus(kind)?;

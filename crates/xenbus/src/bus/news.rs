@@ -10,7 +10,7 @@ pub struct DeviceNews {
     /// Which device.
     pub id: Id,
     /// The event.
-    pub what: DeviceEvent,
+    pub event: DeviceEvent,
 }
 
 /// An event of a device.

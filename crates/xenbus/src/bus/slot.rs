@@ -30,8 +30,8 @@ pub(super) struct BusContext<'a, D> {
 }
 
 impl<D> BusContext<'_, D> {
-    fn add_news(&mut self, id: Id, what: DeviceEvent) {
-        self.news.push(DeviceNews { id, what });
+    fn add_news(&mut self, id: Id, event: DeviceEvent) {
+        self.news.push(DeviceNews { id, event });
     }
 }
 

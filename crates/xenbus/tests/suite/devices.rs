@@ -63,7 +63,7 @@ fn turn<D: Driver>(store: &mut Client, bus: &mut Bus<D>, log: &mut Vec<String>) 
     while let Some(event) = store.poll_event().unwrap() {
         assert!(bus.take(store, &event).unwrap(), "{event:?} is nobody's");
     }
-    log.extend(bus.take_news().into_iter().map(|news| match news.what {
+    log.extend(bus.take_news().into_iter().map(|news| match news.event {
         DeviceEvent::State(state) => format!("{}", state as u8),
         DeviceEvent::Error(error) => format!("error: {error}"),
         DeviceEvent::Removed => "removed".to_owned(),
@@ -295,7 +295,7 @@ fn a_device_that_is_made_anew_waits_for_what_the_one_before_holds() {
             let _ = bus.take(store, &event).unwrap();
         }
         if bus.waits(ID) {
-            bus.poke(store, ID).unwrap();
+            bus.look_again(store, ID).unwrap();
         }
         log.extend(bus.take_news());
     };

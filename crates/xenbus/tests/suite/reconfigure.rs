@@ -56,7 +56,7 @@ fn both_ends_go_through_the_states_of_pci() {
                 }
             }
             for (side, news) in [("front", front.take_news()), ("back", back.take_news())] {
-                log.extend(news.into_iter().map(|news| match news.what {
+                log.extend(news.into_iter().map(|news| match news.event {
                     DeviceEvent::State(state) => format!("{side} {}", state as u8),
                     other => format!("{side} {other:?}"),
                 }));

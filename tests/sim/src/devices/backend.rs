@@ -105,7 +105,7 @@ impl<K: Kind> Backend<K> {
         }
         let waiting: Vec<Id> = self.bus.ids().filter(|id| self.bus.waits(*id)).collect();
         for id in waiting {
-            self.bus.poke(&mut self.store, id)?;
+            self.bus.look_again(&mut self.store, id)?;
         }
         if !moved {
             self.sleeps = !self.final_check()?;

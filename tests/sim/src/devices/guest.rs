@@ -148,8 +148,8 @@ impl<K: Kind> Guest<K> {
         self.used.sleeps = false;
         let turn = self.guest.turn(&mut [&mut self.used], Duration::ZERO, &[])?;
         let news: Vec<DeviceNews> = turn.news.into_iter().map(|(_, news)| news).collect();
-        for DeviceNews { id, what } in &news {
-            if matches!(what, DeviceEvent::State(State::Closed) | DeviceEvent::Removed)
+        for DeviceNews { id, event } in &news {
+            if matches!(event, DeviceEvent::State(State::Closed) | DeviceEvent::Removed)
                 && let Some(ledger) = self.used.ledgers.get_mut(&id.devid)
             {
                 ledger.lose();

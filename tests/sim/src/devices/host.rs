@@ -288,7 +288,7 @@ impl<K: Kind> Host<K> {
     fn check_news(&mut self, news: &DeviceNews) -> Result<(), String> {
         let slot = self.slots.iter_mut().find(|slot| slot.domid == news.id.frontend);
         let Some(slot) = slot else { return Err(format!("no such device: {news:?}")) };
-        match &news.what {
+        match &news.event {
             DeviceEvent::Error(_) if slot.fault => {
                 slot.spoiled = true;
                 self.tally.count("devices that failed", 1);

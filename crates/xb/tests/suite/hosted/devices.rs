@@ -70,7 +70,7 @@ impl Player {
                 }
                 let waiting: Vec<Id> = bus.ids().filter(|id| bus.waits(*id)).collect();
                 for id in waiting {
-                    bus.poke(&mut store, id).unwrap();
+                    bus.look_again(&mut store, id).unwrap();
                 }
             }
         };

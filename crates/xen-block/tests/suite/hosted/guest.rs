@@ -49,7 +49,7 @@ pub(crate) fn play() {
 
 fn tell(news: &DeviceNews) {
     let name = vbd::name(news.id.devid);
-    match &news.what {
+    match &news.event {
         DeviceEvent::State(state) => println!("> {} {name}", format!("{state:?}").to_lowercase()),
         DeviceEvent::Removed => println!("> removed {name}"),
         DeviceEvent::Error(error) => println!("> error {name} {error}"),
