@@ -9,14 +9,14 @@ use xen::evtchn::EventChannels;
 use xen::gnttab::{GrantOffer, PageAccess};
 use xen::{DomId, Port};
 use xen_hosted::Platform;
-use xen_io::xs_ring::GuestRing;
+use xen_io::xs_ring::ClientRing;
 use xenstore_core::wire::{MsgType, split_message};
 
 /// The store, over the domain's ring.
 pub(crate) struct RingStore {
     pub(crate) platform: Platform,
     pub(crate) channels: xen_hosted::evtchn::Channels,
-    ring: GuestRing,
+    ring: ClientRing,
     pub(crate) port: Port,
 }
 
@@ -26,7 +26,7 @@ impl RingStore {
         let channels = platform.channels()?;
         let mut offers = platform.offers();
         let (page, port) = platform.store_ring(&mut offers)?;
-        Ok(Self { platform, channels, ring: GuestRing::new(page), port })
+        Ok(Self { platform, channels, ring: ClientRing::new(page), port })
     }
 
     /// Returns the path of the domain's name.

@@ -305,11 +305,11 @@ impl ServerRing {
 
 /// A guest's end of its own ring.
 #[derive(Debug)]
-pub struct GuestRing {
+pub struct ClientRing {
     page: SharedPage,
 }
 
-impl GuestRing {
+impl ClientRing {
     /// The guest's end of the ring in `page`, which is used as it is.
     #[must_use]
     pub fn new(page: SharedPage) -> Self {
@@ -343,11 +343,11 @@ impl GuestRing {
     }
 
     /// Asks for the ring to be reset; the store is to be notified, and until
-    /// [`GuestRing::connected`] nothing else in the page means anything. Only for stores that
+    /// [`ClientRing::connected`] nothing else in the page means anything. Only for stores that
     /// offer the feature.
     ///
     /// # Errors
-    /// As [`GuestRing::features`].
+    /// As [`ClientRing::features`].
     pub fn request_reconnect(&self) -> Result<(), RingError> {
         Ok(self.page.store_u32(offset::CONNECTION, RECONNECT)?)
     }
@@ -355,7 +355,7 @@ impl GuestRing {
     /// True if the ring is connected.
     ///
     /// # Errors
-    /// As [`GuestRing::features`].
+    /// As [`ClientRing::features`].
     pub fn connected(&self) -> Result<bool, RingError> {
         Ok(self.page.load_u32(offset::CONNECTION)? == CONNECTED)
     }
@@ -364,7 +364,7 @@ impl GuestRing {
     /// it serves. Newer stores may say numbers that [`ErrorWord`] does not have.
     ///
     /// # Errors
-    /// As [`GuestRing::features`].
+    /// As [`ClientRing::features`].
     pub fn error(&self) -> Result<u32, RingError> {
         Ok(self.page.load_u32(offset::ERROR)?)
     }
@@ -383,8 +383,8 @@ mod tests {
     }
 
     /// Moves the ring's page from one end to the other; both ends have the same private field.
-    fn front_of(server: ServerRing) -> GuestRing {
-        GuestRing::new(server.page)
+    fn front_of(server: ServerRing) -> ClientRing {
+        ClientRing::new(server.page)
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::rng::Rng;
 use xen::evtchn::{EventChannels, PortStatus};
 use xen::shared::{PAGE_SIZE, SharedPage};
 use xen::{DomId, GrantRef, Port};
-use xen_io::xs_ring::{GuestRing, RING_SIZE, offset};
+use xen_io::xs_ring::{ClientRing, RING_SIZE, offset};
 use xenstore_core::wire::{Header, MsgType, TYPES};
 
 /// Values that break careless arithmetic.
@@ -51,7 +51,7 @@ pub(crate) struct HostileGuest {
     evtchn: Box<dyn EventChannels>,
     port: Port,
     page: SharedPage,
-    ring: GuestRing,
+    ring: ClientRing,
     transactions: Transactions,
     rng: Rng,
     /// An index that is being written byte by byte: its offset, its value, and the number of bytes
@@ -83,7 +83,7 @@ impl HostileGuest {
             evtchn,
             port,
             page,
-            ring: GuestRing::new(built.ring),
+            ring: ClientRing::new(built.ring),
             transactions,
             rng,
             torn: None,

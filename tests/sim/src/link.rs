@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 use xen::evtchn::EventChannels;
 use xen::shared::SharedPage;
 use xen::{DomId, Port};
-use xen_io::xs_ring::{GuestRing, RingError, offset};
+use xen_io::xs_ring::{ClientRing, RingError, offset};
 
 /// A domain's end of its ring.
 pub(crate) struct RingLink {
     evtchn: Box<dyn EventChannels>,
     port: Port,
-    ring: GuestRing,
+    ring: ClientRing,
     /// True if bytes have moved since the last notification.
     notification_due: bool,
 }
@@ -34,7 +34,7 @@ impl RingLink {
     ) -> Result<Self, String> {
         let mut evtchn = hypervisor.event_channels(domid).map_err(text)?;
         let port = evtchn.alloc_unbound(DomId::DOM0).map_err(text)?;
-        Ok(Self { evtchn, port, ring: GuestRing::new(page), notification_due: false })
+        Ok(Self { evtchn, port, ring: ClientRing::new(page), notification_due: false })
     }
 
     pub(crate) fn port(&self) -> Port {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use xen_io::xs_ring::{ErrorWord, GuestRing, RingError};
+use xen_io::xs_ring::{ClientRing, ErrorWord, RingError};
 use xenstore_core::wire::{Header, feature, split_message};
 
 const READ: u32 = 2;
@@ -123,7 +123,7 @@ impl Drop for Host {
 struct Guest {
     domid: u16,
     dir: PathBuf,
-    ring: GuestRing,
+    ring: ClientRing,
     /// A second view of the page, for writes that no honest guest makes.
     page: xen::shared::SharedPage,
     events: UnixDatagram,
@@ -136,7 +136,7 @@ impl Guest {
         let file =
             File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_len(4096).unwrap();
-        let ring = GuestRing::new(testbed::page::map(&file).unwrap());
+        let ring = ClientRing::new(testbed::page::map(&file).unwrap());
         let page = testbed::page::map(&file).unwrap();
         let event_path = dir.join(format!("{domid}.evt"));
         let _ = std::fs::remove_file(&event_path);

@@ -14,7 +14,7 @@ use loopback::Host;
 use xen::DomId;
 use xen::gnttab::{GrantMap, GrantOffer, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
-use xen_io::xs_ring::{GuestRing, RingError, ServerRing, offset};
+use xen_io::xs_ring::{ClientRing, RingError, ServerRing, offset};
 
 const GUEST: DomId = DomId(3);
 /// Bytes of a stream.
@@ -63,7 +63,7 @@ impl StreamView {
 struct StreamRing {
     _offer: OfferedPage,
     server: ServerRing,
-    front: GuestRing,
+    front: ClientRing,
     requests: StreamView,
     responses: StreamView,
 }
@@ -83,7 +83,7 @@ impl StreamRing {
         let requests = StreamView { page: view(), data: offset::REQ, cons, prod };
         let (cons, prod) = (offset::RSP_CONS, offset::RSP_PROD);
         let responses = StreamView { page: view(), data: offset::RSP, cons, prod };
-        let (server, front) = (ServerRing::new(view()), GuestRing::new(view()));
+        let (server, front) = (ServerRing::new(view()), ClientRing::new(view()));
         Self { _offer: offer, server, front, requests, responses }
     }
 

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use xen::Port;
 use xen::evtchn::EventChannels;
 use xen::shared::SharedPage;
-use xen_io::xs_ring::GuestRing;
+use xen_io::xs_ring::ClientRing;
 use xenstore_core::client::Client as ClientMachine;
 
 /// The number of bytes in either half of the page (`XENSTORE_RING_SIZE`).
@@ -20,7 +20,7 @@ const HALF: usize = 1024;
 
 /// A ring, and the bytes read from it that no caller has taken.
 pub struct StoreRing {
-    ring: GuestRing,
+    ring: ClientRing,
     port: Port,
     evtchn: Box<dyn EventChannels + Send>,
     input: Vec<u8>,
@@ -41,7 +41,7 @@ fn broken(_: impl fmt::Display) -> Errno {
 impl StoreRing {
     /// Returns the ring in `page`. The store is notified through `port`.
     pub(crate) fn new(page: SharedPage, port: Port, evtchn: Box<dyn EventChannels + Send>) -> Self {
-        Self { ring: GuestRing::new(page), port, evtchn, input: Vec::new() }
+        Self { ring: ClientRing::new(page), port, evtchn, input: Vec::new() }
     }
 
     /// Writes until the output is empty or the ring is full.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use xen::evtchn::EventChannels;
 use xen::shared::SharedPage;
 use xen::{DomId, Port};
-use xen_io::xs_ring::GuestRing;
+use xen_io::xs_ring::ClientRing;
 use xenstore_core::wire::{Header, MsgType, split_message};
 use xenstored::log::{Level, Log};
 use xenstored::step::SteppedDaemon;
@@ -23,7 +23,7 @@ fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
 struct Guest {
     evtchn: Box<dyn EventChannels>,
     port: Port,
-    ring: GuestRing,
+    ring: ClientRing,
     unsent: Vec<u8>,
     received: Vec<u8>,
     answered: u32,
@@ -99,7 +99,7 @@ fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
         Guest {
             evtchn,
             port,
-            ring: GuestRing::new(page),
+            ring: ClientRing::new(page),
             unsent: Vec::new(),
             received: Vec::new(),
             answered: 0,

@@ -18,7 +18,7 @@ use xen::evtchn::EventChannels;
 use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Created};
 use xen_hosted::{HostDir, Platform};
-use xen_io::xs_ring::GuestRing;
+use xen_io::xs_ring::ClientRing;
 use xenstore_core::wire::MsgType;
 
 pub(crate) mod actor;
@@ -279,7 +279,7 @@ pub(crate) struct GuestStore {
     _platform: Platform,
     pub(crate) channels: xen_hosted::evtchn::Channels,
     pub(crate) offers: xen_hosted::gnttab::Offers,
-    ring: GuestRing,
+    ring: ClientRing,
     pub(crate) port: xen::Port,
     request: u32,
     /// The rest of the last request, which the ring had no room for.
@@ -296,7 +296,7 @@ impl GuestStore {
             _platform: platform,
             channels,
             offers,
-            ring: GuestRing::new(page),
+            ring: ClientRing::new(page),
             port,
             request: 0,
             unsent: None,
