@@ -8,7 +8,7 @@ use crate::Result;
 use crate::ring::WITHIN;
 use crate::support::{self, GUEST};
 use crate::table::Format;
-use conformance::{Daemon, Kind};
+use conformance::{Daemon, DaemonKind};
 use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
@@ -47,7 +47,7 @@ pub(crate) fn measure(image: &Path, format: Format, disks: usize) -> Result<f64>
 /// Runs the measured process, which prints its own memory in bytes.
 pub(crate) fn process(image: &str, format: &str, disks: &str) -> Result<()> {
     let daemon = Daemon::start_with(
-        Kind::Ours,
+        DaemonKind::Ours,
         &conformance::Options { everybody: true, ..Default::default() },
     );
     let daemon = daemon.ok_or("there is no store to be had")?;

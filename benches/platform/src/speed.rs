@@ -5,8 +5,8 @@ use crate::host::{Host, WITHIN, run};
 use crate::result::Result;
 use crate::table::{Extent, Goal, Row, fastest_tenth, median};
 use crate::talker::Talker;
-use conformance::Purpose;
-use conformance::daemon::{Daemon, Kind, Options};
+use conformance::PeersPurpose;
+use conformance::daemon::{Daemon, DaemonKind, Options};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -96,8 +96,8 @@ fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let (mut control, mut client) = (host.control()?, host.client()?);
     let store = host.store.as_ref().map_or(0, std::process::Child::id);
-    let measured = Options { purpose: Purpose::Use, ..Options::default() };
-    let c = Daemon::start_with(Kind::C, &measured);
+    let measured = Options { purpose: PeersPurpose::Use, ..Options::default() };
+    let c = Daemon::start_with(DaemonKind::C, &measured);
     if let Some(c) = &c {
         xenstore::Client::connect(c.socket())?.write("/name", "guest")?;
     }

@@ -3,7 +3,7 @@
 //! another test starts has, for a moment, the open files of these tests and so their locks, which
 //! the script would find taken.
 
-use conformance::{Daemon, Kind, Peers};
+use conformance::{Daemon, DaemonKind, Peers};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -42,7 +42,7 @@ impl HotplugSetup {
                 return None;
             }
         };
-        let daemon = Daemon::start(Kind::Ours)?;
+        let daemon = Daemon::start(DaemonKind::Ours)?;
         let dir = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("image"), [0; 4096]).unwrap();

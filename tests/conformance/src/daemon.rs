@@ -2,7 +2,7 @@
 //! dropped, its log kept for the message of a failing test.
 
 use crate::peer::Peer;
-use crate::peers::{Peers, Purpose};
+use crate::peers::{Peers, PeersPurpose};
 use crate::ring::files::{FileRing, signal};
 use crate::skip::skip;
 use crate::version::Version;
@@ -20,7 +20,7 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// A kind of daemon.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Kind {
+pub enum DaemonKind {
     /// Debian's `xenstored`, in C.
     C,
     /// Debian's `oxenstored`, in OCaml.
@@ -29,7 +29,7 @@ pub enum Kind {
     Ours,
 }
 
-impl Kind {
+impl DaemonKind {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::C, Self::OCaml, Self::Ours];
 
@@ -55,13 +55,13 @@ pub struct Options {
     /// Oxenstored's access log, which Debian has on. Only one daemon on a machine may have it.
     pub access_log: bool,
     /// The purpose of a peer.
-    pub purpose: Purpose,
+    pub purpose: PeersPurpose,
 }
 
 /// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
-    kind: Kind,
+    kind: DaemonKind,
     dir: PathBuf,
     child: Child,
 }
@@ -73,7 +73,7 @@ impl Daemon {
     /// # Panics
     /// If the daemon ends or stays silent, and if it is not available although `CI` is `true`.
     #[must_use]
-    pub fn start(kind: Kind) -> Option<Self> {
+    pub fn start(kind: DaemonKind) -> Option<Self> {
         Self::start_with(kind, &Options::default())
     }
 
@@ -82,7 +82,7 @@ impl Daemon {
     /// # Panics
     /// As [`Daemon::start`].
     #[must_use]
-    pub fn start_with(kind: Kind, options: &Options) -> Option<Self> {
+    pub fn start_with(kind: DaemonKind, options: &Options) -> Option<Self> {
         let dir = fresh_dir();
         let Some(mut command) = command(kind, &dir, options) else {
             let _ = fs::remove_dir_all(&dir);
@@ -128,7 +128,7 @@ impl Daemon {
 
     /// Returns the kind of this daemon.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> DaemonKind {
         self.kind
     }
 
@@ -136,14 +136,14 @@ impl Daemon {
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         match self.kind {
-            Kind::C | Kind::OCaml => Peers::get().ok().and_then(Peers::version),
-            Kind::Ours => None,
+            DaemonKind::C | DaemonKind::OCaml => Peers::get().ok().and_then(Peers::version),
+            DaemonKind::Ours => None,
         }
     }
 
     /// True if this is a peer of this kind and version.
     #[must_use]
-    pub fn is(&self, kind: Kind, version: Version) -> bool {
+    pub fn is(&self, kind: DaemonKind, version: Version) -> bool {
         (self.kind, self.version()) == (kind, Some(version))
     }
 
@@ -300,9 +300,9 @@ fn fresh_dir() -> PathBuf {
 
 /// Returns the command that starts a daemon; or `None`, and prints one line with the reason, if it
 /// is not available.
-fn command(kind: Kind, dir: &Path, options: &Options) -> Option<Command> {
+fn command(kind: DaemonKind, dir: &Path, options: &Options) -> Option<Command> {
     let what = format!("daemon `{}`", kind.name());
-    if kind != Kind::Ours {
+    if kind != DaemonKind::Ours {
         let peers = Peers::find(&what, options.purpose)?;
         return Some(peer_command(kind, peers, dir, options));
     }
@@ -319,9 +319,9 @@ fn command(kind: Kind, dir: &Path, options: &Options) -> Option<Command> {
     }
 }
 
-fn peer_command(kind: Kind, peers: &Peers, dir: &Path, options: &Options) -> Command {
+fn peer_command(kind: DaemonKind, peers: &Peers, dir: &Path, options: &Options) -> Command {
     let mut command = match kind {
-        Kind::OCaml => {
+        DaemonKind::OCaml => {
             let mut command = peers.command("oxenstored");
             command.arg("--config-file").arg(oxenstored_conf(peers, dir));
             command.env("XENSHIM_SOCKET", dir.join("sock"));

@@ -1,6 +1,6 @@
 //! A host: a daemon, and the hypervisor of the domains that it serves.
 
-use crate::daemon::{Daemon, Kind};
+use crate::daemon::{Daemon, DaemonKind};
 use crate::peer::Peer;
 use crate::version::Version;
 
@@ -8,9 +8,9 @@ use crate::version::Version;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
     /// The differences of a daemon, of any version.
-    Daemon(Kind),
+    Daemon(DaemonKind),
     /// The differences of one version of a daemon.
-    Version(Kind, Version),
+    Version(DaemonKind, Version),
     /// The differences of a host that runs Xen, whose daemon serves others than the test.
     Xen,
     /// The differences that Debian's C daemon has only on such a host.
@@ -21,8 +21,13 @@ pub enum Mark {
 
 impl Mark {
     /// All marks without a version.
-    const PLAIN: [Self; 5] =
-        [Self::Daemon(Kind::C), Self::Daemon(Kind::OCaml), Self::Xen, Self::XenC, Self::Xenbus];
+    const PLAIN: [Self; 5] = [
+        Self::Daemon(DaemonKind::C),
+        Self::Daemon(DaemonKind::OCaml),
+        Self::Xen,
+        Self::XenC,
+        Self::Xenbus,
+    ];
 
     /// Returns the mark of this name in a table: `ox`, or `ox-4.17.5+72` for one version.
     ///
@@ -33,7 +38,7 @@ impl Mark {
             return Ok(mark);
         }
         let (peer, version) = name.split_once('-').ok_or_else(|| format!("`{name}` is no peer"))?;
-        let kind = [Kind::C, Kind::OCaml].into_iter().find(|kind| kind.name() == peer);
+        let kind = [DaemonKind::C, DaemonKind::OCaml].into_iter().find(|kind| kind.name() == peer);
         let kind = kind.ok_or_else(|| format!("`{peer}` is no peer that has versions"))?;
         let known = || Version::KNOWN.map(Version::name).join(", ");
         let version = Version::named(version)
@@ -59,7 +64,7 @@ impl Mark {
 /// Its methods panic if the host itself fails: there is nothing to test then.
 pub trait Host {
     /// Returns the kind of the daemon.
-    fn kind(&self) -> Kind;
+    fn kind(&self) -> DaemonKind;
 
     /// Returns the marks whose differences apply here, the most specific first.
     fn marks(&self) -> Vec<Mark>;
@@ -90,7 +95,7 @@ pub trait Host {
 }
 
 impl Host for Daemon {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> DaemonKind {
         self.kind()
     }
 

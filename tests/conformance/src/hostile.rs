@@ -5,7 +5,7 @@
 //! the error word; it does not count the guest as dead; it serves others; and once the guest is
 //! introduced again, it serves that guest.
 
-use crate::daemon::Kind;
+use crate::daemon::DaemonKind;
 use crate::host::Host;
 use crate::peer::{Peer, ReceiveFailure};
 use crate::ring::{CONNECTION, GUEST_INDICES, RING_SIZE};
@@ -27,12 +27,12 @@ pub struct Attack {
     /// The advisory, and the action of the guest.
     pub name: &'static str,
     /// The daemons that it runs against.
-    pub on: &'static [Kind],
-    run: fn(&mut World<'_>),
+    pub on: &'static [DaemonKind],
+    run: fn(&mut AttackScene<'_>),
 }
 
-const C_AND_OURS: &[Kind] = &[Kind::C, Kind::Ours];
-const OURS: &[Kind] = &[Kind::Ours];
+const C_AND_OURS: &[DaemonKind] = &[DaemonKind::C, DaemonKind::Ours];
+const OURS: &[DaemonKind] = &[DaemonKind::Ours];
 
 /// All cases.
 pub const ATTACKS: &[Attack] = &[
@@ -85,7 +85,7 @@ pub const ATTACKS: &[Attack] = &[
 ];
 
 /// The attacker, a guest beside it, and domain 0.
-struct World<'a> {
+struct AttackScene<'a> {
     host: &'a mut dyn Host,
     dom0: Peer,
     /// A second connection of domain 0, which watches for deaths. C's daemon gets none: if it has
@@ -104,9 +104,9 @@ const OTHER: u16 = 8;
 /// If the daemon does not keep a promise.
 pub fn attack(host: &mut dyn Host, attack: &Attack) {
     let dom0 = host.connect();
-    let death_watch = (host.kind() == Kind::Ours).then(|| host.connect());
+    let death_watch = (host.kind() == DaemonKind::Ours).then(|| host.connect());
     let (guest, other) = (host.guest(GUEST), host.guest(OTHER));
-    let mut world = World { host, dom0, death_watch, guest, other };
+    let mut world = AttackScene { host, dom0, death_watch, guest, other };
     world.introduce();
     world.home(OTHER);
     if let Some(death_watch) = &mut world.death_watch {
@@ -118,13 +118,13 @@ pub fn attack(host: &mut dyn Host, attack: &Attack) {
     world.served_again();
 }
 
-impl World<'_> {
+impl AttackScene<'_> {
     fn introduce(&mut self) {
         self.home(GUEST);
         self.guest.forget();
         self.guest.ring().adopt_indices().expect("the page");
         self.guest.expect_ok("WRITE", "x|v");
-        if self.host.kind() == Kind::Ours {
+        if self.host.kind() == DaemonKind::Ours {
             let features = self.guest.ring().features().expect("the page");
             assert_eq!(features & FEATURES, FEATURES, "ring error and reconnection are advertised");
         }
@@ -202,7 +202,7 @@ fn header(kind: u32, len: u32) -> [u8; 16] {
     Header { kind, req_id: 1, tx_id: 0, len }.to_bytes()
 }
 
-fn producer_beyond_the_ring(world: &mut World<'_>) {
+fn producer_beyond_the_ring(world: &mut AttackScene<'_>) {
     let ways = [RING_SIZE + 1, 2000, 4096, 0x7fff_ffff, 0x8000_0000];
     world.each_is_told(&ways, RING_INDEX, |guest, further| {
         let (req_prod, rsp_cons) = rest(guest);
@@ -210,7 +210,7 @@ fn producer_beyond_the_ring(world: &mut World<'_>) {
     });
 }
 
-fn producer_runs_backwards(world: &mut World<'_>) {
+fn producer_runs_backwards(world: &mut AttackScene<'_>) {
     world.each_is_told(&[1, 16, 1024, 0x1000_0000], RING_INDEX, |guest, back| {
         let (req_prod, rsp_cons) = rest(guest);
         set(guest, req_prod.wrapping_sub(back), rsp_cons);
@@ -218,7 +218,7 @@ fn producer_runs_backwards(world: &mut World<'_>) {
 }
 
 /// The fault shows when there is a response: the guest asks for one in the same moment.
-fn consumer_of_responses_out_of_range(world: &mut World<'_>) {
+fn consumer_of_responses_out_of_range(world: &mut AttackScene<'_>) {
     world.each_is_told(&[1, 1024, 5000, 0x8000_0000, u32::MAX - 2000], RING_INDEX, |guest, by| {
         let (req_prod, rsp_cons) = rest(guest);
         let request = [header(MsgType::Read.code(), 2), [0; 16]].concat();
@@ -231,7 +231,7 @@ fn consumer_of_responses_out_of_range(world: &mut World<'_>) {
     });
 }
 
-fn message_longer_than_allowed(world: &mut World<'_>) {
+fn message_longer_than_allowed(world: &mut AttackScene<'_>) {
     let lengths = [4097, 65_536, 0x7fff_ffff, 0x8000_0000, u32::MAX - 15, u32::MAX];
     world.each_is_told(&lengths, PROTOCOL, |guest, len| {
         guest.send(&header(MsgType::Read.code(), len)).expect("the ring takes a header");
@@ -239,7 +239,7 @@ fn message_longer_than_allowed(world: &mut World<'_>) {
 }
 
 /// The guest requests the reset after each part of a request that the daemon can have read.
-fn reset_while_a_request_is_half_read(world: &mut World<'_>) {
+fn reset_while_a_request_is_half_read(world: &mut AttackScene<'_>) {
     let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
     for read in 1..request.len() {
         let guest = &mut world.guest;
@@ -253,7 +253,7 @@ fn reset_while_a_request_is_half_read(world: &mut World<'_>) {
     world.guest.ring().flip(CONNECTION, &one, &zero, 100).expect("the page");
 }
 
-fn introduced_again_while_a_request_is_half_read(world: &mut World<'_>) {
+fn introduced_again_while_a_request_is_half_read(world: &mut AttackScene<'_>) {
     let request = [header(MsgType::Read.code(), 2).as_slice(), b"x\0"].concat();
     for read in [1, 15, 16, 17] {
         world.guest.send(request.get(..read).unwrap_or_default()).expect("a part of a request");
@@ -269,7 +269,7 @@ fn introduced_again_while_a_request_is_half_read(world: &mut World<'_>) {
 /// The header's length changes between 2 and far too long. The daemon must read it once, and either
 /// answer or report that it is too long. Which of the two happens is chance; both must have
 /// happened.
-fn header_that_changes_under_the_reader(world: &mut World<'_>) {
+fn header_that_changes_under_the_reader(world: &mut AttackScene<'_>) {
     const ROUNDS_MAX: usize = 40;
     let (mut answered, mut told) = (0, 0);
     for round in 0..ROUNDS_MAX {
@@ -329,7 +329,7 @@ fn is_answered(guest: &mut Peer) -> bool {
 }
 
 /// The guest's two indices change between right and impossible values.
-fn indices_that_change_under_the_reader(world: &mut World<'_>) {
+fn indices_that_change_under_the_reader(world: &mut AttackScene<'_>) {
     for by in [1, 1024, 1025, 0x8000_0000] {
         let (req_prod, rsp_cons) = rest(&mut world.guest);
         let right = [req_prod.to_ne_bytes(), rsp_cons.to_ne_bytes()].concat();
@@ -343,7 +343,7 @@ fn indices_that_change_under_the_reader(world: &mut World<'_>) {
 }
 
 /// The guest signals without a request: the daemon must go on serving the others.
-fn events_without_end_and_without_bytes(world: &mut World<'_>) {
+fn events_without_end_and_without_bytes(world: &mut AttackScene<'_>) {
     let nothing = 0_u32.to_ne_bytes();
     world.guest.ring().flip(CONNECTION, &nothing, &nothing, 1000).expect("the page");
     assert_eq!(world.guest.reply(Instant::now() + A_WHILE), Err(ReceiveFailure::Silent));

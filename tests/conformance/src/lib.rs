@@ -39,10 +39,10 @@ pub mod table;
 pub mod version;
 pub mod xen_host;
 
-pub use daemon::{Daemon, Kind, Options};
+pub use daemon::{Daemon, DaemonKind, Options};
 pub use host::{Host, Mark};
 pub use peer::{Message, Peer, ReceiveFailure};
-pub use peers::{Peers, Purpose};
+pub use peers::{Peers, PeersPurpose};
 pub use skip::skip;
 pub use version::Version;
 

@@ -1,7 +1,7 @@
 //! A raw client of a daemon, over its socket or over a guest's ring. It sends any bytes at all.
 
 use crate::notation;
-use crate::ring::Ring;
+use crate::ring::GuestRing;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -76,17 +76,17 @@ impl fmt::Display for ReceiveFailure {
 
 /// The transport of a peer.
 #[derive(Debug)]
-enum Link {
+enum PeerLink {
     Socket(UnixStream),
     /// Linux' device, which passes on the messages that domain 0 writes to it.
     Device(File),
-    Ring(Box<dyn Ring>),
+    Ring(Box<dyn GuestRing>),
 }
 
 /// A raw client.
 #[derive(Debug)]
 pub struct Peer {
-    link: Link,
+    link: PeerLink,
     unparsed: Vec<u8>,
     events: VecDeque<Message>,
     req_id: u32,
@@ -117,7 +117,7 @@ impl Peer {
         }
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
-        Ok(Self::over(Link::Socket(stream)))
+        Ok(Self::over(PeerLink::Socket(stream)))
     }
 
     /// Opens the device by which Linux lets domain 0 use the kernel's own ring.
@@ -127,16 +127,16 @@ impl Peer {
     pub fn device(path: &Path) -> io::Result<Self> {
         let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
         let device = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-        Ok(Self::over(Link::Device(device)))
+        Ok(Self::over(PeerLink::Device(device)))
     }
 
     /// Returns a guest with this ring.
     #[must_use]
-    pub fn ring_of(ring: Box<dyn Ring>) -> Self {
-        Self::over(Link::Ring(ring))
+    pub fn ring_of(ring: Box<dyn GuestRing>) -> Self {
+        Self::over(PeerLink::Ring(ring))
     }
 
-    fn over(link: Link) -> Self {
+    fn over(link: PeerLink) -> Self {
         Self {
             link,
             unparsed: Vec::new(),
@@ -151,10 +151,10 @@ impl Peer {
     ///
     /// # Panics
     /// If this peer is no guest.
-    pub fn ring(&mut self) -> &mut dyn Ring {
+    pub fn ring(&mut self) -> &mut dyn GuestRing {
         match &mut self.link {
-            Link::Ring(ring) => ring.as_mut(),
-            Link::Socket(_) | Link::Device(_) => panic!("domain 0's clients have no ring"),
+            PeerLink::Ring(ring) => ring.as_mut(),
+            PeerLink::Socket(_) | PeerLink::Device(_) => panic!("domain 0's clients have no ring"),
         }
     }
 
@@ -172,13 +172,13 @@ impl Peer {
     pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), ReceiveFailure> {
         let end = Instant::now() + REPLY_WITHIN;
         match &mut self.link {
-            Link::Socket(stream) => {
+            PeerLink::Socket(stream) => {
                 stream.set_write_timeout(Some(REPLY_WITHIN)).map_err(|_| ReceiveFailure::Closed)?;
                 stream.write_all(bytes).map_err(|error| lost_by(&error))
             }
             // Linux waits for the reply within the write, or refuses the request there.
-            Link::Device(device) => device.write_all(bytes).map_err(|error| lost_by(&error)),
-            Link::Ring(ring) => {
+            PeerLink::Device(device) => device.write_all(bytes).map_err(|error| lost_by(&error)),
+            PeerLink::Ring(ring) => {
                 let mut nothing_read = false;
                 loop {
                     let count = ring.put(bytes).map_err(|error| lost_by(&error))?;
@@ -202,7 +202,7 @@ impl Peer {
     /// gone.
     pub fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
         match &mut self.link {
-            Link::Socket(stream) => {
+            PeerLink::Socket(stream) => {
                 stream.set_write_timeout(Some(Duration::from_millis(200))).ok()?;
                 match stream.write(bytes) {
                     Ok(count) => Some(count),
@@ -210,8 +210,8 @@ impl Peer {
                     Err(_) => None,
                 }
             }
-            Link::Device(device) => device.write(bytes).ok(),
-            Link::Ring(ring) => ring.put(bytes).ok(),
+            PeerLink::Device(device) => device.write(bytes).ok(),
+            PeerLink::Ring(ring) => ring.put(bytes).ok(),
         }
     }
 
@@ -235,7 +235,7 @@ impl Peer {
 
     fn receive(&mut self, end: Instant) -> Result<(), ReceiveFailure> {
         match &mut self.link {
-            Link::Socket(stream) => {
+            PeerLink::Socket(stream) => {
                 let left = end.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return Err(ReceiveFailure::Silent);
@@ -250,7 +250,7 @@ impl Peer {
                     }
                 }
             }
-            Link::Device(device) => {
+            PeerLink::Device(device) => {
                 let left = end.saturating_duration_since(Instant::now());
                 let left = Timespec::try_from(left).map_err(|_| ReceiveFailure::Closed)?;
                 let mut ready = [PollFd::new(device, PollFlags::IN)];
@@ -262,7 +262,7 @@ impl Peer {
                 self.unparsed.extend(buffer.get(..count).unwrap_or_default());
                 Ok(())
             }
-            Link::Ring(ring) => {
+            PeerLink::Ring(ring) => {
                 if ring.take(&mut self.unparsed).map_err(|error| lost_by(&error))? == 0 {
                     let known = self.awaited.saturating_mul(HEADER_SIZE);
                     let more = known.saturating_sub(self.unparsed.len()).max(1);
@@ -324,12 +324,12 @@ impl Peer {
             Err(ReceiveFailure::Silent) => ReceiveFailure::Silent,
             other => return other,
         };
-        let Link::Ring(ring) = &mut self.link else { return Err(lost) };
-        let indices = |ring: &mut dyn Ring| ring.indices().map_err(|_| lost);
+        let PeerLink::Ring(ring) = &mut self.link else { return Err(lost) };
+        let indices = |ring: &mut dyn GuestRing| ring.indices().map_err(|_| lost);
         let before = indices(ring.as_mut())?;
         ring.notify().map_err(|_| lost)?;
         let answered = self.reply(Instant::now() + AGAIN_WITHIN).is_ok();
-        let Link::Ring(ring) = &mut self.link else { return Err(lost) };
+        let PeerLink::Ring(ring) = &mut self.link else { return Err(lost) };
         let after = indices(ring.as_mut())?;
         println!(
             "      req_cons, req_prod, rsp_cons, rsp_prod of the silent ring: {before:?}; signalled once more, {after:?}"

@@ -30,7 +30,7 @@ const PACKAGES: [&str; 14] = [
 
 /// A purpose of Debian's programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Purpose {
+pub enum PeersPurpose {
     /// Their answers are compared with the stated ones, so their version must be a known one.
     #[default]
     Comparison,
@@ -63,10 +63,10 @@ impl Peers {
     /// # Panics
     /// If they are not available although `CI` is `true`. An unknown version is not a failure.
     #[must_use]
-    pub fn find(what: &str, purpose: Purpose) -> Option<&'static Self> {
+    pub fn find(what: &str, purpose: PeersPurpose) -> Option<&'static Self> {
         let reason = match (Self::get(), purpose) {
             (Err(why), _) => Reason::Missing(why),
-            (Ok(Self { version: Err(unknown), .. }), Purpose::Comparison) => {
+            (Ok(Self { version: Err(unknown), .. }), PeersPurpose::Comparison) => {
                 Reason::Unknown(unknown)
             }
             (Ok(peers), _) => return Some(peers),

@@ -1,6 +1,6 @@
 //! A guest's side of XenStore: a ring page and an event channel.
 //!
-//! This module has the page's layout and the operations on it. Each [`Ring`] has its own access to
+//! This module has the page's layout and the operations on it. Each [`GuestRing`] has its own access to
 //! the page: over files ([`files`]), or by a guest on Xen that takes commands ([`agent`]).
 //!
 //! Source: `xen/include/public/io/xs_wire.h`, `docs/misc/xenstore-ring.txt`.
@@ -32,7 +32,7 @@ const ERROR: u64 = 2072;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A guest's ring page and event channel.
-pub trait Ring: Debug + Send {
+pub trait GuestRing: Debug + Send {
     /// Reads the page.
     ///
     /// # Errors
@@ -57,11 +57,11 @@ pub trait Ring: Debug + Send {
     /// If the guest cannot be reached.
     fn wait(&mut self, end: Instant) -> io::Result<()>;
 
-    /// Waits as [`Ring::wait`] does, but for `bytes` bytes to [`Ring::take`], if the guest supports
+    /// Waits as [`GuestRing::wait`] does, but for `bytes` bytes to [`GuestRing::take`], if the guest supports
     /// that.
     ///
     /// # Errors
-    /// As [`Ring::wait`].
+    /// As [`GuestRing::wait`].
     fn wait_for(&mut self, end: Instant, _bytes: usize) -> io::Result<()> {
         self.wait(end)
     }
@@ -73,7 +73,7 @@ pub trait Ring: Debug + Send {
     fn put(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
     /// Takes the bytes that the daemon has put into the ring, and signals; returns their number. It
-    /// may be 0 as long as [`Ring::wait`] was not called.
+    /// may be 0 as long as [`GuestRing::wait`] was not called.
     ///
     /// # Errors
     /// If the page cannot be reached.
@@ -96,7 +96,7 @@ pub trait Ring: Debug + Send {
     fn adopt_indices(&mut self) -> io::Result<()>;
 }
 
-impl dyn Ring + '_ {
+impl dyn GuestRing + '_ {
     /// Reads two neighbouring words of the page at once.
     fn words(&mut self, offset: u64) -> io::Result<[u32; 2]> {
         let mut bytes = [0; 8];

@@ -1,10 +1,10 @@
 //! Runs tables against a daemon and compares every answer.
 
-use crate::daemon::{Daemon, Kind};
+use crate::daemon::{Daemon, DaemonKind};
 use crate::host::{Host, Mark};
 use crate::notation;
 use crate::peer::{Message, Peer, ReceiveFailure, type_code, type_name};
-use crate::table::{self, Action, Case, Speaker, Step};
+use crate::table::{self, Speaker, StepAction, TableCase, TableStep};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::Error;
@@ -21,7 +21,7 @@ const AHEAD: usize = 16;
 ///
 /// # Panics
 /// If an answer differs from its line; the message lists all such lines.
-pub fn run_file(kind: Kind, file: &str, text: &str) {
+pub fn run_file(kind: DaemonKind, file: &str, text: &str) {
     let cases = table::parse(text).unwrap_or_else(|why| panic!("tables/{file}.txt: {why}"));
     let mut failures = Vec::new();
     for case in &cases {
@@ -43,13 +43,13 @@ pub fn run_file(kind: Kind, file: &str, text: &str) {
 
 /// Returns the difference that excludes a case under these marks.
 #[must_use]
-pub fn left_out<'a>(case: &'a Case, marks: &[Mark]) -> Option<&'a str> {
+pub fn left_out<'a>(case: &'a TableCase, marks: &[Mark]) -> Option<&'a str> {
     case.not.iter().find(|(mark, _)| marks.contains(mark)).map(|(_, id)| id.as_str())
 }
 
 /// Runs a case on a host with the initial store; returns the lines that failed.
-pub fn run_case(host: &mut dyn Host, case: &Case) -> Vec<String> {
-    World { host, peers: BTreeMap::new(), shut_down: BTreeSet::new(), kept: BTreeMap::new() }
+pub fn run_case(host: &mut dyn Host, case: &TableCase) -> Vec<String> {
+    CaseRun { host, peers: BTreeMap::new(), shut_down: BTreeSet::new(), kept: BTreeMap::new() }
         .run(case)
 }
 
@@ -61,7 +61,7 @@ struct PreparedRequest {
 }
 
 /// One host and all clients of its daemon.
-struct World<'a> {
+struct CaseRun<'a> {
     host: &'a mut dyn Host,
     peers: BTreeMap<Speaker, Peer>,
     /// The domains that have shut down and do not answer.
@@ -69,8 +69,8 @@ struct World<'a> {
     kept: BTreeMap<String, String>,
 }
 
-impl World<'_> {
-    fn run(&mut self, case: &Case) -> Vec<String> {
+impl CaseRun<'_> {
+    fn run(&mut self, case: &TableCase) -> Vec<String> {
         let mut failed = Vec::new();
         for step in &case.steps {
             if let Err(why) = self.turns(step) {
@@ -84,9 +84,9 @@ impl World<'_> {
         failed
     }
 
-    fn turns(&mut self, step: &Step) -> Result<(), String> {
+    fn turns(&mut self, step: &TableStep) -> Result<(), String> {
         self.make(&step.who);
-        if let (Action::Request { .. }, Speaker::Guest(_), 2..) =
+        if let (StepAction::Request { .. }, Speaker::Guest(_), 2..) =
             (&step.action, &step.who, step.times)
         {
             return self.ahead(step);
@@ -100,8 +100,8 @@ impl World<'_> {
 
     /// Sends the repeated requests of a guest together, ahead of the answers: on Xen each line to
     /// the guest, and each answer, goes over its slow console.
-    fn ahead(&mut self, step: &Step) -> Result<(), String> {
-        let Action::Request { kind, tx, payload, expect } = &step.action else { return Ok(()) };
+    fn ahead(&mut self, step: &TableStep) -> Result<(), String> {
+        let StepAction::Request { kind, tx, payload, expect } = &step.action else { return Ok(()) };
         let other = self.differs(step);
         let mut turn = 0;
         while turn < step.times {
@@ -135,7 +135,7 @@ impl World<'_> {
     }
 
     /// Returns the listed difference for this host and this step: its id and its answer.
-    fn differs<'b>(&self, step: &'b Step) -> Option<(&'b str, &'b str)> {
+    fn differs<'b>(&self, step: &'b TableStep) -> Option<(&'b str, &'b str)> {
         let marks = self.marks(&step.who);
         let of = |mark: Mark| step.differs.iter().find(move |(where_, ..)| *where_ == mark);
         let differs = marks.into_iter().find_map(of);
@@ -150,16 +150,16 @@ impl World<'_> {
         marks
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), String> {
+    fn step(&mut self, step: &TableStep) -> Result<(), String> {
         let other = self.differs(step);
         match &step.action {
-            Action::Request { kind, tx, payload, expect } => {
+            StepAction::Request { kind, tx, payload, expect } => {
                 self.request(&step.who, kind, tx, payload, expect, other)
             }
-            Action::Event(expect) => self.event(&step.who, expect, other),
-            Action::Quiet => self.quiet(&step.who, other),
-            Action::Introduce(expect) => self.introduce(&step.who, expect, other),
-            Action::Home => self.home(&step.who),
+            StepAction::Event(expect) => self.event(&step.who, expect, other),
+            StepAction::Quiet => self.quiet(&step.who, other),
+            StepAction::Introduce(expect) => self.introduce(&step.who, expect, other),
+            StepAction::Home => self.home(&step.who),
             action => self.happen(&step.who, action),
         }
     }
@@ -311,23 +311,23 @@ impl World<'_> {
         Ok(())
     }
 
-    fn happen(&mut self, who: &Speaker, action: &Action) -> Result<(), String> {
+    fn happen(&mut self, who: &Speaker, action: &StepAction) -> Result<(), String> {
         match (who, action) {
-            (Speaker::Dom0(_), Action::Closes) => drop(self.peers.remove(who)),
-            (Speaker::Guest(_), Action::Created) => {
+            (Speaker::Dom0(_), StepAction::Closes) => drop(self.peers.remove(who)),
+            (Speaker::Guest(_), StepAction::Created) => {
                 self.peer(who);
             }
-            (Speaker::Guest(domid), Action::Dies) => {
+            (Speaker::Guest(domid), StepAction::Dies) => {
                 self.peers.remove(who);
                 self.host.destroy(*domid);
                 self.shut_down.remove(domid);
                 return self.wait_until_gone(*domid);
             }
-            (Speaker::Guest(domid), Action::ShutsDown) => {
+            (Speaker::Guest(domid), StepAction::ShutsDown) => {
                 self.host.shut_down(*domid);
                 self.shut_down.insert(*domid);
             }
-            (Speaker::Guest(domid), Action::RunsAgain) => {
+            (Speaker::Guest(domid), StepAction::RunsAgain) => {
                 self.host.run_again(*domid);
                 self.shut_down.remove(domid);
             }

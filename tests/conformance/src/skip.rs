@@ -15,7 +15,7 @@ pub enum Reason<'a> {
 
 /// The consequence of leaving a part out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Outcome {
+enum SkipOutcome {
     /// One line is printed.
     Line,
     /// The test fails.
@@ -25,10 +25,10 @@ enum Outcome {
 impl Reason<'_> {
     /// Returns the consequence for this value of the variable `CI`. An unknown version comes from
     /// the archive, and no machine can change that; a missing requirement can be installed.
-    fn outcome(self, ci: Option<&str>) -> Outcome {
+    fn outcome(self, ci: Option<&str>) -> SkipOutcome {
         match (self, ci) {
-            (Reason::Missing(_), Some("true")) => Outcome::Failure,
-            _ => Outcome::Line,
+            (Reason::Missing(_), Some("true")) => SkipOutcome::Failure,
+            _ => SkipOutcome::Line,
         }
     }
 }
@@ -50,7 +50,7 @@ pub fn leave_out(what: &str, reason: Reason<'_>) {
         Reason::Unknown(unknown) => format!("skipped: what Debian's programs answer: {unknown}"),
     };
     let outcome = reason.outcome(std::env::var("CI").ok().as_deref());
-    assert!(outcome == Outcome::Line, "{line} (and CI=true forbids to skip)");
+    assert!(outcome == SkipOutcome::Line, "{line} (and CI=true forbids to skip)");
     match reason {
         Reason::Missing(_) => say(&line),
         Reason::Unknown(_) => UNKNOWN.call_once(|| say(&line)),
@@ -71,8 +71,8 @@ mod tests {
     fn an_unknown_version_is_no_failure_anywhere_and_all_else_is_one_in_ci() {
         let unknown = Version::of_debian("4.17.9-1").unwrap_err();
         for ci in [Some("true"), Some("false"), Some(""), None] {
-            assert_eq!(Reason::Unknown(&unknown).outcome(ci), Outcome::Line, "{ci:?}");
-            let fails = Reason::Missing("cc cannot be run").outcome(ci) == Outcome::Failure;
+            assert_eq!(Reason::Unknown(&unknown).outcome(ci), SkipOutcome::Line, "{ci:?}");
+            let fails = Reason::Missing("cc cannot be run").outcome(ci) == SkipOutcome::Failure;
             assert_eq!(fails, ci == Some("true"), "{ci:?}");
         }
     }

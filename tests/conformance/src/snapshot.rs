@@ -14,12 +14,12 @@ struct Node {
 
 /// The nodes of a store and the permissions of the special watches.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Snapshot {
+pub struct StoreSnapshot {
     nodes: BTreeMap<String, Node>,
     special: BTreeMap<&'static str, String>,
 }
 
-impl Snapshot {
+impl StoreSnapshot {
     /// Reads the store as domain 0 sees it.
     ///
     /// # Panics

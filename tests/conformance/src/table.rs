@@ -35,18 +35,18 @@ use crate::host::Mark;
 
 /// A case: the steps against one fresh daemon.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Case {
+pub struct TableCase {
     /// Its name.
     pub name: String,
     /// The marks under which it does not run, each with the id of the difference that excludes it.
     pub not: Vec<(Mark, String)>,
     /// The steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<TableStep>,
 }
 
 /// One line of a case.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Step {
+pub struct TableStep {
     /// Its line number in the file, from 1.
     pub line: usize,
     /// The number of times that it runs.
@@ -54,7 +54,7 @@ pub struct Step {
     /// The client that performs it.
     pub who: Speaker,
     /// The action.
-    pub action: Action,
+    pub action: StepAction,
     /// The differences: the mark, the difference's id, the answer.
     pub differs: Vec<(Mark, String, String)>,
 }
@@ -70,7 +70,7 @@ pub enum Speaker {
 
 /// The action of a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Action {
+pub enum StepAction {
     /// A request.
     Request {
         /// The type's name or number.
@@ -106,8 +106,8 @@ pub enum Action {
 ///
 /// # Errors
 /// The first invalid line.
-pub fn parse(text: &str) -> Result<Vec<Case>, String> {
-    let mut cases: Vec<Case> = Vec::new();
+pub fn parse(text: &str) -> Result<Vec<TableCase>, String> {
+    let mut cases: Vec<TableCase> = Vec::new();
     for (index, raw) in text.lines().enumerate() {
         let line = raw.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -125,12 +125,12 @@ pub fn parse(text: &str) -> Result<Vec<Case>, String> {
     Ok(cases)
 }
 
-fn case(header: &str) -> Result<Case, String> {
+fn case(header: &str) -> Result<TableCase, String> {
     let mut parts = header.split(" !");
     let name = parts.next().unwrap_or_default().trim().to_owned();
     let not =
         parts.map(|part| marked(part).map(|(kind, id, _)| (kind, id))).collect::<Result<_, _>>()?;
-    Ok(Case { name, not, steps: Vec::new() })
+    Ok(TableCase { name, not, steps: Vec::new() })
 }
 
 /// Parses `c(id) the rest`.
@@ -140,7 +140,7 @@ fn marked(text: &str) -> Result<(Mark, String, String), String> {
     Ok((Mark::named(kind.trim())?, id.to_owned(), rest.trim().to_owned()))
 }
 
-fn step(line: &str, number: usize) -> Result<Step, String> {
+fn step(line: &str, number: usize) -> Result<TableStep, String> {
     let mut parts = line.split(" ~ ");
     let main = parts.next().unwrap_or_default().trim();
     let differs = parts.map(marked).collect::<Result<_, _>>()?;
@@ -152,7 +152,7 @@ fn step(line: &str, number: usize) -> Result<Step, String> {
         None => (1, main),
     };
     let (who, rest) = main.split_once(' ').ok_or("no action")?;
-    Ok(Step { line: number, times, who: speaker(who)?, action: action(rest.trim())?, differs })
+    Ok(TableStep { line: number, times, who: speaker(who)?, action: action(rest.trim())?, differs })
 }
 
 fn speaker(text: &str) -> Result<Speaker, String> {
@@ -163,19 +163,19 @@ fn speaker(text: &str) -> Result<Speaker, String> {
     number.map(Speaker::Guest).ok_or_else(|| format!("`{text}` is nobody"))
 }
 
-fn action(text: &str) -> Result<Action, String> {
+fn action(text: &str) -> Result<StepAction, String> {
     if let Some(payload) = text.strip_prefix("event ") {
-        return Ok(Action::Event(payload.trim().to_owned()));
+        return Ok(StepAction::Event(payload.trim().to_owned()));
     }
     let plain = match text {
-        "quiet" => Some(Action::Quiet),
-        "created" => Some(Action::Created),
-        "introduce" => Some(Action::Introduce("OK".to_owned())),
-        "home" => Some(Action::Home),
-        "dies" => Some(Action::Dies),
-        "shuts down" => Some(Action::ShutsDown),
-        "runs again" => Some(Action::RunsAgain),
-        "closes" => Some(Action::Closes),
+        "quiet" => Some(StepAction::Quiet),
+        "created" => Some(StepAction::Created),
+        "introduce" => Some(StepAction::Introduce("OK".to_owned())),
+        "home" => Some(StepAction::Home),
+        "dies" => Some(StepAction::Dies),
+        "shuts down" => Some(StepAction::ShutsDown),
+        "runs again" => Some(StepAction::RunsAgain),
+        "closes" => Some(StepAction::Closes),
         _ => None,
     };
     if let Some(action) = plain {
@@ -186,7 +186,7 @@ fn action(text: &str) -> Result<Action, String> {
         None => return Err("no ` -> expectation`".to_owned()),
     };
     if asked == "introduce" {
-        return Ok(Action::Introduce(expect));
+        return Ok(StepAction::Introduce(expect));
     }
     let (tx, asked) = match asked.strip_prefix('@') {
         Some(rest) => rest.split_once(' ').ok_or("a transaction without a request")?,
@@ -197,13 +197,13 @@ fn action(text: &str) -> Result<Action, String> {
         return Err(format!("`{kind}` is no message type"));
     }
     let (kind, tx, payload) = (kind.to_owned(), tx.to_owned(), payload.trim().to_owned());
-    Ok(Action::Request { kind, tx, payload, expect })
+    Ok(StepAction::Request { kind, tx, payload, expect })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::Kind;
+    use crate::daemon::DaemonKind;
     use crate::version::Version;
 
     #[test]
@@ -211,11 +211,14 @@ mod tests {
         let text = "== one !ox(why)\ndom0 @t READ /a| -> ENOENT ~ c(x) EIO ~ ox(y) a b";
         let cases = parse(text).unwrap();
         assert_eq!(cases[0].name, "one");
-        assert_eq!(cases[0].not, [(Mark::Daemon(Kind::OCaml), "why".to_owned())]);
+        assert_eq!(cases[0].not, [(Mark::Daemon(DaemonKind::OCaml), "why".to_owned())]);
         let step = &cases[0].steps[0];
-        assert_eq!(step.differs[1], (Mark::Daemon(Kind::OCaml), "y".to_owned(), "a b".to_owned()));
+        assert_eq!(
+            step.differs[1],
+            (Mark::Daemon(DaemonKind::OCaml), "y".to_owned(), "a b".to_owned())
+        );
         assert!(
-            matches!(&step.action, Action::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT")
+            matches!(&step.action, StepAction::Request { tx, expect, .. } if tx == "t" && expect == "ENOENT")
         );
     }
 
@@ -223,9 +226,10 @@ mod tests {
     fn a_difference_of_one_version() {
         let text = "== one !ox-4.17.7+13(why)\nd7 READ a| -> x ~ ox(a) EIO ~ ox-4.17.5+72(b) y z";
         let cases = parse(text).unwrap();
-        let [older, newer] = Version::KNOWN.map(|version| Mark::Version(Kind::OCaml, version));
+        let [older, newer] =
+            Version::KNOWN.map(|version| Mark::Version(DaemonKind::OCaml, version));
         assert_eq!(cases[0].not, [(newer, "why".to_owned())]);
-        let differs = [(Mark::Daemon(Kind::OCaml), "a", "EIO"), (older, "b", "y z")];
+        let differs = [(Mark::Daemon(DaemonKind::OCaml), "a", "EIO"), (older, "b", "y z")];
         let differs = differs.map(|(mark, id, answer)| (mark, id.to_owned(), answer.to_owned()));
         assert_eq!(cases[0].steps[0].differs, differs);
     }

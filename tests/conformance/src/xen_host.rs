@@ -6,12 +6,12 @@
 //! second, so a domain is used again if it is as good as new and the next case does not depend on
 //! its absence.
 
-use crate::daemon::Kind;
+use crate::daemon::DaemonKind;
 use crate::host::{Host, Mark};
 use crate::peer::Peer;
 use crate::ring::agent::AgentRing;
-use crate::snapshot::Snapshot;
-use crate::table::{Action, Case, Speaker};
+use crate::snapshot::StoreSnapshot;
+use crate::table::{Speaker, StepAction, TableCase};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ pub enum Route {
 
 /// A domain that runs the guest program.
 #[derive(Debug)]
-struct Domain {
+struct GuestDomain {
     console: PathBuf,
     introduction: String,
     /// True if it has shut down, and can only be destroyed.
@@ -48,12 +48,12 @@ struct Domain {
 /// The machine that this program runs on.
 #[derive(Debug)]
 pub struct XenHost {
-    kind: Kind,
+    kind: DaemonKind,
     route: Route,
     files: PathBuf,
     store: Peer,
-    before: Snapshot,
-    domains: BTreeMap<u16, Domain>,
+    before: StoreSnapshot,
+    domains: BTreeMap<u16, GuestDomain>,
     made: u32,
 }
 
@@ -65,9 +65,9 @@ impl XenHost {
     ///
     /// # Errors
     /// Those of the socket.
-    pub fn open(kind: Kind, route: Route, files: &Path) -> std::io::Result<Self> {
+    pub fn open(kind: DaemonKind, route: Route, files: &Path) -> std::io::Result<Self> {
         let mut store = Peer::socket(Path::new(Self::SOCKET))?;
-        let before = Snapshot::take(&mut store);
+        let before = StoreSnapshot::take(&mut store);
         let (files, domains) = (files.to_owned(), BTreeMap::new());
         Ok(Self { kind, route, files, store, before, domains, made: 0 })
     }
@@ -82,7 +82,7 @@ impl XenHost {
     ///
     /// # Panics
     /// If a domain cannot be destroyed, or the daemon does not answer.
-    pub fn prepare(&mut self, next: Option<&Case>) -> Vec<String> {
+    pub fn prepare(&mut self, next: Option<&TableCase>) -> Vec<String> {
         let numbers: Vec<u16> = self.domains.keys().copied().collect();
         for domid in numbers {
             let spent = self.domains.get(&domid).is_some_and(|domain| domain.spent);
@@ -113,7 +113,7 @@ impl XenHost {
 
     /// Makes a domain, in the state in which a table expects it: alive, and unknown to the daemon.
     /// A domain that does not answer on its console is described, destroyed, and made again.
-    fn make(&mut self, domid: u16) -> Domain {
+    fn make(&mut self, domid: u16) -> GuestDomain {
         for _ in 1..TRIES {
             match self.try_make(domid) {
                 Ok(domain) => return domain,
@@ -123,7 +123,7 @@ impl XenHost {
         self.try_make(domid).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    fn try_make(&mut self, domid: u16) -> Result<Domain, String> {
+    fn try_make(&mut self, domid: u16) -> Result<GuestDomain, String> {
         self.made += 1;
         let name = format!("conformance-{domid}-{}", self.made);
         let config = std::env::temp_dir().join(format!("{name}.cfg"));
@@ -160,7 +160,7 @@ impl XenHost {
             assert!(matches!(removed.as_str(), "OK|" | "ENOENT"), "RM {path}: {removed}");
         }
         let introduction = format!("{domid}|{mfn}|{port}|");
-        Ok(Domain { console, introduction, spent: false })
+        Ok(GuestDomain { console, introduction, spent: false })
     }
 
     /// Returns the terminal of a domain's console, once xenconsoled has written it to the store.
@@ -208,13 +208,13 @@ impl XenHost {
 }
 
 impl Host for XenHost {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> DaemonKind {
         self.kind
     }
 
     fn marks(&self) -> Vec<Mark> {
         let device = (self.route == Route::Device).then_some(Mark::Xenbus);
-        let c = (self.kind == Kind::C).then_some(Mark::XenC);
+        let c = (self.kind == DaemonKind::C).then_some(Mark::XenC);
         device.into_iter().chain(c).chain([Mark::Xen, Mark::Daemon(self.kind)]).collect()
     }
 
@@ -270,13 +270,13 @@ impl Host for XenHost {
 
 /// True if a case depends on whether this domain exists before the case makes it, or existed in the
 /// case before.
-fn notices(case: &Case, domid: u16) -> bool {
+fn notices(case: &TableCase, domid: u16) -> bool {
     let number = domid.to_string();
     for step in &case.steps {
         if step.who == Speaker::Guest(domid) {
             return false;
         }
-        if let Action::Request { payload, .. } = &step.action {
+        if let StepAction::Request { payload, .. } = &step.action {
             let mut numbers = payload.split(|c: char| !c.is_ascii_digit());
             if numbers.any(|part| part == number) {
                 return true;

@@ -1,7 +1,7 @@
 //! Response times of domain 0 beside hostile guests. This is a program of its own, as tests beside
 //! it would affect the times.
 
-use conformance::{Daemon, Kind, Peer};
+use conformance::{Daemon, DaemonKind, Peer};
 use std::time::{Duration, Instant};
 
 /// The number of writes of domain 0 for one figure.
@@ -29,7 +29,7 @@ fn p99(dom0: &mut Peer) -> Duration {
 /// writes.
 #[test]
 fn ours_open_transactions_of_guests_do_not_move_domain_0s_p99() {
-    let Some(daemon) = Daemon::start(Kind::Ours) else { return };
+    let Some(daemon) = Daemon::start(DaemonKind::Ours) else { return };
     let mut dom0 = daemon.connect();
     dom0.expect_ok("WRITE", "/shared|0");
     dom0.expect_ok("SET_PERMS", "/shared|r0|");

@@ -3,7 +3,7 @@
 //!
 //! The outer tests run this program again, on a folder of packages made for it.
 
-use conformance::{Daemon, Kind, Peers, Purpose, Version};
+use conformance::{Daemon, DaemonKind, Peers, PeersPurpose, Version};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -56,21 +56,23 @@ impl Drop for Folder {
 /// Starts each daemon twice, and prints on stdout which of them answer: the outer tests read that.
 #[test]
 fn daemons_that_start() {
-    for kind in Kind::ALL {
+    for kind in DaemonKind::ALL {
         for _ in 0..2 {
             let Some(daemon) = Daemon::start(kind) else { continue };
             daemon.connect().expect_ok("WRITE", "/a|v");
-            assert_eq!(daemon.version().is_some(), kind != Kind::Ours);
+            assert_eq!(daemon.version().is_some(), kind != DaemonKind::Ours);
             println!("answers: {}", kind.name());
         }
     }
-    let tools = Peers::find("a tool", Purpose::Use);
+    let tools = Peers::find("a tool", PeersPurpose::Use);
     println!("tools: {}", tools.is_some_and(|peers| peers.program("xenstore-read").exists()));
 }
 
 #[test]
 fn an_unknown_version_leaves_out_the_peers_and_nothing_else() {
-    let Some(peers) = Peers::find("packages of an unknown version", Purpose::Use) else { return };
+    let Some(peers) = Peers::find("packages of an unknown version", PeersPurpose::Use) else {
+        return;
+    };
     let folder = Folder::new("unknown");
     folder.fill(peers.root());
     folder.claim(UNKNOWN);
@@ -88,7 +90,7 @@ fn an_unknown_version_leaves_out_the_peers_and_nothing_else() {
 
 #[test]
 fn a_known_version_leaves_out_nothing() {
-    let Some(peers) = Peers::find("packages of a known version", Purpose::Comparison) else {
+    let Some(peers) = Peers::find("packages of a known version", PeersPurpose::Comparison) else {
         return;
     };
     let folder = Folder::new("known");
@@ -97,7 +99,7 @@ fn a_known_version_leaves_out_nothing() {
     let output = folder.run("daemons_that_start");
     let (said, told) = (words(&output.stdout), words(&output.stderr));
     assert!(output.status.success() && !told.contains("skipped"), "{said}{told}");
-    assert_eq!(said.matches("answers: ").count(), 2 * Kind::ALL.len(), "{said}");
+    assert_eq!(said.matches("answers: ").count(), 2 * DaemonKind::ALL.len(), "{said}");
 }
 
 /// Only an unknown version is accepted: no missing packages, and no packages without a version.
@@ -106,7 +108,7 @@ fn what_is_missing_fails_in_ci() {
     let empty = Folder::new("empty");
     empty.claim(UNKNOWN);
     assert!(!empty.run("daemons_that_start").status.success());
-    let Some(peers) = Peers::find("packages without a version", Purpose::Use) else { return };
+    let Some(peers) = Peers::find("packages without a version", PeersPurpose::Use) else { return };
     let silent = Folder::new("silent");
     silent.fill(peers.root());
     assert!(!silent.run("daemons_that_start").status.success());

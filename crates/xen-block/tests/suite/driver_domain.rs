@@ -1,7 +1,7 @@
 //! A disk that a driver domain serves. Backend and frontend each use the store's ring of their own
 //! domain, so that the store gives them the rights of any guest, and no more.
 
-use conformance::{Daemon, Kind};
+use conformance::{Daemon, DaemonKind};
 use loopback::Host;
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -66,7 +66,7 @@ fn refusal(result: Result<impl Sized, xenstore::Error>) -> Option<Errno> {
 
 impl Scene {
     fn new(record_dir: &Path) -> Option<Self> {
-        let daemon = Daemon::start(Kind::Ours)?;
+        let daemon = Daemon::start(DaemonKind::Ours)?;
         let host = Host::new();
         let mut tool = Client::connect(daemon.socket()).unwrap();
         let mut store = domain(&daemon, &mut tool, DRIVER);

@@ -2,7 +2,7 @@
 //! pages on the heap, both ends in one thread.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
-use conformance::{Daemon, Kind, Options as DaemonOptions};
+use conformance::{Daemon, DaemonKind, Options as DaemonOptions};
 use loopback::Host;
 use std::cell::RefCell;
 use std::path::Path;
@@ -114,7 +114,7 @@ impl Scene {
     /// daemon.
     pub fn new(setup: Setup) -> Option<Self> {
         let options = DaemonOptions { everybody: true, ..DaemonOptions::default() };
-        let daemon = Daemon::start_with(Kind::Ours, &options)?;
+        let daemon = Daemon::start_with(DaemonKind::Ours, &options)?;
         let host = Host::new();
         let mut tool = Client::connect(daemon.socket()).unwrap();
         tool.introduce(GUEST.0, 1, 1).unwrap();

@@ -222,7 +222,7 @@ fn the_life_of_domains() {
         let virq = channels.bind_virq(Virq::DomExc).unwrap();
         let mut makes = host.control();
         let mut control = host.control();
-        let mut life = life::Host {
+        let mut life = life::LifeHost {
             control: &mut control,
             watch: &mut watch,
             create: &mut || {

@@ -2,7 +2,7 @@
 //! that do what they should not.
 
 use crate::greeter::{GreeterBackend, GreeterFrontend};
-use conformance::{Daemon, Kind, Options};
+use conformance::{Daemon, DaemonKind, Options};
 use loopback::Host;
 use loopback::evtchn::Channels;
 use loopback::gnttab::Grants;
@@ -74,7 +74,7 @@ fn turn<D: Driver>(store: &mut Client, bus: &mut Bus<D>, log: &mut Vec<String>) 
 impl Scene {
     fn new() -> Option<Self> {
         let options = Options { everybody: true, ..Options::default() };
-        let daemon = Daemon::start_with(Kind::Ours, &options)?;
+        let daemon = Daemon::start_with(DaemonKind::Ours, &options)?;
         let host = Host::new();
         let client = || Client::connect(daemon.socket()).unwrap();
         let (mut tool, mut front_store, mut back_store) = (client(), client(), client());

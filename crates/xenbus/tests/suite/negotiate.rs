@@ -1,6 +1,6 @@
 //! The names of rings and event channels: of a device type with two of each in a queue, and some that belong to no queue.
 
-use conformance::{Daemon, Kind, Options};
+use conformance::{Daemon, DaemonKind, Options};
 use std::time::{Duration, Instant};
 use xen::{DomId, GrantRef, Port};
 use xenbus::negotiate::{Queue, QueueLimits, QueueNames};
@@ -83,7 +83,7 @@ struct MeetingOutcome {
 /// Lets both ends of a device meet on a daemon of its own.
 fn meet(queues: &[Queue<2, 2>]) -> Option<MeetingOutcome> {
     let options = Options { everybody: true, ..Options::default() };
-    let daemon = Daemon::start_with(Kind::Ours, &options)?;
+    let daemon = Daemon::start_with(DaemonKind::Ours, &options)?;
     let client = || Client::connect(daemon.socket()).unwrap();
     let (mut tool, mut front_store, mut back_store) = (client(), client(), client());
     tool.introduce(GUEST.0, 1, 1).unwrap();

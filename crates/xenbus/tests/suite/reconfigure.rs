@@ -1,6 +1,6 @@
 //! A device is reconfigured while it is connected, over a real store.
 
-use conformance::{Daemon, Kind, Options};
+use conformance::{Daemon, DaemonKind, Options};
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xenbus::bus::DeviceEvent;
@@ -37,7 +37,7 @@ impl Driver for Plain {
 #[test]
 fn both_ends_go_through_the_states_of_pci() {
     let options = Options { everybody: true, ..Options::default() };
-    let Some(daemon) = Daemon::start_with(Kind::Ours, &options) else { return };
+    let Some(daemon) = Daemon::start_with(DaemonKind::Ours, &options) else { return };
     let client = || Client::connect(daemon.socket()).unwrap();
     let (mut tool, mut front_store, mut back_store) = (client(), client(), client());
     tool.introduce(ID.frontend.0, 1, 1).unwrap();

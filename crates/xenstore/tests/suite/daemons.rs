@@ -1,7 +1,7 @@
 //! The client's promises, tested on this project's daemon and on both of Debian's.
 
 use crate::support::{Daemon, PATIENCE, each};
-use conformance::Kind;
+use conformance::DaemonKind;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use xenstore::transaction::{Retry, TransactionEnd};
@@ -11,12 +11,12 @@ use xenstore_core::wire::{self, feature};
 
 /// Runs a test on each daemon.
 fn on_each(test: impl Fn(&Daemon)) {
-    each(&Kind::ALL).for_each(|daemon| test(&daemon));
+    each(&DaemonKind::ALL).for_each(|daemon| test(&daemon));
 }
 
 /// Runs a test on the daemons that send a long listing in parts.
 fn on_those_with_parts(test: impl Fn(&Daemon)) {
-    each(&[Kind::C, Kind::Ours]).for_each(|daemon| test(&daemon));
+    each(&[DaemonKind::C, DaemonKind::Ours]).for_each(|daemon| test(&daemon));
 }
 
 /// Sends many requests and returns all replies.
@@ -355,7 +355,7 @@ fn a_listing_that_changes_meanwhile_is_whole() {
 
 #[test]
 fn an_oversized_listing_of_oxenstored_is_explained() {
-    let Some(daemon) = Daemon::start(Kind::OCaml) else { return };
+    let Some(daemon) = Daemon::start(DaemonKind::OCaml) else { return };
     thousands_of_children(&mut daemon.client());
     let mut client = daemon.client();
     let error = client.directory("/t").unwrap_err();
@@ -366,7 +366,7 @@ fn an_oversized_listing_of_oxenstored_is_explained() {
 
 #[test]
 fn a_daemon_that_vanishes_is_told() {
-    for mut daemon in each(&Kind::ALL) {
+    for mut daemon in each(&DaemonKind::ALL) {
         let mut client = daemon.client();
         client.write("/t/a", "1").unwrap();
         client.watch("/t", "token").unwrap();

@@ -2,7 +2,7 @@
 //! contents: the output on stdout and stderr, the exit codes, and the resulting store.
 
 use crate::support::{Daemon, DebianPeers, Folder, PATIENCE, each};
-use conformance::Kind;
+use conformance::DaemonKind;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::{File, OpenOptions};
@@ -449,7 +449,7 @@ fn the_same_on_stdout_and_stderr_and_in_the_store() {
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     let all: Vec<String> = INVOCATIONS.iter().map(|at| (*at).to_owned()).collect();
-    for daemon in each(&[Kind::C, Kind::Ours]) {
+    for daemon in each(&[DaemonKind::C, DaemonKind::Ours]) {
         compare(&all, |invocation| {
             (debian.run(invocation, &daemon), ours.run(invocation, &daemon))
         });
@@ -459,7 +459,7 @@ fn the_same_on_stdout_and_stderr_and_in_the_store() {
 #[test]
 fn ls_is_cut_the_same_on_a_terminal_of_any_width() {
     let Some(peers) = DebianPeers::find() else { return };
-    let Some(daemon) = Daemon::start(Kind::C) else { return };
+    let Some(daemon) = Daemon::start(DaemonKind::C) else { return };
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     fill(&mut daemon.client()).unwrap();
@@ -505,7 +505,7 @@ fn the_same_without_a_daemon() {
 #[test]
 fn posixly_correct_ends_flags_at_the_first_operand() {
     let Some(peers) = DebianPeers::find() else { return };
-    let Some(daemon) = Daemon::start(Kind::C) else { return };
+    let Some(daemon) = Daemon::start(DaemonKind::C) else { return };
     let folder = Folder::new("bin");
     let (debian, ours) = both(&peers, &folder);
     fill(&mut daemon.client()).unwrap();

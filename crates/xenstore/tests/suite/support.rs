@@ -4,7 +4,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
-use conformance::{Kind, Purpose};
+use conformance::{DaemonKind, PeersPurpose};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) struct DebianPeers(&'static conformance::Peers);
 impl DebianPeers {
     /// Returns the peers to compare with, or `None` after a line on stderr.
     pub(crate) fn find() -> Option<Self> {
-        conformance::Peers::find("Debian's packages", Purpose::Comparison).map(Self)
+        conformance::Peers::find("Debian's packages", PeersPurpose::Comparison).map(Self)
     }
 
     /// Returns the folder of `xenstore-read` and so on.
@@ -41,7 +41,7 @@ impl DebianPeers {
 
 /// Starts each available daemon of these kinds, one after the other. For an unavailable one it
 /// prints the reason on stderr.
-pub(crate) fn each(kinds: &[Kind]) -> impl Iterator<Item = Daemon> {
+pub(crate) fn each(kinds: &[DaemonKind]) -> impl Iterator<Item = Daemon> {
     kinds.iter().filter_map(|kind| Daemon::start(*kind))
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts a daemon to which all domains exist; oxenstored runs without its access log.
-    pub(crate) fn start(kind: Kind) -> Option<Self> {
+    pub(crate) fn start(kind: DaemonKind) -> Option<Self> {
         let options = conformance::Options { everybody: true, ..Default::default() };
         let running = conformance::Daemon::start_with(kind, &options)?;
         let socket = running.socket();
@@ -96,7 +96,7 @@ impl Daemon {
 
     /// True if this is the project's own daemon, which has requests beyond Debian's.
     pub(crate) fn is_ours(&self) -> bool {
-        self.running.as_ref().is_some_and(|daemon| daemon.kind() == Kind::Ours)
+        self.running.as_ref().is_some_and(|daemon| daemon.kind() == DaemonKind::Ours)
     }
 
     /// Ends the daemon at once.

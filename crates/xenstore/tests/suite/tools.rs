@@ -1,7 +1,7 @@
 //! The tool's features beyond Debian's: JSON, export, import, diff, help, and the bulk read.
 
 use crate::support::{Daemon, Folder, each};
-use conformance::Kind;
+use conformance::DaemonKind;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
@@ -10,7 +10,7 @@ use xenstore::{Client, Error, Perm, Store};
 use xenstore_core::wire::{Header, MsgType, split_message};
 
 /// The daemons that sort their listings.
-const SORTED: [Kind; 2] = [Kind::OCaml, Kind::Ours];
+const SORTED: [DaemonKind; 2] = [DaemonKind::OCaml, DaemonKind::Ours];
 
 fn tool(daemon: &Daemon, args: &[&str], stdin: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_xenstore"))
@@ -43,7 +43,7 @@ fn fill(client: &mut Client) {
 
 #[test]
 fn an_export_comes_back() {
-    for daemon in each(&Kind::ALL) {
+    for daemon in each(&DaemonKind::ALL) {
         fill(&mut daemon.client());
         let export = stdout(&daemon, &["export", "/t"], 0);
         assert_eq!(stdout(&daemon, &["export", "--loose", "/t"], 0), export);
@@ -108,7 +108,7 @@ fn json_lines() {
 
 #[test]
 fn help_and_completions() {
-    let Some(daemon) = Daemon::start(Kind::Ours) else { return };
+    let Some(daemon) = Daemon::start(DaemonKind::Ours) else { return };
     let help = stdout(&daemon, &["--help"], 0);
     assert!(help.contains("export") && help.contains("$ xenstore ls"));
     for shell in ["bash", "zsh", "fish"] {

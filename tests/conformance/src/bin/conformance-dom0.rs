@@ -7,9 +7,9 @@
 
 use conformance::hostile::{ATTACKS, attack};
 use conformance::run::{left_out, run_case};
-use conformance::table::{self, Case};
+use conformance::table::{self, TableCase};
 use conformance::xen_host::{Route, XenHost};
-use conformance::{Host, Kind};
+use conformance::{DaemonKind, Host};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,7 +35,7 @@ const FAILED_MAX: u32 = 5;
 const SIGNAL_LOST: i32 = 3;
 
 struct Options {
-    kind: Kind,
+    kind: DaemonKind,
     routes: Vec<Route>,
     only: String,
     files: PathBuf,
@@ -50,8 +50,8 @@ fn options() -> Result<Options, String> {
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
         match (name.as_str(), value.as_str()) {
-            ("--store", "c") => kind = Some(Kind::C),
-            ("--store", "ours") => kind = Some(Kind::Ours),
+            ("--store", "c") => kind = Some(DaemonKind::C),
+            ("--store", "ours") => kind = Some(DaemonKind::Ours),
             ("--over", "socket") => routes = vec![Route::Socket],
             ("--over", "xenbus") => routes = vec![Route::Device],
             ("--only", _) => only = value,
@@ -63,14 +63,14 @@ fn options() -> Result<Options, String> {
 }
 
 /// The counts of the outcomes of the cases.
-struct Tally {
+struct CaseTally {
     ok: u32,
     failed: u32,
     left_out: u32,
     watched: Sender<String>,
 }
 
-impl Tally {
+impl CaseTally {
     fn new() -> Self {
         let (watched, cases) = channel();
         std::thread::spawn(move || watch(&cases));
@@ -124,7 +124,7 @@ fn watch(cases: &Receiver<String>) {
     std::process::exit(1);
 }
 
-fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
+fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut CaseTally) {
     for (file, text) in conformance::TABLES {
         let cases = table::parse(text).unwrap_or_else(|why| panic!("tables/{file}.txt: {why}"));
         for case in &cases {
@@ -148,7 +148,7 @@ fn tables(host: &mut XenHost, way: &str, only: &str, tally: &mut Tally) {
 }
 
 /// Runs the hostile rings. Domain 0 has no part in them, so they run only once.
-fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
+fn attacks(host: &mut XenHost, only: &str, tally: &mut CaseTally) {
     for case in ATTACKS.iter().filter(|case| case.name.contains(only)) {
         if !case.on.contains(&host.kind()) {
             tally.left_out += 1;
@@ -168,7 +168,7 @@ fn attacks(host: &mut XenHost, only: &str, tally: &mut Tally) {
     }
 }
 
-fn case_on(host: &mut XenHost, case: &Case) -> Vec<String> {
+fn case_on(host: &mut XenHost, case: &TableCase) -> Vec<String> {
     let changed = host.prepare(Some(case));
     if !changed.is_empty() {
         println!("note  the case before has changed the machine's own: {}", changed.join(", "));
@@ -205,7 +205,7 @@ fn main() -> ExitCode {
         }
     };
     let started = Instant::now();
-    let mut tally = Tally::new();
+    let mut tally = CaseTally::new();
     for route in &options.routes {
         host.set_route(*route);
         let way = if *route == Route::Socket { "socket" } else { "xenbus" };
@@ -229,7 +229,7 @@ fn main() -> ExitCode {
         Vec::new()
     });
     tally.line(last, started_last, &failed);
-    let Tally { ok, failed, left_out, .. } = tally;
+    let CaseTally { ok, failed, left_out, .. } = tally;
     let seconds = started.elapsed().as_secs();
     println!("conformance: {ok} ok, {failed} FAIL, {left_out} not run here, {seconds} s");
     // The last line is a case, too; if it is the only one, nothing was tested.

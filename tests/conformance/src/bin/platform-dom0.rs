@@ -62,7 +62,7 @@ fn run(config: Option<&str>) -> Result<usize, String> {
                 std::thread::sleep(Duration::from_millis(20));
                 began.elapsed() < PATIENCE
             };
-            let mut host = life::Host {
+            let mut host = life::LifeHost {
                 control: &mut control,
                 watch: &mut watch,
                 create: &mut create,
@@ -80,7 +80,7 @@ fn run(config: Option<&str>) -> Result<usize, String> {
     Ok(failed)
 }
 
-fn said(name: &str, verdict: &platform::Verdict) -> bool {
+fn said(name: &str, verdict: &platform::CaseResult) -> bool {
     match verdict {
         Ok(()) => println!("ok   {name}"),
         Err(why) => println!("FAIL {name}: {why}"),
@@ -94,7 +94,7 @@ fn a_page_by_its_frame(
     privcmd: &Rc<Privcmd>,
     grants: &mut dyn GrantMap,
     config: &str,
-) -> platform::Verdict {
+) -> platform::CaseResult {
     let domid = create(config, "foreign")?;
     let frame = output("xenstore-read", &[&format!("/local/domain/{domid}/store/ring-ref")])?;
     let frame = Gfn(frame.parse().map_err(|error| format!("ring-ref {frame}: {error}"))?);
@@ -116,7 +116,7 @@ fn same_page(
     grants: &mut dyn GrantMap,
     domid: DomId,
     frame: Gfn,
-) -> platform::Verdict {
+) -> platform::CaseResult {
     // The last bytes of the ring's page are unused.
     const UNUSED: usize = 4092;
     let text = |error: xen::Error| error.to_string();

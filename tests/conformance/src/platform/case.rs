@@ -18,16 +18,16 @@ pub struct Party {
 }
 
 /// The verdict of a case; an error is one line.
-pub type Verdict = Result<(), String>;
+pub type CaseResult = Result<(), String>;
 
 /// A case that needs only two domains.
-pub type Case = fn(&mut Party, &mut Party) -> Verdict;
+pub type PartyCase = fn(&mut Party, &mut Party) -> CaseResult;
 
 /// The time in which an event has to arrive, in seconds; far more than any machine needs.
 pub(super) const PATIENCE_S: i64 = 10;
 
 /// Fails with the text of `text` unless `holds` is true.
-pub(crate) fn expect(holds: bool, text: impl FnOnce() -> String) -> Verdict {
+pub(crate) fn expect(holds: bool, text: impl FnOnce() -> String) -> CaseResult {
     if holds { Ok(()) } else { Err(text()) }
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn refused_with<T>(
     what: &str,
     result: &Result<T, xen::Error>,
     error: xen::Error,
-) -> Verdict {
+) -> CaseResult {
     let came = refused(what, result)?;
     expect(came == error, || format!("{what}: expected {error}, got {came}"))
 }

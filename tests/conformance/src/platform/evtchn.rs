@@ -4,13 +4,13 @@
 //! that binds to a port gets one event at once, because events may have been lost before.
 
 use super::case::{
-    Case, PATIENCE_S, Party, Verdict, done, expect, readable, refused, refused_with,
+    CaseResult, PATIENCE_S, Party, PartyCase, done, expect, readable, refused, refused_with,
 };
 use xen::evtchn::{PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
 /// The cases.
-pub const CASES: &[(&str, Case)] = &[
+pub const CASES: &[(&str, PartyCase)] = &[
     ("evtchn/both ways", both_ways),
     ("evtchn/masked until unmasked", masked_until_unmasked),
     ("evtchn/events of one port are one", events_of_one_port_are_one),
@@ -38,13 +38,13 @@ fn next(party: &mut Party, what: &str) -> Result<Port, String> {
 }
 
 /// Checks that there is no event. Notifying is synchronous, so an earlier event has arrived.
-fn nothing(party: &mut Party, what: &str) -> Verdict {
+fn nothing(party: &mut Party, what: &str) -> CaseResult {
     let came = done("pending", party.evtchn.pending())?;
     expect(came.is_none(), || format!("{what}: an event at port {}", came.map_or(0, |port| port.0)))
 }
 
 /// Takes and unmasks the one event at `port`.
-fn take(party: &mut Party, port: Port, what: &str) -> Verdict {
+fn take(party: &mut Party, port: Port, what: &str) -> CaseResult {
     let came = next(party, what)?;
     expect(came == port, || format!("{what}: expected an event at port {port}, got {came}"))?;
     done("unmask", party.evtchn.unmask(port))
@@ -58,11 +58,11 @@ fn channel(a: &mut Party, b: &mut Party) -> Result<(Port, Port), String> {
     Ok((at_a, at_b))
 }
 
-fn close(party: &mut Party, port: Port) -> Verdict {
+fn close(party: &mut Party, port: Port) -> CaseResult {
     done("close", party.evtchn.close(port))
 }
 
-fn both_ways(a: &mut Party, b: &mut Party) -> Verdict {
+fn both_ways(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     for _ in 0..3 {
         done("notify", b.evtchn.notify(at_b))?;
@@ -76,7 +76,7 @@ fn both_ways(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn masked_until_unmasked(a: &mut Party, b: &mut Party) -> Verdict {
+fn masked_until_unmasked(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     done("notify", b.evtchn.notify(at_b))?;
     let came = next(a, "the first")?;
@@ -90,7 +90,7 @@ fn masked_until_unmasked(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn events_of_one_port_are_one(a: &mut Party, b: &mut Party) -> Verdict {
+fn events_of_one_port_are_one(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     for _ in 0..100 {
         done("notify", b.evtchn.notify(at_b))?;
@@ -102,7 +102,7 @@ fn events_of_one_port_are_one(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn bind_once(a: &mut Party, b: &mut Party) -> Verdict {
+fn bind_once(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     let again = b.evtchn.bind_interdomain(a.domid, at_a);
     refused_with("binding to a port that is bound", &again, Error::Inval)?;
@@ -110,7 +110,7 @@ fn bind_once(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn bind_to_what_is_not_there(a: &mut Party, b: &mut Party) -> Verdict {
+fn bind_to_what_is_not_there(a: &mut Party, b: &mut Party) -> CaseResult {
     let beyond = Port(1 << 20);
     let nobody = DomId(DomId::FIRST_RESERVED.0 - 1);
     refused_with("a port beyond all", &b.evtchn.bind_interdomain(a.domid, beyond), Error::Inval)?;
@@ -144,7 +144,7 @@ fn port_of_a_alone(a: &mut Party, b: &mut Party) -> Result<Port, String> {
 }
 
 /// This case applies if the two are different domains.
-fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
+fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> CaseResult {
     if a.domid == b.domid {
         return Ok(());
     }
@@ -161,7 +161,7 @@ fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn closed(a: &mut Party, b: &mut Party) -> Verdict {
+fn closed(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     done("notify", b.evtchn.notify(at_b))?;
     close(a, at_a)?;
@@ -172,7 +172,7 @@ fn closed(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn the_other_side_closes(a: &mut Party, b: &mut Party) -> Verdict {
+fn the_other_side_closes(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     close(a, at_a)?;
     // The port waits for its peer again, and its events reach no domain.
@@ -185,7 +185,7 @@ fn the_other_side_closes(a: &mut Party, b: &mut Party) -> Verdict {
     close(b, at_b)
 }
 
-fn status(a: &mut Party, b: &mut Party) -> Verdict {
+fn status(a: &mut Party, b: &mut Party) -> CaseResult {
     let at_a = done("alloc_unbound", a.evtchn.alloc_unbound(b.domid))?;
     match a.evtchn.status(at_a) {
         // A platform may be unable to report this.
@@ -206,13 +206,13 @@ fn status(a: &mut Party, b: &mut Party) -> Verdict {
 }
 
 /// Checks that `port` is bound to that port of that domain.
-fn bound(party: &mut Party, port: Port, (remote, remote_port): (DomId, Port)) -> Verdict {
+fn bound(party: &mut Party, port: Port, (remote, remote_port): (DomId, Port)) -> CaseResult {
     let status = done("status", party.evtchn.status(port))?;
     let bound = PortStatus::Interdomain { remote, remote_port };
     expect(status == bound, || format!("expected {bound:?}, got {status:?}"))
 }
 
-fn many_ports(a: &mut Party, b: &mut Party) -> Verdict {
+fn many_ports(a: &mut Party, b: &mut Party) -> CaseResult {
     const PORTS: usize = 300;
     let mut pairs = Vec::new();
     for _ in 0..PORTS {
@@ -236,7 +236,7 @@ fn many_ports(a: &mut Party, b: &mut Party) -> Verdict {
     Ok(())
 }
 
-fn a_port_that_comes_back_is_a_new_one(a: &mut Party, b: &mut Party) -> Verdict {
+fn a_port_that_comes_back_is_a_new_one(a: &mut Party, b: &mut Party) -> CaseResult {
     let (at_a, at_b) = channel(a, b)?;
     done("notify", b.evtchn.notify(at_b))?;
     let came = next(a, "the old channel's")?;
@@ -253,7 +253,7 @@ fn a_port_that_comes_back_is_a_new_one(a: &mut Party, b: &mut Party) -> Verdict 
     close(b, at_b)
 }
 
-fn one_holder_of_a_virq(a: &mut Party, b: &mut Party) -> Verdict {
+fn one_holder_of_a_virq(a: &mut Party, b: &mut Party) -> CaseResult {
     let Ok(port) = a.evtchn.bind_virq(Virq::DomExc) else {
         // Another process has it, or this domain may not: then no second process of it may either.
         return match b.evtchn.bind_virq(Virq::DomExc) {

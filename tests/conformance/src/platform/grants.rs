@@ -4,13 +4,13 @@
 //! between (Linux's gntdev has only errno(3) for a map). So a refused map may have any error, and a
 //! refused copy any status, except where Xen's own code arrives.
 
-use super::case::{Case, Party, Verdict, done, expect, refused};
+use super::case::{CaseResult, Party, PartyCase, done, expect, refused};
 use xen::GrantRef;
 use xen::gnttab::{CopySegment, GrantStatus, OfferedPage, PageAccess};
 use xen::shared::PAGE_SIZE;
 
 /// The cases.
-pub const CASES: &[(&str, Case)] = &[
+pub const CASES: &[(&str, PartyCase)] = &[
     ("grants/one page, two views", one_page_two_views),
     ("grants/read only", read_only),
     ("grants/reserved references are not given out", reserved_references),
@@ -40,7 +40,7 @@ fn bytes_of(page: &xen::shared::SharedPage, len: usize) -> Result<Vec<u8>, Strin
     Ok(bytes)
 }
 
-fn one_page_two_views(a: &mut Party, b: &mut Party) -> Verdict {
+fn one_page_two_views(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     expect(offered.peer() == b.domid, || format!("granted to {}", offered.peer()))?;
     let mapping = done("map", b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite))?;
@@ -60,7 +60,7 @@ fn one_page_two_views(a: &mut Party, b: &mut Party) -> Verdict {
     expect(seen == b"from the mapper!", || format!("the second view sees {seen:?}"))
 }
 
-fn read_only(a: &mut Party, b: &mut Party) -> Verdict {
+fn read_only(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::Read)?;
     offered.page().copy_in(0, b"to be read").map_err(|error| error.to_string())?;
     let map = b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite);
@@ -76,7 +76,7 @@ fn read_only(a: &mut Party, b: &mut Party) -> Verdict {
     expect(seen == b"to be read", || format!("the granter sees {seen:?}"))
 }
 
-fn reserved_references(a: &mut Party, b: &mut Party) -> Verdict {
+fn reserved_references(a: &mut Party, b: &mut Party) -> CaseResult {
     let mut offers = Vec::new();
     for _ in 0..20 {
         let offered = offer(a, b, PageAccess::ReadWrite)?;
@@ -87,14 +87,14 @@ fn reserved_references(a: &mut Party, b: &mut Party) -> Verdict {
     Ok(())
 }
 
-fn what_is_not_granted(a: &mut Party, b: &mut Party) -> Verdict {
+fn what_is_not_granted(a: &mut Party, b: &mut Party) -> CaseResult {
     refused("mapping what is not granted", &b.maps.map(a.domid, WILD, PageAccess::Read))?;
     refused("a reference beyond all", &b.maps.map(a.domid, GrantRef(u32::MAX), PageAccess::Read))?;
     let nobody = xen::DomId(xen::DomId::FIRST_RESERVED.0 - 1);
     refused("a domain that is not there", &b.maps.map(nobody, WILD, PageAccess::Read)).map(drop)
 }
 
-fn granted_to_another(a: &mut Party, b: &mut Party) -> Verdict {
+fn granted_to_another(a: &mut Party, b: &mut Party) -> CaseResult {
     let other = if b.domid == xen::DomId(1) { xen::DomId(2) } else { xen::DomId(1) };
     let offered = match a.offers.offer(other, PageAccess::ReadWrite) {
         Ok(offered) => offered,
@@ -106,7 +106,7 @@ fn granted_to_another(a: &mut Party, b: &mut Party) -> Verdict {
 }
 
 /// This case applies if the two are different domains.
-fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
+fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> CaseResult {
     if a.domid == b.domid {
         return Ok(());
     }
@@ -123,7 +123,7 @@ fn for_the_peer_alone(a: &mut Party, b: &mut Party) -> Verdict {
     Ok(())
 }
 
-fn ended(a: &mut Party, b: &mut Party) -> Verdict {
+fn ended(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     let grant = offered.grant();
     drop(done("map", b.maps.map(a.domid, grant, PageAccess::ReadWrite))?);
@@ -131,7 +131,7 @@ fn ended(a: &mut Party, b: &mut Party) -> Verdict {
     refused("mapping what was ended", &b.maps.map(a.domid, grant, PageAccess::ReadWrite)).map(drop)
 }
 
-fn ended_while_mapped(a: &mut Party, b: &mut Party) -> Verdict {
+fn ended_while_mapped(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     offered.page().copy_in(0, b"kept").map_err(|error| error.to_string())?;
     let mapping = done("map", b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite))?;
@@ -147,7 +147,7 @@ fn ended_while_mapped(a: &mut Party, b: &mut Party) -> Verdict {
     expect(seen == b"kept", || format!("the page that is still mapped has {seen:?}"))
 }
 
-fn a_page_comes_clean(a: &mut Party, b: &mut Party) -> Verdict {
+fn a_page_comes_clean(a: &mut Party, b: &mut Party) -> CaseResult {
     for round in 0..8 {
         let offered = offer(a, b, PageAccess::ReadWrite)?;
         let bytes = bytes_of(offered.page(), PAGE_SIZE)?;
@@ -158,7 +158,7 @@ fn a_page_comes_clean(a: &mut Party, b: &mut Party) -> Verdict {
     Ok(())
 }
 
-fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
+fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> CaseResult {
     let mut offers = Vec::new();
     done("offer_batch", a.offers.offer_batch(b.domid, PageAccess::ReadWrite, 5, &mut offers))?;
     for (at, offered) in offers.iter().enumerate() {
@@ -166,7 +166,7 @@ fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
         offered.page().copy_in(0, &text).map_err(|error| error.to_string())?;
     }
     let mut grants: Vec<GrantRef> = offers.iter().map(OfferedPage::grant).collect();
-    let check = |b: &mut Party, grants: &[GrantRef]| -> Verdict {
+    let check = |b: &mut Party, grants: &[GrantRef]| -> CaseResult {
         let mut mapped = Vec::new();
         b.maps.map_batch(a.domid, grants, PageAccess::ReadWrite, &mut mapped);
         expect(mapped.len() == grants.len(), || format!("{} results", mapped.len()))?;
@@ -192,7 +192,7 @@ fn a_batch_names_what_is_wrong(a: &mut Party, b: &mut Party) -> Verdict {
     check(b, &[])
 }
 
-fn all_or_none_offered(a: &mut Party, b: &mut Party) -> Verdict {
+fn all_or_none_offered(a: &mut Party, b: &mut Party) -> CaseResult {
     const TOO_MANY: usize = 1 << 20;
     let mut offers = Vec::new();
     let batch = a.offers.offer_batch(b.domid, PageAccess::ReadWrite, TOO_MANY, &mut offers);
@@ -201,7 +201,7 @@ fn all_or_none_offered(a: &mut Party, b: &mut Party) -> Verdict {
     offer(a, b, PageAccess::ReadWrite).map(drop)
 }
 
-fn copied(a: &mut Party, b: &mut Party) -> Verdict {
+fn copied(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     let last = u16::try_from(PAGE_SIZE - 5).map_err(|error| error.to_string())?;
     offered.page().copy_in(last.into(), b"after").map_err(|error| error.to_string())?;
@@ -220,7 +220,7 @@ fn copied(a: &mut Party, b: &mut Party) -> Verdict {
     expect(&seen == b"\0\0\0\0\0\0\0abcdef\0", || format!("the page has {seen:?}"))
 }
 
-fn a_copy_has_a_status_a_segment(a: &mut Party, b: &mut Party) -> Verdict {
+fn a_copy_has_a_status_a_segment(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     offered.page().copy_in(0, b"good").map_err(|error| error.to_string())?;
     let mut bytes = [0; 16];
@@ -239,7 +239,7 @@ fn a_copy_has_a_status_a_segment(a: &mut Party, b: &mut Party) -> Verdict {
     expect(&bytes == b"good\0\0\0\0\0\0\0\0good", || format!("{bytes:?}"))
 }
 
-fn a_copy_stays_in_its_buffer(a: &mut Party, b: &mut Party) -> Verdict {
+fn a_copy_stays_in_its_buffer(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     let mut bytes = [0; 16];
     for at in [13, 16, usize::MAX] {

@@ -1,12 +1,12 @@
 //! The life of domains, and control over it.
 
-use super::case::{Verdict, done, expect, refused_with};
+use super::case::{CaseResult, done, expect, refused_with};
 use xen::domctl::{DomainControl, RunState, Scheduling};
 use xen::domwatch::{DomainEvent, DomainWatch, ShutdownReason};
 use xen::{DomId, Error};
 
 /// A host on which domains can be made.
-pub struct Host<'a> {
+pub struct LifeHost<'a> {
     /// Its control.
     pub control: &'a mut dyn DomainControl,
     /// Its watch, which no other code polls.
@@ -18,10 +18,10 @@ pub struct Host<'a> {
 }
 
 /// A case that needs a host.
-pub type Case = fn(&mut Host<'_>) -> Verdict;
+pub type LifeCase = fn(&mut LifeHost<'_>) -> CaseResult;
 
 /// The cases.
-pub const CASES: &[(&str, Case)] = &[
+pub const CASES: &[(&str, LifeCase)] = &[
     ("life/who is there", who_is_there),
     ("life/came, shut down, died", came_shut_down_died),
     ("life/paused and not", paused_and_not),
@@ -33,7 +33,7 @@ pub const CASES: &[(&str, Case)] = &[
 const NOBODY: DomId = DomId(DomId::FIRST_RESERVED.0 - 1);
 
 /// Waits for the first change of `domid` that `wanted` accepts.
-fn until(host: &mut Host<'_>, what: &str, wanted: impl Fn(DomainEvent) -> bool) -> Verdict {
+fn until(host: &mut LifeHost<'_>, what: &str, wanted: impl Fn(DomainEvent) -> bool) -> CaseResult {
     loop {
         while let Some(event) = done("poll_change", host.watch.poll_change())? {
             if wanted(event) {
@@ -46,7 +46,7 @@ fn until(host: &mut Host<'_>, what: &str, wanted: impl Fn(DomainEvent) -> bool) 
     }
 }
 
-fn who_is_there(host: &mut Host<'_>) -> Verdict {
+fn who_is_there(host: &mut LifeHost<'_>) -> CaseResult {
     let list = done("list", host.control.list())?;
     let first = list.first().ok_or("no domain at all")?;
     expect(first.domid == DomId::DOM0, || format!("the first is {}", first.domid))?;
@@ -62,7 +62,7 @@ fn who_is_there(host: &mut Host<'_>) -> Verdict {
     done("destroy", host.control.destroy(domid))
 }
 
-fn came_shut_down_died(host: &mut Host<'_>) -> Verdict {
+fn came_shut_down_died(host: &mut LifeHost<'_>) -> CaseResult {
     let domid = (host.create)()?;
     until(host, "that it came", |event| event == DomainEvent::Came(domid))?;
     let identity = host.watch.identity(domid);
@@ -81,10 +81,10 @@ fn came_shut_down_died(host: &mut Host<'_>) -> Verdict {
     done("destroy", host.control.destroy(next))
 }
 
-fn paused_and_not(host: &mut Host<'_>) -> Verdict {
+fn paused_and_not(host: &mut LifeHost<'_>) -> CaseResult {
     let domid = (host.create)()?;
     let state =
-        |host: &mut Host<'_>| Ok::<_, String>(done("info", host.control.info(domid))?.state);
+        |host: &mut LifeHost<'_>| Ok::<_, String>(done("info", host.control.info(domid))?.state);
     done("pause", host.control.pause(domid))?;
     done("pause", host.control.pause(domid))?;
     let now = state(host)?;
@@ -96,7 +96,7 @@ fn paused_and_not(host: &mut Host<'_>) -> Verdict {
     done("destroy", host.control.destroy(domid))
 }
 
-fn bounds(host: &mut Host<'_>) -> Verdict {
+fn bounds(host: &mut LifeHost<'_>) -> CaseResult {
     let domid = (host.create)()?;
     let wanted = Scheduling { weight: 512, cap: 50 };
     done("set_scheduling", host.control.set_scheduling(domid, wanted))?;
@@ -112,7 +112,7 @@ fn bounds(host: &mut Host<'_>) -> Verdict {
     done("destroy", host.control.destroy(domid))
 }
 
-fn nobody(host: &mut Host<'_>) -> Verdict {
+fn nobody(host: &mut LifeHost<'_>) -> CaseResult {
     let control = &mut *host.control;
     refused_with("info", &control.info(NOBODY), Error::Srch)?;
     refused_with("pause", &control.pause(NOBODY), Error::Srch)?;

@@ -15,10 +15,10 @@ pub mod evtchn;
 pub mod grants;
 pub mod life;
 
-pub use case::{Case, Party, Verdict};
+pub use case::{CaseResult, Party, PartyCase};
 
 /// Returns all cases of event channels and of grants, by name.
 #[must_use]
-pub fn cases() -> Vec<(&'static str, Case)> {
+pub fn cases() -> Vec<(&'static str, PartyCase)> {
     [evtchn::CASES, grants::CASES].concat()
 }

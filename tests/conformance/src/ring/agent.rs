@@ -3,7 +3,7 @@
 //! The program is `tests/xen/guest`; its first lines list the commands. Commands without an answer
 //! are sent ahead; their errors come with the next answer.
 
-use super::Ring;
+use super::GuestRing;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{QueueSelector, tcflush};
 use std::fmt::Write as _;
@@ -119,7 +119,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-impl Ring for AgentRing {
+impl GuestRing for AgentRing {
     fn read(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let bytes = self.ask(&format!("read {offset} {}", into.len()), Duration::ZERO)?;
         if bytes.len() != into.len() {

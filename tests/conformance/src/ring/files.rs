@@ -5,7 +5,7 @@
 //! because the kernel copies 8 bytes at once but may copy 4 bytes one by one. The event channel is
 //! a datagram of the domain's number to `evtchn` in the folder; the daemon sends one to `N.evt`.
 
-use super::{GUEST_INDICES, REQUEST_INDICES, RESPONSE_INDICES, RESPONSES, RING_SIZE, Ring};
+use super::{GUEST_INDICES, GuestRing, REQUEST_INDICES, RESPONSE_INDICES, RESPONSES, RING_SIZE};
 use rustix::net::{RecvFlags, recv};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -25,12 +25,12 @@ pub struct FileRing {
     events: UnixDatagram,
     req_prod: u32,
     rsp_cons: u32,
-    signals: Signals,
+    signals: SignalPolicy,
 }
 
 /// The condition on which a guest signals that it has moved an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Signals {
+enum SignalPolicy {
     Always,
     /// After requests, if the daemon had taken all before them; after taking responses, if the ring
     /// was full. The daemon must see all other moves without a signal.
@@ -60,7 +60,7 @@ impl FileRing {
         let address = folder.join(format!("{domid}.evt"));
         let _ = fs::remove_file(&address);
         let events = UnixDatagram::bind(&address)?;
-        let (folder, signals) = (folder.into(), Signals::Always);
+        let (folder, signals) = (folder.into(), SignalPolicy::Always);
         Ok(Self { folder, domid, page, events, req_prod: 0, rsp_cons: 0, signals })
     }
 
@@ -77,7 +77,7 @@ impl FileRing {
         let before = (self.req_prod, self.rsp_cons);
         (self.req_prod, self.rsp_cons) = (req_prod, rsp_cons);
         self.write(GUEST_INDICES, &[req_prod.to_ne_bytes(), rsp_cons.to_ne_bytes()].concat())?;
-        if self.signals == Signals::WhereNeeded && !self.waited_for(before)? {
+        if self.signals == SignalPolicy::WhereNeeded && !self.waited_for(before)? {
             return Ok(());
         }
         self.notify()
@@ -101,7 +101,7 @@ impl FileRing {
     }
 }
 
-impl Ring for FileRing {
+impl GuestRing for FileRing {
     fn read(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.page.read_exact_at(into, offset)
     }
@@ -172,7 +172,7 @@ impl Ring for FileRing {
     }
 
     fn signal_where_needed(&mut self) {
-        self.signals = Signals::WhereNeeded;
+        self.signals = SignalPolicy::WhereNeeded;
     }
 
     fn adopt_indices(&mut self) -> io::Result<()> {

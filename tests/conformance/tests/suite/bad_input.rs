@@ -3,7 +3,7 @@
 //!
 //! These hold for our daemon, and for the C one where it promises the same.
 
-use conformance::{Daemon, Kind, Peer, ReceiveFailure};
+use conformance::{Daemon, DaemonKind, Peer, ReceiveFailure};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::{Header, MsgType};
 
@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Runs a check against a daemon of each kind. Then the store must answer, and memory and file
 /// descriptors must be back at their former numbers.
-fn on(kinds: &[Kind], check: impl Fn(&Daemon, &mut Peer)) {
+fn on(kinds: &[DaemonKind], check: impl Fn(&Daemon, &mut Peer)) {
     for kind in kinds {
         eprintln!("daemon `{}`", kind.name());
         let Some(mut daemon) = Daemon::start(*kind) else { continue };
@@ -44,7 +44,7 @@ fn settle(dom0: &mut Peer) {
     }
 }
 
-const C_AND_OURS: [Kind; 2] = [Kind::C, Kind::Ours];
+const C_AND_OURS: [DaemonKind; 2] = [DaemonKind::C, DaemonKind::Ours];
 
 fn header(kind: u32, len: u32) -> [u8; 16] {
     Header { kind, req_id: 1, tx_id: 0, len }.to_bytes()
@@ -85,7 +85,7 @@ fn lengths_over_the_limit_end_the_connection_at_once() {
 
 #[test]
 fn a_guest_with_a_length_over_the_limit_is_left_alone_until_it_is_introduced_again() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         guest.send(&header(MsgType::Read.code(), u32::MAX)).expect("the ring takes 16 bytes");
         assert_eq!(guest.reply(Instant::now() + A_WHILE), Err(ReceiveFailure::Silent));
@@ -101,7 +101,7 @@ fn a_guest_with_a_length_over_the_limit_is_left_alone_until_it_is_introduced_aga
 
 #[test]
 fn impossible_ring_indices_hurt_only_their_guest() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let cases = [(2000, 0), (u32::MAX, 0), (0x8000_0000, 0), (0, 5000), (0, u32::MAX)];
         for (req_prod, rsp_cons) in cases {
             let mut guest = home(daemon, dom0, 7);
@@ -159,7 +159,7 @@ fn every_type_with_every_kind_of_payload() {
 #[test]
 fn peers_that_stall_in_the_middle_of_a_message() {
     // Not the C daemon: see `stalled-client` in docs/compatibility.md.
-    on(&[Kind::OCaml, Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::OCaml, DaemonKind::Ours], |daemon, dom0| {
         let message = [header(MsgType::Read.code(), 6).as_slice(), b"/tool\0"].concat();
         let mut stalled = Vec::new();
         for length in 0..message.len() {
@@ -186,7 +186,7 @@ fn peers_that_stall_in_the_middle_of_a_message() {
 
 #[test]
 fn one_byte_at_a_time() {
-    on(&Kind::ALL, |daemon, _| {
+    on(&DaemonKind::ALL, |daemon, _| {
         let mut client = daemon.connect();
         let message = [header(MsgType::Write.code(), 4).as_slice(), b"/b\0v"].concat();
         for byte in &message {
@@ -199,7 +199,7 @@ fn one_byte_at_a_time() {
 
 #[test]
 fn peers_that_vanish() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         for round in 0..50_u32 {
             let mut client = daemon.connect();
             let _ = client.start();
@@ -214,7 +214,7 @@ fn peers_that_vanish() {
 
 #[test]
 fn a_guest_that_vanishes_in_the_middle_of_everything() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         for _ in 0..10 {
             let mut guest = home(daemon, dom0, 7);
             let tx = guest.start();
@@ -231,7 +231,7 @@ fn a_guest_that_vanishes_in_the_middle_of_everything() {
 
 #[test]
 fn peers_that_send_and_never_read() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         dom0.expect_ok("WRITE", "/big|{x*4000}");
         let mut client = daemon.connect();
         // Until the daemon takes no more of them: it must stop, or its memory grows.
@@ -257,7 +257,7 @@ fn peers_that_send_and_never_read() {
 
 #[test]
 fn a_watcher_that_never_reads_is_let_go() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut watcher = daemon.connect();
         for index in 0..50 {
             watcher.expect_ok("WATCH", format!("/w|{index}-{{t*2000}}|"));

@@ -1,7 +1,7 @@
 //! Attacks of hostile guests on their rings, without Xen; `conformance-dom0` runs the same on Xen.
 
 use conformance::hostile::{ATTACKS, attack};
-use conformance::{Daemon, Kind};
+use conformance::{Daemon, DaemonKind};
 
 fn on_all(name: &str) {
     let case = ATTACKS.iter().find(|case| case.name == name).expect("an attack of this name");
@@ -20,7 +20,7 @@ macro_rules! attacks {
         fn none_is_left_out() {
             let here = [$(stringify!($name)),*];
             assert!(ATTACKS.iter().all(|case| here.contains(&case.name)));
-            assert!(ATTACKS.iter().all(|case| case.on.contains(&Kind::Ours)));
+            assert!(ATTACKS.iter().all(|case| case.on.contains(&DaemonKind::Ours)));
         }
     };
 }

@@ -2,7 +2,7 @@
 //! `pyxs`, against every daemon over its socket.
 
 use conformance::peers::{Peers, target_dir};
-use conformance::{Daemon, Kind, skip};
+use conformance::{Daemon, DaemonKind, skip};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -14,9 +14,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 macro_rules! against_each {
     ($($name:ident => $check:ident),* $(,)?) => {
-        mod c { $(#[test] fn $name() { super::on(super::Kind::C, super::$check); })* }
-        mod ox { $(#[test] fn $name() { super::on(super::Kind::OCaml, super::$check); })* }
-        mod ours { $(#[test] fn $name() { super::on(super::Kind::Ours, super::$check); })* }
+        mod c { $(#[test] fn $name() { super::on(super::DaemonKind::C, super::$check); })* }
+        mod ox { $(#[test] fn $name() { super::on(super::DaemonKind::OCaml, super::$check); })* }
+        mod ours { $(#[test] fn $name() { super::on(super::DaemonKind::Ours, super::$check); })* }
     };
 }
 
@@ -27,7 +27,7 @@ against_each! {
     python_pyxs => pyxs,
 }
 
-fn on(kind: Kind, check: fn(&mut Daemon, &Peers)) {
+fn on(kind: DaemonKind, check: fn(&mut Daemon, &Peers)) {
     let peers = match Peers::get() {
         Ok(peers) => peers,
         Err(why) => return skip("Debian's clients", why),

@@ -1,6 +1,6 @@
 //! The promises of the ring page itself: features, reconnection, the order of replies and events.
 
-use conformance::{Daemon, Kind, Peer, Version};
+use conformance::{Daemon, DaemonKind, Peer, Version};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::{MsgType, feature};
 
@@ -15,7 +15,7 @@ fn home(daemon: &Daemon, dom0: &mut Peer, domid: u16) -> Peer {
 
 #[test]
 fn ours_shows_its_features_in_the_page() {
-    let Some(daemon) = Daemon::start(Kind::Ours) else { return };
+    let Some(daemon) = Daemon::start(DaemonKind::Ours) else { return };
     let mut dom0 = daemon.connect();
     let mut guest = home(&daemon, &mut dom0, 7);
     assert_eq!(guest.ring().features().expect("the page"), feature::ALL);
@@ -25,7 +25,7 @@ fn ours_shows_its_features_in_the_page() {
 
 #[test]
 fn reconnection_resets_the_guest() {
-    for kind in [Kind::OCaml, Kind::Ours] {
+    for kind in [DaemonKind::OCaml, DaemonKind::Ours] {
         eprintln!("daemon `{}`", kind.name());
         let Some(daemon) = Daemon::start(kind) else { continue };
         let mut dom0 = daemon.connect();
@@ -43,7 +43,7 @@ fn reconnection_resets_the_guest() {
         assert_eq!(guest.ask("READ", "lost|"), "ENOENT");
         dom0.expect_ok("WRITE", "/local/domain/7/w|x");
         // `reconnect-watches`: the older oxenstored forgets none.
-        let kept = daemon.is(Kind::OCaml, Version::V4_17_5_72);
+        let kept = daemon.is(DaemonKind::OCaml, Version::V4_17_5_72);
         assert_eq!(guest.events(), Ok(kept.then(|| "w|t|".to_owned()).into_iter().collect()));
         assert!(matches!(guest.ask_in(tx, "READ", "kept|").as_str(), "ENOENT" | "EIO"));
     }
@@ -51,7 +51,7 @@ fn reconnection_resets_the_guest() {
 
 #[test]
 fn the_reply_to_watch_comes_before_its_first_event() {
-    for kind in Kind::ALL {
+    for kind in DaemonKind::ALL {
         eprintln!("daemon `{}`", kind.name());
         let Some(daemon) = Daemon::start(kind) else { continue };
         let mut dom0 = daemon.connect();
@@ -71,7 +71,7 @@ fn the_reply_to_watch_comes_before_its_first_event() {
 /// Requests and replies together are many times the size of the ring, so both wrap often.
 #[test]
 fn messages_of_every_length_pass_through_the_ring() {
-    for kind in Kind::ALL {
+    for kind in DaemonKind::ALL {
         eprintln!("daemon `{}`", kind.name());
         let Some(daemon) = Daemon::start(kind) else { continue };
         let mut dom0 = daemon.connect();
@@ -87,7 +87,7 @@ fn messages_of_every_length_pass_through_the_ring() {
 
 #[test]
 fn requests_that_are_sent_together_are_all_answered() {
-    for kind in Kind::ALL {
+    for kind in DaemonKind::ALL {
         eprintln!("daemon `{}`", kind.name());
         let Some(daemon) = Daemon::start(kind) else { continue };
         let mut dom0 = daemon.connect();
@@ -114,7 +114,7 @@ fn requests_that_are_sent_together_are_all_answered() {
 #[test]
 fn a_guest_that_signals_as_seldom_as_linux_is_served() {
     const IN_FLIGHT: u32 = 24;
-    for kind in [Kind::C, Kind::Ours] {
+    for kind in [DaemonKind::C, DaemonKind::Ours] {
         eprintln!("daemon `{}`", kind.name());
         let Some(daemon) = Daemon::start(kind) else { continue };
         let mut dom0 = daemon.connect();

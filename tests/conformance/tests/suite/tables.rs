@@ -1,17 +1,17 @@
 //! Every table against every daemon: `c::paths` is `tables/paths.txt` against Debian's C daemon.
 
-use conformance::{Kind, TABLES, run};
+use conformance::{DaemonKind, TABLES, run};
 
 macro_rules! tables {
     ($($file:ident),* $(,)?) => {
         mod c {
-            $(#[test] fn $file() { super::check(super::Kind::C, stringify!($file)); })*
+            $(#[test] fn $file() { super::check(super::DaemonKind::C, stringify!($file)); })*
         }
         mod ox {
-            $(#[test] fn $file() { super::check(super::Kind::OCaml, stringify!($file)); })*
+            $(#[test] fn $file() { super::check(super::DaemonKind::OCaml, stringify!($file)); })*
         }
         mod ours {
-            $(#[test] fn $file() { super::check(super::Kind::Ours, stringify!($file)); })*
+            $(#[test] fn $file() { super::check(super::DaemonKind::Ours, stringify!($file)); })*
         }
     };
 }
@@ -31,7 +31,7 @@ tables!(
     settings,
 );
 
-fn check(kind: Kind, file: &str) {
+fn check(kind: DaemonKind, file: &str) {
     let (_, text) = TABLES.iter().find(|(name, _)| *name == file).expect("a file of tables");
     run::run_file(kind, file, text);
 }

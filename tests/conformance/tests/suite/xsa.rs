@@ -2,14 +2,14 @@
 //! attack of the advisory, and a check that it has no effect. Debian's daemons are patched, so most
 //! tests run against them as well, if they do what the advisory's fix promises.
 
-use conformance::{Daemon, Kind, Peer, Version};
+use conformance::{Daemon, DaemonKind, Peer, Version};
 use std::time::{Duration, Instant};
 use xenstore_core::wire::{Header, MsgType};
 
 const SOON: Duration = Duration::from_secs(5);
 
 /// Runs a check against these daemons, each fresh.
-fn on(kinds: &[Kind], check: impl Fn(&mut Daemon, &mut Peer)) {
+fn on(kinds: &[DaemonKind], check: impl Fn(&mut Daemon, &mut Peer)) {
     for kind in kinds {
         eprintln!("daemon `{}`", kind.name());
         let Some(mut daemon) = Daemon::start(*kind) else { continue };
@@ -38,7 +38,7 @@ fn kill(daemon: &Daemon, dom0: &mut Peer, guest: Peer, domid: u16) {
     }
 }
 
-const C_AND_OURS: [Kind; 2] = [Kind::C, Kind::Ours];
+const C_AND_OURS: [DaemonKind; 2] = [DaemonKind::C, DaemonKind::Ours];
 
 /// A reply of more than 4096 bytes desynchronises the client: E2BIG instead.
 #[test]
@@ -73,7 +73,7 @@ fn xsa_072_no_reply_is_over_4096_bytes() {
 /// has no effect; removal fires no watch of a client that may not see it.
 #[test]
 fn xsa_115_watches_ask_for_permissions() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         dom0.expect_ok("WRITE", "/secret/deep|v");
         for (wpath, token) in [("/secret", "s"), ("/secret/deep", "d"), ("@introduceDomain", "i")] {
@@ -95,7 +95,7 @@ fn xsa_115_watches_ask_for_permissions() {
 /// A failed creation is not charged.
 #[test]
 fn xsa_115_a_refused_creation_costs_no_quota() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         for index in 0..2000 {
             assert_eq!(guest.ask("WRITE", format!("/tool/x{index}|v")), "EACCES");
@@ -107,7 +107,7 @@ fn xsa_115_a_refused_creation_costs_no_quota() {
 /// A guest that writes as fast as it can does not keep domain 0's transactions from committing.
 #[test]
 fn xsa_206_a_writing_guest_starves_no_transaction() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         guest.expect_ok("WRITE", "data|0");
         let stop = std::sync::atomic::AtomicBool::new(false);
@@ -149,7 +149,7 @@ fn xsa_206_a_writing_guest_starves_no_transaction() {
 /// A domain and the one that it targets die in the same moment.
 #[test]
 fn xsa_233_a_domain_and_its_target_die_together() {
-    on(&[Kind::OCaml, Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::OCaml, DaemonKind::Ours], |daemon, dom0| {
         let first = home(daemon, dom0, 7);
         let second = home(daemon, dom0, 8);
         dom0.expect_ok("SET_TARGET", "8|7|");
@@ -166,7 +166,7 @@ fn xsa_233_a_domain_and_its_target_die_together() {
 /// Permissions do not outlive their domain.
 #[test]
 fn xsa_322_a_reused_domid_inherits_no_permission() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut first = home(daemon, dom0, 7);
         dom0.expect_ok("WRITE", "/shared|v");
         dom0.expect_ok("SET_PERMS", "/shared|n0|b7|");
@@ -189,7 +189,7 @@ fn xsa_322_a_reused_domid_inherits_no_permission() {
 /// A relative path that is too long once it is absolute makes no unreachable node.
 #[test]
 fn xsa_323_every_node_that_is_made_can_be_reached() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         for length in [900, 1000, 1006, 1007, 1008, 1023, 1024, 1025, 2030, 2047, 2048, 2049, 3000]
         {
@@ -246,7 +246,7 @@ fn xsa_325_a_broken_client_is_no_dead_domain() {
 /// A guest that reads nothing does not make the daemon grow, neither by replies nor by events.
 #[test]
 fn xsa_326_a_guest_that_reads_nothing_is_bounded() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         for index in 0..100 {
             guest.expect_ok("WATCH", format!("d|{index}-{{t*1000}}|"));
@@ -267,7 +267,7 @@ fn xsa_326_a_guest_that_reads_nothing_is_bounded() {
 /// those that fill the next ring are encoded already.
 #[test]
 fn xsa_326_identical_events_that_wait_are_one() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         guest.expect_ok("WATCH", "a|{t*900}|");
         assert!(guest.event(SOON).is_some());
@@ -285,7 +285,7 @@ fn xsa_326_identical_events_that_wait_are_one() {
 /// Nodes, watches, transactions and the nodes of a transaction are bounded.
 #[test]
 fn xsa_326_everything_that_a_guest_makes_is_bounded() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         let refused = |answer: &str| matches!(answer, "ENOSPC" | "EQUOTA" | "E2BIG" | "EBUSY");
         let mut bounded =
@@ -303,7 +303,7 @@ fn xsa_326_everything_that_a_guest_makes_is_bounded() {
 /// The nodes that one transaction of a guest touches are bounded, absent ones included.
 #[test]
 fn xsa_326_the_nodes_of_a_transaction_are_bounded() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         let tx = guest.start();
         let reads = (0..3000)
@@ -317,7 +317,7 @@ fn xsa_326_the_nodes_of_a_transaction_are_bounded() {
 /// RESET_WATCHES gives the whole quota of watches back.
 #[test]
 fn xsa_330_reset_watches_leaves_nothing() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         for round in 0..50 {
             for index in 0..90 {
@@ -334,7 +334,7 @@ fn xsa_330_reset_watches_leaves_nothing() {
 /// A guest cannot give its nodes, and their cost, to another domain.
 #[test]
 fn xsa_352_a_guest_gives_no_node_away() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         let _other = home(daemon, dom0, 8);
         guest.expect_ok("WRITE", "x|v");
@@ -349,7 +349,7 @@ fn xsa_352_a_guest_gives_no_node_away() {
 /// The root is a node like the others.
 #[test]
 fn xsa_353_the_root_has_permissions() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         for (kind, payload) in [
             ("READ", "/|"),
@@ -372,7 +372,7 @@ fn xsa_353_the_root_has_permissions() {
 fn xsa_416_unread_replies_hold_no_memory() {
     const ASKED: usize = 200;
     const CLIENTS: usize = 40;
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         dom0.expect_ok("WRITE", "/big|{x*4000}");
         let before = daemon.memory_kib();
         let mut slow: Vec<Peer> = (0..CLIENTS).map(|_| daemon.connect()).collect();
@@ -450,7 +450,7 @@ fn xsa_419_nodes_of_a_dead_domain_go() {
 /// Lengths that are negative as a signed number end the connection, and nothing else.
 #[test]
 fn xsa_420_lengths_that_look_negative() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         for len in [0x4000_0000, 0x7fff_ffff, 0x8000_0000, 0xc000_0000, u32::MAX] {
             let mut client = daemon.connect();
             let header = Header { kind: MsgType::Read.code(), req_id: 1, tx_id: 0, len };
@@ -484,7 +484,7 @@ fn xsa_425_release_among_waiting_requests() {
 /// `/local/domain/` and its like are refused like any other invalid path.
 #[test]
 fn xsa_481_paths_that_are_nearly_a_home() {
-    on(&Kind::ALL, |daemon, dom0| {
+    on(&DaemonKind::ALL, |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         for path in [
             "/local/domain/",
@@ -511,8 +511,8 @@ fn xsa_481_paths_that_are_nearly_a_home() {
 /// which keeps the old count.
 #[test]
 fn xsa_483_a_reused_domid_starts_at_no_nodes() {
-    on(&Kind::ALL, |daemon, dom0| {
-        let counts_on = daemon.is(Kind::OCaml, Version::V4_17_5_72);
+    on(&DaemonKind::ALL, |daemon, dom0| {
+        let counts_on = daemon.is(DaemonKind::OCaml, Version::V4_17_5_72);
         for round in 0..4 {
             let mut guest = home(daemon, dom0, 7);
             let mut write = |index| guest.ask("WRITE", format!("d{}/n{index}|v", index % 4));
@@ -527,7 +527,7 @@ fn xsa_483_a_reused_domid_starts_at_no_nodes() {
 /// RESET_WATCHES inside a transaction.
 #[test]
 fn xsa_484_reset_watches_in_a_transaction() {
-    on(&[Kind::Ours], |daemon, dom0| {
+    on(&[DaemonKind::Ours], |daemon, dom0| {
         let mut guest = home(daemon, dom0, 7);
         let tx = guest.start();
         assert_eq!(guest.ask_in(tx, "WRITE", "x|v"), "OK|");

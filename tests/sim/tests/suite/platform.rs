@@ -67,7 +67,7 @@ fn the_life_of_domains() {
                 built.map(|built| built.domid).ok_or_else(|| "no number is free".to_owned())
             };
             let mut left = 3;
-            let mut host = life::Host {
+            let mut host = life::LifeHost {
                 control: &mut *control,
                 watch: &mut *watch,
                 create: &mut { create },
