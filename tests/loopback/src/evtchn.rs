@@ -1,7 +1,7 @@
 //! Event channels: a table, and an eventfd for each holder.
 
 use crate::Host;
-use crate::port::{Channel, PendingPorts};
+use crate::port::{LoopbackChannel, PendingPorts};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use xen::evtchn::{EventChannels, PortStatus, Virq};
@@ -35,7 +35,7 @@ impl Channels {
         let used = |port: &u32| tables.ports.contains_key(&(self.domid, Port(*port)));
         let port = Port((1..u32::MAX).find(|port| !used(port)).unwrap_or(u32::MAX));
         let holder = Arc::clone(&self.pending_ports);
-        tables.ports.insert((self.domid, port), Channel::new(status, holder));
+        tables.ports.insert((self.domid, port), LoopbackChannel::new(status, holder));
         self.own.push(port);
         port
     }

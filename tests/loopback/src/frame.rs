@@ -46,7 +46,7 @@ impl Frame {
         end: impl Fn() + Send + Sync + 'static,
     ) -> SharedPage {
         let base = self.0.as_ptr();
-        let owner = Arc::new(View { _frame: self, end });
+        let owner = Arc::new(MappedView { _frame: self, end });
         // SAFETY: the owner keeps the frame, which is a page that can be written; the peers of the
         // tests order their copies by ring indices, or are hostile on purpose, in one thread.
         unsafe { SharedPage::from_mapped(base, access, owner) }
@@ -54,12 +54,12 @@ impl Frame {
 }
 
 /// The part of a view that keeps the frame and calls the view's end when it is dropped.
-struct View<F> {
+struct MappedView<F> {
     _frame: Arc<Frame>,
     end: F,
 }
 
-impl<F: Fn() + Send + Sync> Unmap for View<F> {
+impl<F: Fn() + Send + Sync> Unmap for MappedView<F> {
     fn unmap(&self, _: NonNull<u8>) {
         (self.end)();
     }
@@ -67,7 +67,7 @@ impl<F: Fn() + Send + Sync> Unmap for View<F> {
 
 /// The grants of a domain.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct GrantEntry {
     pub(crate) peer: DomId,
     pub(crate) access: PageAccess,
     pub(crate) frame: Arc<Frame>,

@@ -1,7 +1,7 @@
 //! Grants of pages of this process.
 
 use crate::Host;
-use crate::frame::{Entry, Frame};
+use crate::frame::{Frame, GrantEntry};
 use std::sync::Arc;
 use xen::gnttab::{GrantMap, GrantOffer, GrantStatus, Mapping, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef};
@@ -28,7 +28,7 @@ impl GrantOffer for Grants {
             let mut tables = self.host.tables();
             tables.last_grant = tables.last_grant.max(GrantRef::FIRST_FREE.0) + 1;
             let grant = GrantRef(tables.last_grant);
-            let entry = Entry { peer, access, frame: Arc::clone(&frame) };
+            let entry = GrantEntry { peer, access, frame: Arc::clone(&frame) };
             tables.grants.insert((self.domid, grant), entry);
             grant
         };

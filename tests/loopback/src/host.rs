@@ -1,7 +1,7 @@
 //! The hypervisor: one table of everything that domains hold.
 
-use crate::frame::Entry;
-use crate::port::Channel;
+use crate::frame::GrantEntry;
+use crate::port::LoopbackChannel;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xen::{DomId, GrantRef, Port};
@@ -13,8 +13,8 @@ pub struct Host(Arc<Mutex<Tables>>);
 /// The state of the hypervisor.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
-    pub(crate) ports: BTreeMap<(DomId, Port), Channel>,
-    pub(crate) grants: BTreeMap<(DomId, GrantRef), Entry>,
+    pub(crate) ports: BTreeMap<(DomId, Port), LoopbackChannel>,
+    pub(crate) grants: BTreeMap<(DomId, GrantRef), GrantEntry>,
     pub(crate) last_grant: u32,
     pub(crate) mapped: usize,
     /// The number of mappings after which every further one is refused; `None` for no limit.

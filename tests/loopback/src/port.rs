@@ -55,7 +55,7 @@ impl PendingPorts {
 
 /// One port.
 #[derive(Debug)]
-pub(crate) struct Channel {
+pub(crate) struct LoopbackChannel {
     pub(crate) status: PortStatus,
     holder: Arc<PendingPorts>,
     masked: bool,
@@ -63,7 +63,7 @@ pub(crate) struct Channel {
     raised_while_masked: bool,
 }
 
-impl Channel {
+impl LoopbackChannel {
     pub(crate) fn new(status: PortStatus, holder: Arc<PendingPorts>) -> Self {
         Self { status, holder, masked: false, raised_while_masked: false }
     }

@@ -16,7 +16,7 @@ use xen::{DomId, Error, GrantRef, Port};
 type Identity = (u64, Option<std::time::SystemTime>);
 
 /// The directory, and the domains that were last seen alive in it.
-pub struct Life {
+pub struct DomainLives {
     directory: Option<PathBuf>,
     alive: BTreeMap<u16, Identity>,
     changes: VecDeque<DomainEvent>,
@@ -25,7 +25,7 @@ pub struct Life {
     own_ring_given: bool,
 }
 
-impl Life {
+impl DomainLives {
     /// Makes the record of the domains in `directory`.
     #[must_use]
     pub fn new(directory: Option<PathBuf>) -> Self {
@@ -95,9 +95,9 @@ impl Life {
 }
 
 /// The ring pages of the domains.
-pub struct Pages(pub Rc<RefCell<Life>>);
+pub struct DomainPages(pub Rc<RefCell<DomainLives>>);
 
-impl GrantMap for Pages {
+impl GrantMap for DomainPages {
     fn map(&mut self, domid: DomId, grant: GrantRef, _: PageAccess) -> Result<Mapping, Error> {
         if grant != GrantRef::XENSTORE {
             return Err(Error::Inval);
@@ -119,9 +119,9 @@ impl GrantMap for Pages {
 }
 
 /// The watch over the life and death of domains.
-pub struct Watch(pub Rc<RefCell<Life>>);
+pub struct LifeWatch(pub Rc<RefCell<DomainLives>>);
 
-impl DomainWatch for Watch {
+impl DomainWatch for LifeWatch {
     fn identity(&mut self, domid: DomId) -> Option<u64> {
         self.0.borrow_mut().find(domid)
     }
@@ -151,7 +151,7 @@ mod tests {
 
     const SHUTDOWN: DomainEvent = DomainEvent::Shutdown(DomId(7), ShutdownReason::Poweroff);
 
-    fn changes(watch: &mut Watch) -> Vec<DomainEvent> {
+    fn changes(watch: &mut LifeWatch) -> Vec<DomainEvent> {
         std::iter::from_fn(|| watch.poll_change().unwrap()).collect()
     }
 
@@ -160,7 +160,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("testbed-life-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let page = directory.join("7.page");
-        let mut watch = Watch(Rc::new(RefCell::new(Life::new(Some(directory.clone())))));
+        let mut watch = LifeWatch(Rc::new(RefCell::new(DomainLives::new(Some(directory.clone())))));
         assert!(watch.identity(DomId(0)).is_some());
         assert!(watch.identity(DomId(7)).is_none());
         std::fs::write(&page, [0; 4096]).unwrap();

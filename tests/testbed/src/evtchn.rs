@@ -1,6 +1,6 @@
 //! Event channels as datagrams of one number.
 
-use crate::domains::Life;
+use crate::domains::DomainLives;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, recv,
     sendto, socket_with,
@@ -22,7 +22,7 @@ const PORTS_MAX: usize = 131_072;
 pub struct Datagrams {
     socket: OwnedFd,
     directory: Option<PathBuf>,
-    life: Rc<RefCell<Life>>,
+    life: Rc<RefCell<DomainLives>>,
     /// The peer of each port: a domid or [`DOM_EXC`]. Port 0 is never used.
     bound: Vec<Option<u32>>,
     /// Ports that were closed and may be given out again.
@@ -34,7 +34,7 @@ impl Datagrams {
     ///
     /// # Errors
     /// The errors of the socket calls.
-    pub fn bind(directory: Option<PathBuf>, life: Rc<RefCell<Life>>) -> io::Result<Self> {
+    pub fn bind(directory: Option<PathBuf>, life: Rc<RefCell<DomainLives>>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
         if let Some(directory) = &directory {

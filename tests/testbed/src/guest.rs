@@ -18,25 +18,25 @@ pub const STORE_PORT: Port = Port(1);
 ///
 /// # Errors
 /// Those of the file system.
-pub fn create(directory: &Path, domid: DomId) -> Result<(SharedPage, Channel), Error> {
+pub fn create(directory: &Path, domid: DomId) -> Result<(SharedPage, DatagramChannel), Error> {
     let path = directory.join(format!("{domid}.page"));
     let file = File::options().read(true).write(true).create_new(true).open(path)?;
     file.set_len(PAGE_SIZE as u64)?;
     let own = directory.join(format!("{domid}.evt"));
     let _ = fs::remove_file(&own);
     let socket = UnixDatagram::bind(own)?;
-    Ok((page::map(&file)?, Channel { domid, socket, daemon: directory.join("evtchn") }))
+    Ok((page::map(&file)?, DatagramChannel { domid, socket, daemon: directory.join("evtchn") }))
 }
 
 /// The guest's end of the channel.
 #[derive(Debug)]
-pub struct Channel {
+pub struct DatagramChannel {
     domid: DomId,
     socket: UnixDatagram,
     daemon: PathBuf,
 }
 
-impl EventChannels for Channel {
+impl EventChannels for DatagramChannel {
     fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -39,13 +39,13 @@ pub const DIRECTORY: &str = "XENSHIM_GUESTS";
 /// The error of binding the socket `DIR/evtchn`.
 pub fn platform(directory: Option<&Path>) -> Result<Platform, Error> {
     let directory: Option<PathBuf> = directory.map(Path::to_owned);
-    let life = Rc::new(RefCell::new(domains::Life::new(directory.clone())));
+    let life = Rc::new(RefCell::new(domains::DomainLives::new(directory.clone())));
     let evtchn = evtchn::Datagrams::bind(directory, Rc::clone(&life))
         .map_err(|error| Error::start(format!("test bed: evtchn: {error}")))?;
     Ok(Platform {
         evtchn: Box::new(evtchn),
-        grants: Box::new(domains::Pages(Rc::clone(&life))),
-        domains: Box::new(domains::Watch(life)),
+        grants: Box::new(domains::DomainPages(Rc::clone(&life))),
+        domains: Box::new(domains::LifeWatch(life)),
         ioctls: &[],
         name: "the testbed".to_owned(),
     })

@@ -29,16 +29,16 @@ fn message(kind: u32, req_id: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-type Response = (u32, u32, Vec<u8>);
+type RawReply = (u32, u32, Vec<u8>);
 
 /// The daemon on a test bed of its own, with a client that speaks for domain 0.
-struct Host {
+struct TestDaemon {
     daemon: Child,
     dir: PathBuf,
     dom0: UnixStream,
 }
 
-impl Host {
+impl TestDaemon {
     fn start(args: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Host {
         Self { daemon, dir, dom0 }
     }
 
-    fn receive(&mut self) -> Response {
+    fn receive(&mut self) -> RawReply {
         let mut header = [0; 16];
         self.dom0.read_exact(&mut header).unwrap();
         let header = Header::parse(&header).unwrap();
@@ -75,7 +75,7 @@ impl Host {
         (header.kind, header.req_id, payload)
     }
 
-    fn call(&mut self, kind: u32, payload: &[u8]) -> Response {
+    fn call(&mut self, kind: u32, payload: &[u8]) -> RawReply {
         self.dom0.write_all(&message(kind, 1, payload)).unwrap();
         self.receive()
     }
@@ -87,8 +87,8 @@ impl Host {
     }
 
     /// Makes a domain with a home of its own.
-    fn guest(&mut self, domid: u16) -> Guest {
-        let guest = Guest::create(&self.dir, domid);
+    fn guest(&mut self, domid: u16) -> RingGuest {
+        let guest = RingGuest::create(&self.dir, domid);
         self.introduce(domid);
         let home = format!("/local/domain/{domid}\0");
         self.ok(WRITE, home.as_bytes());
@@ -111,7 +111,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for TestDaemon {
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -120,7 +120,7 @@ impl Drop for Host {
 }
 
 /// A domain: its ring, and its end of the event channel.
-struct Guest {
+struct RingGuest {
     domid: u16,
     dir: PathBuf,
     ring: ClientRing,
@@ -130,7 +130,7 @@ struct Guest {
     unread: Vec<u8>,
 }
 
-impl Guest {
+impl RingGuest {
     fn create(dir: &std::path::Path, domid: u16) -> Self {
         let path = dir.join(format!("{domid}.page"));
         let file =
@@ -169,7 +169,7 @@ impl Guest {
         }
     }
 
-    fn receive(&mut self) -> Response {
+    fn receive(&mut self) -> RawReply {
         loop {
             if let Some((header, payload, rest)) = split_message(&self.unread).unwrap() {
                 let got = (header.kind, header.req_id, payload.to_vec());
@@ -187,7 +187,7 @@ impl Guest {
         }
     }
 
-    fn call(&mut self, kind: u32, payload: &[u8]) -> Response {
+    fn call(&mut self, kind: u32, payload: &[u8]) -> RawReply {
         self.send(&message(kind, 1, payload));
         self.receive()
     }
@@ -203,7 +203,7 @@ impl Guest {
 
 #[test]
 fn a_guest_reads_writes_and_watches() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let mut guest = host.guest(7);
     assert_eq!(guest.ring.features(), Ok(feature::ALL));
     assert_eq!(guest.call(WRITE, b"data/x\0v"), (WRITE, 1, b"OK\0".to_vec()));
@@ -217,7 +217,7 @@ fn a_guest_reads_writes_and_watches() {
 
 #[test]
 fn messages_longer_than_the_ring_come_through_both_ways() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let mut guest = host.guest(7);
     let value = vec![b'v'; 2000];
     for req_id in 0..50 {
@@ -230,7 +230,7 @@ fn messages_longer_than_the_ring_come_through_both_ways() {
 
 #[test]
 fn many_requests_on_the_ring_are_answered_in_order() {
-    let mut host = Host::start(&["-Q", "outstanding=4"]);
+    let mut host = TestDaemon::start(&["-Q", "outstanding=4"]);
     let mut guest = host.guest(7);
     for round in 0..100 {
         let batch: Vec<u8> =
@@ -244,7 +244,7 @@ fn many_requests_on_the_ring_are_answered_in_order() {
 
 #[test]
 fn a_guest_that_leaves_its_ring_exactly_full_is_not_served_for_ever() {
-    let mut host = Host::start(&["-w", "watch-event=1"]);
+    let mut host = TestDaemon::start(&["-w", "watch-event=1"]);
     let mut guest = host.guest(7);
     assert_eq!(guest.call(WATCH, b"x\0tok\0").0, WATCH);
     assert_eq!(guest.receive().0, WATCH_EVENT);
@@ -262,11 +262,11 @@ fn a_guest_that_leaves_its_ring_exactly_full_is_not_served_for_ever() {
 
 #[test]
 fn impossible_indices_end_that_ring_only_until_it_is_introduced_again() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let (mut bad, mut good) = (host.guest(7), host.guest(8));
     bad.page.store_u32(2052, 5000).unwrap();
     bad.notify();
-    let error = |guest: &Guest| guest.ring.error().unwrap();
+    let error = |guest: &RingGuest| guest.ring.error().unwrap();
     bad.wait_until("the error word", || error(&bad) == ErrorWord::RingIndex as u32);
     assert_eq!(good.call(READ, b"x\0").0, ERROR);
     // The ring is no longer served: further writes are not read.
@@ -283,7 +283,7 @@ fn impossible_indices_end_that_ring_only_until_it_is_introduced_again() {
 
 #[test]
 fn an_announced_length_over_the_limit_ends_that_ring_until_it_reconnects() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let mut guest = host.guest(7);
     assert_eq!(guest.call(WATCH, b"x\0tok\0").0, WATCH);
     assert_eq!(guest.receive().0, WATCH_EVENT);
@@ -302,7 +302,7 @@ fn an_announced_length_over_the_limit_ends_that_ring_until_it_reconnects() {
 
 #[test]
 fn half_a_request_is_forgotten_by_a_reconnect() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let mut guest = host.guest(7);
     guest.send(&message(WRITE, 1, b"x\0value")[..20]);
     let page = &guest.page;
@@ -319,7 +319,7 @@ fn half_a_request_is_forgotten_by_a_reconnect() {
 
 #[test]
 fn death_and_shutdown_are_told_and_numbers_used_again() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let mut guest = host.guest(7);
     assert_eq!(guest.call(WRITE, b"x\0v").0, WRITE);
     host.ok(WATCH, b"@releaseDomain\0rel\0");
@@ -344,8 +344,8 @@ fn death_and_shutdown_are_told_and_numbers_used_again() {
 
 #[test]
 fn a_flood_of_guests_leaves_domain_0_its_turn() {
-    let mut host = Host::start(&[]);
-    let guests: Vec<Guest> = (1..=20).map(|domid| host.guest(domid)).collect();
+    let mut host = TestDaemon::start(&[]);
+    let guests: Vec<RingGuest> = (1..=20).map(|domid| host.guest(domid)).collect();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         for guest in guests {
@@ -383,7 +383,7 @@ fn a_flood_of_guests_leaves_domain_0_its_turn() {
 
 #[test]
 fn sigterm_ends_a_daemon_with_guests() {
-    let mut host = Host::start(&[]);
+    let mut host = TestDaemon::start(&[]);
     let _guest = host.guest(7);
     let pid = Pid::from_child(&host.daemon);
     kill_process(pid, Signal::TERM).unwrap();
