@@ -2,7 +2,7 @@
 //! holds the most beyond its charge. Ends at the first for which it holds more than it may. With
 //! the goal `time` it searches for the program with the longest call.
 
-use held::search::{Goal, Search};
+use held::search::{Search, SearchGoal};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -21,22 +21,22 @@ fn main() -> ExitCode {
 }
 
 /// Parses the command line into the number of seconds, the seed and the goal.
-fn parse(args: &[String]) -> Option<(u64, u64, Goal)> {
-    let (mut seconds, mut seed, mut goal) = (60, 1, Goal::Held);
+fn parse(args: &[String]) -> Option<(u64, u64, SearchGoal)> {
+    let (mut seconds, mut seed, mut goal) = (60, 1, SearchGoal::Held);
     for option in args.chunks(2) {
         let [name, value] = option else { return None };
         match (name.as_str(), value.as_str()) {
             ("--seconds", number) => seconds = number.parse().ok()?,
             ("--seed", number) => seed = number.parse().ok()?,
-            ("--goal", "held") => goal = Goal::Held,
-            ("--goal", "time") => goal = Goal::Time,
+            ("--goal", "held") => goal = SearchGoal::Held,
+            ("--goal", "time") => goal = SearchGoal::Time,
             _ => return None,
         }
     }
     Some((seconds, seed, goal))
 }
 
-fn search(time: Duration, seed: u64, goal: Goal) -> ExitCode {
+fn search(time: Duration, seed: u64, goal: SearchGoal) -> ExitCode {
     let (began, mut told) = (Instant::now(), Instant::now());
     let mut search = Search::new(goal, seed);
     while began.elapsed() < time {

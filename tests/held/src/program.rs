@@ -7,26 +7,26 @@ pub const SLOTS: usize = 10;
 
 /// The program of a guest, from its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Program(pub Vec<Loop>);
+pub struct SearchProgram(pub Vec<ProgramLoop>);
 
 /// A list of steps, and the number of its rounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loop {
+pub struct ProgramLoop {
     /// The number of rounds.
     pub count: u16,
     /// The steps.
-    pub body: Vec<Step>,
+    pub body: Vec<ProgramStep>,
 }
 
 /// One step of a guest, or of domain 0 beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ProgramStep {
     /// A request that names a path, within the transaction of a slot or without one.
-    Ask(PathRequest, Place, Option<u8>),
+    Ask(PathRequest, PathPattern, Option<u8>),
     /// WATCH with a token of this many bytes, and a depth.
-    Watch(Place, u16, Option<u8>),
+    Watch(PathPattern, u16, Option<u8>),
     /// UNWATCH.
-    Unwatch(Place, u16),
+    Unwatch(PathPattern, u16),
     /// RESET_WATCHES.
     ResetWatches,
     /// TRANSACTION_START, whose number goes to the slot.
@@ -71,7 +71,7 @@ pub enum PathRequest {
 
 /// A path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct PathPattern {
     /// The node below which the path lies.
     pub below: PathRoot,
     /// The number of one-letter names.
@@ -100,7 +100,7 @@ pub enum PathRoot {
 /// The guest's domain number.
 pub const GUEST: u16 = 7;
 
-impl Place {
+impl PathPattern {
     /// Returns the path in the round of this number.
     #[must_use]
     pub fn path(&self, round: usize) -> String {
@@ -172,16 +172,16 @@ impl PathRequest {
     }
 }
 
-impl Step {
+impl ProgramStep {
     fn random(rng: &mut Rng) -> Self {
         let slot = u8::try_from(rng.below(SLOTS as u64)).unwrap_or(0);
         match rng.below(24) {
             0..=2 => Self::Watch(
-                Place::random(rng),
+                PathPattern::random(rng),
                 size(rng, 2000),
                 rng.chance(200).then(|| u8::try_from(rng.below(3)).unwrap_or(0)),
             ),
-            3 => Self::Unwatch(Place::random(rng), size(rng, 2000)),
+            3 => Self::Unwatch(PathPattern::random(rng), size(rng, 2000)),
             4 if rng.chance(200) => Self::ResetWatches,
             5 | 6 => Self::Start(slot),
             7 => Self::End(slot, rng.chance(500)),
@@ -194,25 +194,28 @@ impl Step {
             15 if rng.chance(300) => Self::Release,
             _ => {
                 let slot = rng.chance(600).then_some(slot % 2);
-                Self::Ask(PathRequest::random(rng), Place::random(rng), slot)
+                Self::Ask(PathRequest::random(rng), PathPattern::random(rng), slot)
             }
         }
     }
 }
 
-impl Loop {
+impl ProgramLoop {
     fn random(rng: &mut Rng) -> Self {
         let len = 1 + rng.below(4);
-        Self { count: 1 + size(rng, 3000), body: (0..len).map(|_| Step::random(rng)).collect() }
+        Self {
+            count: 1 + size(rng, 3000),
+            body: (0..len).map(|_| ProgramStep::random(rng)).collect(),
+        }
     }
 }
 
-impl Program {
+impl SearchProgram {
     /// Draws a random program.
     #[must_use]
     pub fn random(rng: &mut Rng) -> Self {
         let len = 1 + rng.below(6);
-        Self((0..len).map(|_| Loop::random(rng)).collect())
+        Self((0..len).map(|_| ProgramLoop::random(rng)).collect())
     }
 
     /// Returns this program with a step or loop changed, added, taken out or moved; or a mixture
@@ -223,7 +226,7 @@ impl Program {
         for _ in 0..=rng.below(3) {
             let at = rng.index(loops.len().max(1));
             match rng.below(8) {
-                0 if loops.len() < 12 => loops.insert(at, Loop::random(rng)),
+                0 if loops.len() < 12 => loops.insert(at, ProgramLoop::random(rng)),
                 1 if loops.len() > 1 => drop(loops.remove(at)),
                 2 if !other.0.is_empty() && loops.len() < 12 => {
                     loops.insert(at, rng.pick(&other.0).clone());
@@ -243,17 +246,17 @@ impl Program {
     }
 }
 
-impl Loop {
+impl ProgramLoop {
     fn change(&mut self, rng: &mut Rng) {
         let at = rng.index(self.body.len().max(1));
         match rng.below(8) {
             0 => self.count = 1 + size(rng, 3000),
             1 => self.count = self.count.saturating_mul(2).min(6000),
-            2 if self.body.len() < 6 => self.body.insert(at, Step::random(rng)),
+            2 if self.body.len() < 6 => self.body.insert(at, ProgramStep::random(rng)),
             3 if self.body.len() > 1 => drop(self.body.remove(at)),
             4 => {
                 if let Some(step) = self.body.get_mut(at) {
-                    *step = Step::random(rng);
+                    *step = ProgramStep::random(rng);
                 }
             }
             _ => {
@@ -265,7 +268,7 @@ impl Loop {
     }
 }
 
-impl Step {
+impl ProgramStep {
     fn change(&mut self, rng: &mut Rng) {
         match self {
             Self::Ask(ask, place, slot) => match rng.below(4) {
@@ -282,7 +285,7 @@ impl Step {
     }
 }
 
-impl Place {
+impl PathPattern {
     fn change(&mut self, rng: &mut Rng) {
         let new = Self::random(rng);
         match rng.below(5) {

@@ -1,7 +1,7 @@
 //! Runs one program against one store.
 
 use crate::allocator::{held, within_store};
-use crate::program::{GUEST, PathRequest, Place, Program, SLOTS, Step};
+use crate::program::{GUEST, PathPattern, PathRequest, ProgramStep, SLOTS, SearchProgram};
 use crate::{ALLOWED_BYTES, ALLOWED_RATIO};
 use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
@@ -57,8 +57,8 @@ impl fmt::Display for Measure {
 /// Runs a program. Returns the measure at the moment when the store held the largest share of what
 /// it may.
 #[must_use]
-pub fn run(program: &Program) -> Measure {
-    let mut machine = Machine::new();
+pub fn run(program: &SearchProgram) -> Measure {
+    let mut machine = ProgramRun::new();
     machine.measure();
     let mut steps = 0;
     for part in &program.0 {
@@ -77,9 +77,9 @@ pub fn run(program: &Program) -> Measure {
 }
 
 /// A hypervisor with domain 0 and the guest.
-struct Hypervisor;
+struct SearchHypervisor;
 
-impl StoreHost for Hypervisor {
+impl StoreHost for SearchHypervisor {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         [0, GUEST].contains(&domid.0).then_some(1)
     }
@@ -95,7 +95,7 @@ impl StoreHost for Hypervisor {
     }
 }
 
-struct Machine {
+struct ProgramRun {
     server: Server,
     dom0: ConnId,
     guest: ConnId,
@@ -120,12 +120,12 @@ fn thread_time() -> Duration {
     Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
-impl Machine {
+impl ProgramRun {
     fn new() -> Self {
         let (server, dom0, guest) = within_store(|| {
             let mut server = Server::new(Config::default());
             let dom0 = server.connect_socket();
-            let guest = server.introduce(DomId(GUEST), 0, 1, 0, &mut Hypervisor);
+            let guest = server.introduce(DomId(GUEST), 0, 1, 0, &mut SearchHypervisor);
             (server, dom0, guest.expect("the hypervisor lets it in"))
         });
         let mut machine = Self {
@@ -174,7 +174,7 @@ impl Machine {
         let header = Header { kind, req_id: 1, tx_id, len };
         let begin = thread_time();
         within_store(|| {
-            self.server.request(conn, &header, payload, self.now, &mut Hypervisor);
+            self.server.request(conn, &header, payload, self.now, &mut SearchHypervisor);
         });
         if conn == self.guest {
             self.longest = self.longest.max(thread_time() - begin);
@@ -186,7 +186,7 @@ impl Machine {
         let begin = thread_time();
         within_store(|| {
             if self.server.deadline().is_some_and(|deadline| deadline <= self.now) {
-                self.server.tick(self.now, &mut Hypervisor);
+                self.server.tick(self.now, &mut SearchHypervisor);
             }
             while self.server.poll_ready().is_some() {}
         });
@@ -245,11 +245,11 @@ impl Machine {
     }
 
     /// Does a step; false if the guest is no longer served.
-    fn step(&mut self, step: &Step, round: usize) -> bool {
+    fn step(&mut self, step: &ProgramStep, round: usize) -> bool {
         self.now += STEP_US;
         match step {
-            Step::Ask(ask, place, slot) => self.path_request(*ask, place, *slot, round),
-            Step::Watch(place, token, depth) => {
+            ProgramStep::Ask(ask, place, slot) => self.path_request(*ask, place, *slot, round),
+            ProgramStep::Watch(place, token, depth) => {
                 let mut payload = first_string(place, round);
                 payload.extend(std::iter::repeat_n(b't', usize::from(*token)));
                 payload.push(0);
@@ -258,38 +258,38 @@ impl Machine {
                 }
                 self.send(MsgType::Watch, None, &payload);
             }
-            Step::Unwatch(place, token) => {
+            ProgramStep::Unwatch(place, token) => {
                 let mut payload = first_string(place, round);
                 payload.extend(std::iter::repeat_n(b't', usize::from(*token)));
                 payload.push(0);
                 self.send(MsgType::Unwatch, None, &payload);
             }
-            Step::ResetWatches => self.send(MsgType::ResetWatches, None, b"\0"),
-            Step::Start(slot) => self.start(*slot),
-            Step::End(slot, commit) => {
+            ProgramStep::ResetWatches => self.send(MsgType::ResetWatches, None, b"\0"),
+            ProgramStep::Start(slot) => self.start(*slot),
+            ProgramStep::End(slot, commit) => {
                 let how = if *commit { b"T\0" } else { b"F\0" };
                 self.send(MsgType::TransactionEnd, Some(*slot), how);
             }
-            Step::Other(code, len) => {
+            ProgramStep::Other(code, len) => {
                 let payload: Vec<u8> =
                     b"7\0".iter().copied().cycle().take(usize::from(*len)).collect();
                 self.send_code(u32::from(*code), 0, &payload);
             }
-            Step::Take(most) => self.take(usize::from(*most)),
-            Step::Pass(ms) => {
+            ProgramStep::Take(most) => self.take(usize::from(*most)),
+            ProgramStep::Pass(ms) => {
                 // Domain 0's transactions are short.
                 self.release();
                 self.now += u64::from(*ms) * 1000;
                 self.end_round();
             }
-            Step::Reconnect => {
+            ProgramStep::Reconnect => {
                 let begin = thread_time();
-                within_store(|| self.server.reset(self.guest, self.now, &mut Hypervisor));
+                within_store(|| self.server.reset(self.guest, self.now, &mut SearchHypervisor));
                 self.longest = self.longest.max(thread_time() - begin);
                 self.end_round();
             }
-            Step::Hold => self.hold(),
-            Step::Release => self.release(),
+            ProgramStep::Hold => self.hold(),
+            ProgramStep::Release => self.release(),
         }
         self.is_served()
     }
@@ -297,7 +297,7 @@ impl Machine {
     fn path_request(
         &mut self,
         request: PathRequest,
-        place: &Place,
+        place: &PathPattern,
         slot: Option<u8>,
         round: usize,
     ) {
@@ -359,7 +359,7 @@ impl Machine {
 }
 
 /// Returns the payload's first string.
-fn first_string(place: &Place, round: usize) -> Vec<u8> {
+fn first_string(place: &PathPattern, round: usize) -> Vec<u8> {
     let mut payload = place.path(round).into_bytes();
     payload.push(0);
     payload

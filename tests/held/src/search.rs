@@ -1,6 +1,6 @@
 //! The search, which changes programs at random and keeps those for which the store holds the most.
 
-use crate::program::Program;
+use crate::program::SearchProgram;
 use crate::run::{Measure, run};
 use sim::rng::Rng;
 
@@ -11,14 +11,14 @@ const FRESH: u32 = 150;
 
 /// The goal of a search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Goal {
+pub enum SearchGoal {
     /// The most memory held beyond the charge.
     Held,
     /// The longest call.
     Time,
 }
 
-impl Goal {
+impl SearchGoal {
     /// Returns the score of a measure: a higher score is worse.
     fn score(self, measure: &Measure) -> u128 {
         match self {
@@ -30,10 +30,10 @@ impl Goal {
 
 /// A search that a seed determines.
 pub struct Search {
-    goal: Goal,
+    goal: SearchGoal,
     rng: Rng,
     /// The programs that are kept, the worst first.
-    kept: Vec<(Measure, Program)>,
+    kept: Vec<(Measure, SearchProgram)>,
     /// The number of programs that have been run.
     pub runs: u64,
 }
@@ -41,15 +41,15 @@ pub struct Search {
 impl Search {
     /// Starts the search of `seed`.
     #[must_use]
-    pub fn new(goal: Goal, seed: u64) -> Self {
+    pub fn new(goal: SearchGoal, seed: u64) -> Self {
         Self { goal, rng: Rng::new(seed), kept: Vec::new(), runs: 0 }
     }
 
     /// Runs one more program. Returns its measure at the worst moment.
     pub fn step(&mut self) -> Measure {
         let program = match self.kept.len() {
-            0 => Program::random(&mut self.rng),
-            _ if self.rng.chance(FRESH) => Program::random(&mut self.rng),
+            0 => SearchProgram::random(&mut self.rng),
+            _ if self.rng.chance(FRESH) => SearchProgram::random(&mut self.rng),
             len => {
                 // Worse programs are picked more often than better ones.
                 let (one, two) = (self.rng.index(len), self.rng.index(len));
@@ -71,7 +71,7 @@ impl Search {
 
     /// Returns the worst program so far.
     #[must_use]
-    pub fn worst(&self) -> Option<&(Measure, Program)> {
+    pub fn worst(&self) -> Option<&(Measure, SearchProgram)> {
         self.kept.first()
     }
 }

@@ -7,7 +7,7 @@ use xenstore_core::wire::{MsgType, split_message};
 
 /// The order in which replies come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Order {
+pub(crate) enum ReplyOrder {
     /// Replies come in the order of the requests.
     Sent,
     /// Replies may overtake each other: transactions that have the turn may delay requests.
@@ -22,16 +22,16 @@ pub(crate) enum ReceivedMessage<T> {
 }
 
 /// A client that remembers its requests in flight.
-pub(crate) struct Caller<T> {
+pub(crate) struct QueuedClient<T> {
     client: Client,
-    order: Order,
+    order: ReplyOrder,
     in_flight: VecDeque<(RequestId, T)>,
     /// The start of a message that has not come completely.
     partial: Vec<u8>,
 }
 
-impl<T> Caller<T> {
-    pub(crate) fn new(order: Order) -> Self {
+impl<T> QueuedClient<T> {
+    pub(crate) fn new(order: ReplyOrder) -> Self {
         let (in_flight, partial) = (VecDeque::new(), Vec::new());
         Self { client: Client::new(), order, in_flight, partial }
     }
@@ -91,7 +91,7 @@ impl<T> Caller<T> {
             }
             if let Some((id, reply)) = self.client.poll_reply() {
                 let at = self.in_flight.iter().position(|(known, _)| *known == id);
-                if self.order == Order::Sent && at != Some(0) {
+                if self.order == ReplyOrder::Sent && at != Some(0) {
                     return Err(format!("the reply to request {} came out of order", id.get()));
                 }
                 let found = at.and_then(|at| self.in_flight.remove(at));

@@ -2,13 +2,13 @@
 //! state then.
 
 use crate::guest::COUNTERS;
-use crate::host::Host;
+use crate::host::StoreRun;
 use crate::hostile::Probe;
 use crate::hypervisor::Reuse;
 use crate::link::clear;
 use crate::plan::collect;
-use crate::slot::{Actor, Stage};
-use crate::toolstack::{PendingRequest, ToolstackRequest};
+use crate::slot::{DomainStage, SlotActor};
+use crate::toolstack::{ToolstackPending, ToolstackRequest};
 use xen::{DomId, GrantRef};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, offset};
 
@@ -23,22 +23,22 @@ const FILLS: u32 = 90;
 /// A time longer than a guest may leave an event unread, in microseconds.
 const UNREAD_US: u64 = 25_000_000;
 
-type Answer = Result<String, String>;
+type ModelReply = Result<String, String>;
 
-impl Host {
+impl StoreRun {
     /// Returns the slot of the domain that a request was about; `None` if that domain is gone.
     fn slot_of(&self, domid: u16, identity: u64) -> Option<usize> {
-        let same = |slot: &crate::slot::Slot| slot.name() == (domid, identity);
+        let same = |slot: &crate::slot::DomainSlot| slot.name() == (domid, identity);
         self.slots.iter().position(same).filter(|at| self.slots[*at].actor.is_some())
     }
 
     /// Handles the reply to a request of the toolstack.
     pub(crate) fn answered(
         &mut self,
-        sent: &PendingRequest,
-        answer: &Answer,
+        sent: &ToolstackPending,
+        answer: &ModelReply,
     ) -> Result<(), String> {
-        let wrong = |answer: &Answer| Err(format!("{:?} was answered {answer:?}", sent.ask));
+        let wrong = |answer: &ModelReply| Err(format!("{:?} was answered {answer:?}", sent.ask));
         match (&sent.ask, answer) {
             (ToolstackRequest::Introduce { domid, identity, .. }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
@@ -47,7 +47,7 @@ impl Host {
                     self.is_introduced(at, sent.at);
                     return Ok(());
                 }
-                self.slots[at].stage = Stage::ToIntroduce;
+                self.slots[at].stage = DomainStage::ToIntroduce;
                 let refused = self.hypervisor.fault_counts().refused > sent.refused;
                 let hostile = self.slots[at].is_hostile();
                 if hostile && self.rng.chance(300) {
@@ -64,7 +64,7 @@ impl Host {
                     self.slots[usize::from(*domid) - 1].home_is_domain_0s = false;
                 }
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
-                self.slots[at].stage = Stage::Live;
+                self.slots[at].stage = DomainStage::Live;
                 if let Some(guest) = self.slots[at].healthy() {
                     guest.begin();
                 }
@@ -77,7 +77,7 @@ impl Host {
             }
             (ToolstackRequest::Resume { domid, identity }, _) => {
                 let Some(at) = self.slot_of(*domid, *identity) else { return Ok(()) };
-                self.slots[at].stage = Stage::Live;
+                self.slots[at].stage = DomainStage::Live;
                 self.tally.resumed += 1;
                 if answer.is_ok() { Ok(()) } else { wrong(answer) }
             }
@@ -116,7 +116,7 @@ impl Host {
             self.introduce_owed = asked;
         }
         if std::mem::take(&mut slot.keeps_nodes) {
-            slot.stage = Stage::Live;
+            slot.stage = DomainStage::Live;
             if let Some(guest) = slot.healthy() {
                 guest.continue_on_new_port();
             }
@@ -133,7 +133,7 @@ impl Host {
         self.common.deaths += 1;
         let slot = &mut self.slots[at];
         slot.is_introduced = false;
-        slot.stage = Stage::ToIntroduce;
+        slot.stage = DomainStage::ToIntroduce;
         let domid = DomId(slot.domid);
         if let Some(guest) = slot.healthy() {
             guest.cut(&mut self.common);
@@ -258,7 +258,7 @@ impl Host {
             let held = self.hypervisor.ports_towards(DomId::DOM0, DomId(slot.domid));
             // A domain whose new introduction was refused may have lost its port, and is told of
             // it.
-            let in_between = slot.stage == Stage::ToIntroduce && held == 0;
+            let in_between = slot.stage == DomainStage::ToIntroduce && held == 0;
             if in_between && slot.is_introduced && !slot.is_hostile() {
                 let page = self.hypervisor.own_page(DomId(slot.domid), GrantRef::XENSTORE);
                 let word = page.and_then(|page| page.load_u32(offset::ERROR).ok());
@@ -380,7 +380,8 @@ impl Host {
         for slot in &self.slots {
             let there = homes.contains(&slot.domid.to_string().as_str());
             let gone = !slot.is_introduced && !slot.home_is_domain_0s;
-            let lives = matches!(slot.actor, Some(Actor::Healthy(_))) && slot.stage == Stage::Live;
+            let lives = matches!(slot.actor, Some(SlotActor::Healthy(_)))
+                && slot.stage == DomainStage::Live;
             if (there && gone) || (!there && lives) {
                 let (domid, stage) = (slot.domid, slot.stage);
                 return Err(format!("domain {domid} is {stage:?}; is its home there? {there}"));
@@ -442,13 +443,13 @@ impl Host {
     ) -> Result<Option<usize>, String> {
         let slot = &mut self.slots[at];
         let is_served = slot.is_introduced && !slot.is_shut_down();
-        let Some(Actor::Hostile(hostile)) = &mut slot.actor else { return Ok(None) };
+        let Some(SlotActor::Hostile(hostile)) = &mut slot.actor else { return Ok(None) };
         if !is_served || !hostile.is_bound() {
             return Ok(None);
         }
         hostile.probe(probe);
         self.settle()?;
-        let Some(Actor::Hostile(hostile)) = &mut self.slots[at].actor else { return Ok(None) };
+        let Some(SlotActor::Hostile(hostile)) = &mut self.slots[at].actor else { return Ok(None) };
         let (connection, error, sent) = hostile.served();
         if let Some(word) = word
             && (connection, error) != (CONNECTED, word as u32)

@@ -32,24 +32,24 @@ mod plan;
 mod tally;
 mod toolstack;
 
-use crate::plan::Trace;
+use crate::plan::RunTrace;
 pub use crate::subject::DeviceType;
 use crate::subject::Subject;
-use crate::verdict::{Failure, verdict};
+use crate::verdict::{FailedRun, verdict};
 use adder::Adder;
-use block::Block;
-use host::Host;
-use kind::Kind;
-use tally::Tally;
+use block::BlockDevice;
+use host::DeviceRun;
+use kind::TestedDevice;
+use tally::DeviceTally;
 
 /// The counts of runs that held.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub struct DeviceSummary {
     runs: u64,
-    tally: Tally,
+    tally: DeviceTally,
 }
 
-impl Summary {
+impl DeviceSummary {
     /// Returns the counts with their names; 0 for an event that did not happen.
     #[must_use]
     pub fn rows(&self) -> Vec<(String, u64)> {
@@ -68,17 +68,17 @@ impl Summary {
 ///
 /// # Errors
 /// The check that did not hold, with the last steps.
-pub fn run(device_type: DeviceType, seed: u64) -> Result<Summary, Failure> {
-    let (trace, subject) = (Trace::default(), Subject::Devices(device_type));
+pub fn run(device_type: DeviceType, seed: u64) -> Result<DeviceSummary, FailedRun> {
+    let (trace, subject) = (RunTrace::default(), Subject::Devices(device_type));
     let played = match device_type {
         DeviceType::Adder => verdict(subject, seed, &trace, || play::<Adder>(seed, &trace)),
-        DeviceType::Block => verdict(subject, seed, &trace, || play::<Block>(seed, &trace)),
+        DeviceType::Block => verdict(subject, seed, &trace, || play::<BlockDevice>(seed, &trace)),
     };
-    played.map(|tally| Summary { runs: 1, tally })
+    played.map(|tally| DeviceSummary { runs: 1, tally })
 }
 
-fn play<K: Kind>(seed: u64, trace: &Trace) -> Result<Tally, String> {
-    let mut host = Host::<K>::new(seed, trace.clone())?;
+fn play<K: TestedDevice>(seed: u64, trace: &RunTrace) -> Result<DeviceTally, String> {
+    let mut host = DeviceRun::<K>::new(seed, trace.clone())?;
     let mut left = host.steps();
     while left > 0 {
         let steps = left.min(host.steps_unchecked());

@@ -1,12 +1,12 @@
 //! The whole host: hypervisor, daemon, toolstack and guests, one step after the other.
 
-use crate::caller::Order;
+use crate::caller::ReplyOrder;
 use crate::guest::{COUNTERS, Common, SHARED, UnfinishedWork};
 use crate::hypervisor::{Hypervisor, Limits, Reuse};
-use crate::link::{Link, RingLink};
-use crate::plan::{Plan, Tally, Trace, collect};
+use crate::link::{DaemonLink, RingLink};
+use crate::plan::{EventTally, RunTrace, StorePlan, collect};
 use crate::rng::Rng;
-use crate::slot::{Actor, Slot, Stage};
+use crate::slot::{DomainSlot, DomainStage, SlotActor};
 use crate::toolstack::{Toolstack, ToolstackMessage, ToolstackRequest};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::{Cell, RefCell};
@@ -23,18 +23,18 @@ use xenstored::step::SteppedDaemon;
 /// The number of guests that a host has at a time.
 pub(crate) const SLOTS: u16 = 5;
 /// The host of one run.
-pub(crate) struct Host {
-    pub(crate) plan: Plan,
+pub(crate) struct StoreRun {
+    pub(crate) plan: StorePlan,
     pub(crate) hypervisor: Hypervisor,
     pub(crate) daemon: SteppedDaemon,
     pub(crate) clock: Rc<Cell<u64>>,
     pub(crate) log: Rc<RefCell<Vec<String>>>,
     pub(crate) toolstack: Toolstack,
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) slots: Vec<DomainSlot>,
     pub(crate) common: Common,
     pub(crate) rng: Rng,
-    trace: Trace,
-    pub(crate) tally: Tally,
+    trace: RunTrace,
+    pub(crate) tally: EventTally,
     /// The tick at which a special watch of the toolstack's fired last, and the tick after which it
     /// must have fired.
     pub(crate) released: u64,
@@ -78,11 +78,11 @@ pub fn config(options: &[&str]) -> Result<Config, String> {
     }
 }
 
-impl Host {
+impl StoreRun {
     /// Starts a host without guests.
-    pub(crate) fn new(seed: u64, trace: Trace) -> Result<Self, String> {
+    pub(crate) fn new(seed: u64, trace: RunTrace) -> Result<Self, String> {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let plan = StorePlan::draw(&mut rng);
         let limits = Limits { ports: 64, ..Limits::default() };
         let hypervisor = Hypervisor::new(limits, plan.reuse, rng.fork(), plan.rates);
         let mut offers = hypervisor.grant_offer(DomId::DOM0).map_err(text)?;
@@ -110,13 +110,13 @@ impl Host {
             SteppedDaemon::new(&config, platform, Box::new(move || time.get()), log_to)
                 .map_err(text)?;
         let link = if plan.own_ring {
-            Link::Ring(kernel)
+            DaemonLink::Ring(kernel)
         } else {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
             let (ours, its) = pair.map_err(text)?;
             daemon.connect(its);
-            Link::Socket(ours)
+            DaemonLink::Socket(ours)
         };
         let mut host = Self {
             plan,
@@ -124,12 +124,12 @@ impl Host {
             daemon,
             clock,
             log,
-            toolstack: Toolstack::new(link, Order::Sent),
-            slots: (1..=SLOTS).map(Slot::new).collect(),
+            toolstack: Toolstack::new(link, ReplyOrder::Sent),
+            slots: (1..=SLOTS).map(DomainSlot::new).collect(),
             common: Common { counting: plan.counting, ..Common::default() },
             rng,
             trace,
-            tally: Tally::default(),
+            tally: EventTally::default(),
             released: 0,
             release_owed: 0,
             introduced: 0,
@@ -247,12 +247,12 @@ impl Host {
         let domid = slot.domid;
         match &mut slot.actor {
             None => Ok(()),
-            Some(Actor::Healthy(guest)) => {
+            Some(SlotActor::Healthy(guest)) => {
                 let stepped = guest.step(&mut self.common);
                 self.note(|| format!("domain {domid}"));
                 stepped
             }
-            Some(Actor::Hostile(hostile)) => {
+            Some(SlotActor::Hostile(hostile)) => {
                 hostile.step();
                 self.note(|| format!("domain {domid}, hostile"));
                 Ok(())
@@ -314,7 +314,7 @@ impl Host {
         let slot = &mut self.slots[at];
         let Some(actor) = slot.actor.take() else { return };
         let domid = slot.domid;
-        if let Actor::Healthy(guest) = &actor {
+        if let SlotActor::Healthy(guest) = &actor {
             if let Some(which) = guest.counter_in_doubt() {
                 self.common.uncertain[which] += 1;
             }
@@ -332,7 +332,7 @@ impl Host {
         slot.introduce_asked = false;
         slot.suspended_since = 0;
         slot.had_identity = true;
-        slot.stage = Stage::Empty;
+        slot.stage = DomainStage::Empty;
         self.tally.deaths += 1;
         self.common.deaths += 1;
         self.hypervisor.destroy(DomId(domid));

@@ -24,7 +24,7 @@ const WORDS: [usize; 8] = [
 
 /// The use of transactions by hostile guests, which may delay others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Transactions {
+pub(crate) enum TransactionUse {
     Used,
     Left,
 }
@@ -52,7 +52,7 @@ pub(crate) struct HostileGuest {
     port: Port,
     page: SharedPage,
     ring: ClientRing,
-    transactions: Transactions,
+    transactions: TransactionUse,
     rng: Rng,
     /// An index that is being written byte by byte: its offset, its value, and the number of bytes
     /// written.
@@ -69,7 +69,7 @@ impl HostileGuest {
     pub(crate) fn new(
         hypervisor: &Hypervisor,
         built: NewDomain,
-        transactions: Transactions,
+        transactions: TransactionUse,
         mut rng: Rng,
     ) -> Result<Self, String> {
         let domid = built.domid;
@@ -260,7 +260,7 @@ impl HostileGuest {
         let kind = if self.rng.chance(100) {
             self.rng.number() as u32
         } else {
-            let transactions = self.transactions == Transactions::Used;
+            let transactions = self.transactions == TransactionUse::Used;
             let wanted: Vec<u32> = (TYPES.iter().map(|row| row.0.code()))
                 .filter(|code| transactions || *code != MsgType::TransactionStart.code())
                 .collect();
@@ -282,7 +282,7 @@ impl HostileGuest {
             0 => *self.rng.pick(&[4097, u32::MAX, 0, len + 1]),
             _ => len,
         };
-        let transactions = if self.transactions == Transactions::Used { 4 } else { 1 };
+        let transactions = if self.transactions == TransactionUse::Used { 4 } else { 1 };
         let tx_id = self.rng.below(transactions) as u32;
         let mut bytes = self.message(kind, tx_id, len, &payload);
         if self.rng.chance(100) {

@@ -1,13 +1,13 @@
 //! The life of domains: the next action of the toolstack.
 
-use crate::guest::{Guest, SHARED};
-use crate::host::{Host, text};
+use crate::guest::{ModelGuest, SHARED};
+use crate::host::{StoreRun, text};
 use crate::hostile::HostileGuest;
-use crate::slot::{Actor, Stage};
+use crate::slot::{DomainStage, SlotActor};
 use crate::toolstack::ToolstackRequest;
 use xen::DomId;
 
-impl Host {
+impl StoreRun {
     /// Brings a domain one step further in its life.
     pub(crate) fn advance(&mut self, at: usize) -> Result<(), String> {
         if self.toolstack.in_flight_count() > 8 {
@@ -18,23 +18,23 @@ impl Host {
             return Ok(());
         }
         match self.slots[at].stage {
-            Stage::Empty => self.build(at),
-            Stage::ToIntroduce => {
+            DomainStage::Empty => self.build(at),
+            DomainStage::ToIntroduce => {
                 self.introduce(at);
                 Ok(())
             }
-            Stage::Live => self.live(at),
-            Stage::Suspended => {
+            DomainStage::Live => self.live(at),
+            DomainStage::Suspended => {
                 let (domid, identity) = self.slots[at].name();
                 // First, because the shutdown may be reported again as long as the domain is shut
                 // down.
                 self.hypervisor.resume(DomId(domid));
                 self.slots[at].suspended_since = 0;
-                self.slots[at].stage = Stage::Asked;
+                self.slots[at].stage = DomainStage::Asked;
                 self.ask(ToolstackRequest::Resume { domid, identity });
                 Ok(())
             }
-            Stage::Asked => Ok(()),
+            DomainStage::Asked => Ok(()),
         }
     }
 
@@ -58,9 +58,14 @@ impl Host {
         let hostile = self.rng.chance(self.plan.hostile);
         let (rng, plan) = (self.rng.fork(), self.plan);
         let actor = if hostile {
-            Actor::Hostile(HostileGuest::new(&self.hypervisor, built, plan.transactions, rng)?)
+            SlotActor::Hostile(HostileGuest::new(&self.hypervisor, built, plan.transactions, rng)?)
         } else {
-            Actor::Healthy(Box::new(Guest::new(&self.hypervisor, built, plan.order(), rng)?))
+            SlotActor::Healthy(Box::new(ModelGuest::new(
+                &self.hypervisor,
+                built,
+                plan.order(),
+                rng,
+            )?))
         };
         let slot = &mut self.slots[at];
         self.tally.reused += u64::from(slot.had_identity);
@@ -68,7 +73,7 @@ impl Host {
         slot.actor = Some(actor);
         slot.frozen_until = 0;
         slot.keeps_nodes = false;
-        slot.stage = Stage::ToIntroduce;
+        slot.stage = DomainStage::ToIntroduce;
         self.note(|| format!("domain {domid} is built, hostile: {hostile}"));
         Ok(())
     }
@@ -77,14 +82,14 @@ impl Host {
         let slot = &mut self.slots[at];
         let Some(actor) = &mut slot.actor else { return };
         let port = match actor {
-            Actor::Healthy(guest) => guest.link().port(),
-            Actor::Hostile(hostile) => {
+            SlotActor::Healthy(guest) => guest.link().port(),
+            SlotActor::Hostile(hostile) => {
                 hostile.prepare();
                 hostile.port()
             }
         };
         let (domid, identity) = slot.name();
-        slot.stage = Stage::Asked;
+        slot.stage = DomainStage::Asked;
         slot.introduce_asked = true;
         self.ask(ToolstackRequest::Introduce { domid, identity, port });
     }
@@ -94,14 +99,14 @@ impl Host {
         let (domid, identity) = self.slots[at].name();
         match self.rng.below(40) {
             0 | 1 => {
-                self.slots[at].stage = Stage::Asked;
+                self.slots[at].stage = DomainStage::Asked;
                 self.ask(ToolstackRequest::Release { domid, identity });
             }
             2..=5 => {
                 let reason = xen::domwatch::ShutdownReason::Suspend;
                 let mut control = self.hypervisor.domain_control(DomId::DOM0);
                 control.shutdown(DomId(domid), reason).map_err(text)?;
-                self.slots[at].stage = Stage::Suspended;
+                self.slots[at].stage = DomainStage::Suspended;
                 self.common.tick += 1;
                 self.slots[at].suspended_since = self.common.tick;
                 self.note(|| format!("domain {domid} is suspended"));
@@ -111,7 +116,7 @@ impl Host {
                 // perhaps the old port.
                 let renews = self.rng.chance(600);
                 let slot = &mut self.slots[at];
-                if let Some(Actor::Healthy(guest)) = &mut slot.actor {
+                if let Some(SlotActor::Healthy(guest)) = &mut slot.actor {
                     guest.cut(&mut self.common);
                     if renews {
                         guest.link().renew_port()?;

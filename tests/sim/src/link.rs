@@ -109,12 +109,12 @@ pub(crate) fn clear(page: &SharedPage) {
 }
 
 /// Domain 0's connection to the daemon.
-pub(crate) enum Link {
+pub(crate) enum DaemonLink {
     Ring(RingLink),
     Socket(OwnedFd),
 }
 
-impl Link {
+impl DaemonLink {
     /// Reads the bytes that have come, at most `max`; a ring is read only after an event.
     pub(crate) fn read(&mut self, max: usize) -> Result<Vec<u8>, String> {
         match self {

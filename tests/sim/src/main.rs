@@ -2,7 +2,7 @@
 //! the first that fails.
 
 use sim::devices::{self, DeviceType};
-use sim::run::{self, Failure};
+use sim::run::{self, FailedRun};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,14 @@ fn main() -> ExitCode {
     let began = Instant::now();
     let rows = match devices {
         None => {
-            let mut all = run::Summary::default();
+            let mut all = run::RunSummary::default();
             let ran = simulate(from, seeds, |seed| run::run(seed).map(|summary| all.add(&summary)));
             ran.map(|()| {
                 all.rows().into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
             })
         }
         Some(device_type) => {
-            let mut all = devices::Summary::default();
+            let mut all = devices::DeviceSummary::default();
             let run = |seed| devices::run(device_type, seed).map(|summary| all.add(&summary));
             simulate(from, seeds, run).map(|()| all.rows())
         }
@@ -71,8 +71,8 @@ fn parse(args: &[String]) -> Option<Options> {
 fn simulate(
     from: u64,
     seeds: u64,
-    mut run: impl FnMut(u64) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    mut run: impl FnMut(u64) -> Result<(), FailedRun>,
+) -> Result<(), FailedRun> {
     let mut told = Instant::now();
     for at in 0..seeds {
         run(from.wrapping_add(at))?;

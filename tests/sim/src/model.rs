@@ -6,7 +6,7 @@ use xen::DomId;
 use xenstore_core::wire::MsgType;
 
 /// The reply to a request: its payload, or the name of its error.
-pub(crate) type Answer = Result<String, String>;
+pub(crate) type ModelReply = Result<String, String>;
 
 /// One request. Paths are below the guest's home, whose own path is empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ pub(crate) enum Op {
     SetPerms(String, String),
     Start,
     /// The end of the open transaction: a commit or an abort.
-    End(Outcome),
+    End(TransactionEnd),
     Watch(String),
     Unwatch(String),
     /// The read of a private node of another domain.
@@ -33,7 +33,7 @@ pub(crate) enum Op {
 
 /// The requested end of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum TransactionEnd {
     Commit,
     Abort,
 }
@@ -55,7 +55,7 @@ struct Node {
 type Nodes = BTreeMap<String, Node>;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct State {
+struct ModelState {
     nodes: Nodes,
     /// The open transaction's nodes, and the paths that it has touched.
     transaction: Option<(Nodes, Vec<String>)>,
@@ -64,8 +64,8 @@ struct State {
 /// The model of the guest's nodes, as far as they are known.
 #[derive(Debug)]
 pub(crate) struct Model {
-    fresh: State,
-    states: Vec<State>,
+    fresh: ModelState,
+    states: Vec<ModelState>,
 }
 
 fn parent(path: &str) -> &str {
@@ -77,12 +77,12 @@ pub(crate) fn is_below(path: &str, above: &str) -> bool {
     rest.is_some_and(|rest| (above.is_empty() && !rest.is_empty()) || rest.starts_with('/'))
 }
 
-fn ok() -> Answer {
+fn ok() -> ModelReply {
     Ok("OK\0".to_owned())
 }
 
 /// Applies a request that reads, changes or lists the guest's own nodes.
-fn apply(nodes: &mut Nodes, op: &Op) -> (Answer, Option<NodeChange>) {
+fn apply(nodes: &mut Nodes, op: &Op) -> (ModelReply, Option<NodeChange>) {
     let absent = || Err("ENOENT".to_owned());
     let told = |path: &str| Some(NodeChange { path: path.to_owned(), removed_below: Vec::new() });
     match op {
@@ -148,9 +148,9 @@ fn make(nodes: &mut Nodes, path: &str) {
     }
 }
 
-impl State {
+impl ModelState {
     /// Applies a request. Returns the expected reply, and the changes that fire watches.
-    fn apply(&mut self, op: &Op) -> (Answer, Vec<NodeChange>) {
+    fn apply(&mut self, op: &Op) -> (ModelReply, Vec<NodeChange>) {
         match op {
             Op::Start => {
                 self.transaction = Some((self.nodes.clone(), Vec::new()));
@@ -159,7 +159,7 @@ impl State {
             Op::End(outcome) => {
                 let mut fired = Vec::new();
                 if let Some((nodes, touched)) = self.transaction.take()
-                    && *outcome == Outcome::Commit
+                    && *outcome == TransactionEnd::Commit
                 {
                     for path in touched {
                         if nodes.contains_key(&path) && nodes.get(&path) != self.nodes.get(&path) {
@@ -189,7 +189,8 @@ impl Model {
     /// Makes the model of a home that the toolstack has just made.
     pub(crate) fn new(domid: DomId) -> Self {
         let home = Node { value: String::new(), perms: format!("n{domid}\0") };
-        let fresh = State { nodes: BTreeMap::from([(String::new(), home)]), transaction: None };
+        let fresh =
+            ModelState { nodes: BTreeMap::from([(String::new(), home)]), transaction: None };
         Self { states: vec![fresh.clone()], fresh }
     }
 
@@ -200,7 +201,11 @@ impl Model {
 
     /// Handles a reply: rules out every state that would have given another. Returns the changes
     /// that all states fired.
-    pub(crate) fn answered(&mut self, op: &Op, answer: &Answer) -> Result<Vec<NodeChange>, String> {
+    pub(crate) fn answered(
+        &mut self,
+        op: &Op,
+        answer: &ModelReply,
+    ) -> Result<Vec<NodeChange>, String> {
         let mut expected = Vec::new();
         let mut fired: Option<Vec<NodeChange>> = None;
         self.states.retain_mut(|state| {
@@ -280,8 +285,8 @@ impl Op {
             Self::Remove(at) => (MsgType::Rm, format!("{}\0", path(at))),
             Self::SetPerms(at, perms) => (MsgType::SetPerms, format!("{}\0{perms}", path(at))),
             Self::Start => (MsgType::TransactionStart, "\0".to_owned()),
-            Self::End(Outcome::Commit) => (MsgType::TransactionEnd, "T\0".to_owned()),
-            Self::End(Outcome::Abort) => (MsgType::TransactionEnd, "F\0".to_owned()),
+            Self::End(TransactionEnd::Commit) => (MsgType::TransactionEnd, "T\0".to_owned()),
+            Self::End(TransactionEnd::Abort) => (MsgType::TransactionEnd, "F\0".to_owned()),
             // The payload is the path as sent, and the token.
             Self::Watch(what) => (MsgType::Watch, what.clone()),
             Self::Unwatch(what) => (MsgType::Unwatch, what.clone()),
@@ -331,12 +336,12 @@ mod tests {
     fn a_transaction_is_seen_when_it_is_committed() {
         let mut model = Model::new(DomId(3));
         let read = Op::Read("a".to_owned());
-        for (outcome, after) in [(Outcome::Abort, "ENOENT"), (Outcome::Commit, "")] {
+        for (outcome, after) in [(TransactionEnd::Abort, "ENOENT"), (TransactionEnd::Commit, "")] {
             model.answered(&Op::Start, &ok()).unwrap();
             assert_eq!(model.answered(&write("a", "1"), &ok()), Ok(Vec::new()));
             model.answered(&read, &Ok("1".to_owned())).unwrap();
             let fired = model.answered(&Op::End(outcome), &ok()).unwrap();
-            assert_eq!(fired.len(), usize::from(outcome == Outcome::Commit));
+            assert_eq!(fired.len(), usize::from(outcome == TransactionEnd::Commit));
             let after = if after.is_empty() { Ok("1".to_owned()) } else { Err(after.to_owned()) };
             model.answered(&read, &after).unwrap();
         }

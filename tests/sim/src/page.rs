@@ -60,17 +60,17 @@ enum ViewKind {
 }
 
 /// A page of a domain's memory, zeroes at first.
-pub(crate) struct Frame {
+pub(crate) struct DomainFrame {
     page: Mutex<SharedPage>,
 }
 
-struct View {
+struct FrameView {
     /// Kept until the view is gone.
-    _frame: Arc<Frame>,
+    _frame: Arc<DomainFrame>,
     kind: ViewKind,
 }
 
-impl Unmap for View {
+impl Unmap for FrameView {
     fn unmap(&self, _: NonNull<u8>) {
         match &self.kind {
             ViewKind::Look => {}
@@ -82,7 +82,7 @@ impl Unmap for View {
     }
 }
 
-impl Frame {
+impl DomainFrame {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { page: Mutex::new(SharedPage::private()) })
     }
@@ -105,7 +105,7 @@ impl Frame {
 
     fn view(self: &Arc<Self>, access: PageAccess, kind: ViewKind) -> SharedPage {
         let base = self.page.lock().unwrap_or_else(PoisonError::into_inner).as_ptr();
-        let owner = Arc::new(View { _frame: Arc::clone(self), kind });
+        let owner = Arc::new(FrameView { _frame: Arc::clone(self), kind });
         // SAFETY: the page is a whole one, and the view keeps it until it is unmapped. Views are
         // used by one thread, so their copies never overlap in time.
         unsafe { SharedPage::from_mapped(base, access, owner) }

@@ -1,11 +1,11 @@
 //! The plan of a run, its counts, and its last steps.
 
-use crate::caller::Order;
+use crate::caller::ReplyOrder;
 use crate::faults::Rates;
-use crate::hostile::Transactions;
+use crate::hostile::TransactionUse;
 use crate::hypervisor::Reuse;
 use crate::rng::Rng;
-use crate::slot::Actor;
+use crate::slot::SlotActor;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -16,10 +16,10 @@ const TRACE: usize = 60;
 
 /// The plan of a run, which its seed determines.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct StorePlan {
     pub(crate) rates: Rates,
     pub(crate) reuse: Reuse,
-    pub(crate) transactions: Transactions,
+    pub(crate) transactions: TransactionUse,
     /// The share of hostile guests, in thousandths.
     pub(crate) hostile: u32,
     pub(crate) own_ring: bool,
@@ -30,7 +30,7 @@ pub(crate) struct Plan {
     pub(crate) slice_cost: u32,
 }
 
-impl Plan {
+impl StorePlan {
     /// Draws the plan of a seed: some runs have one kind of fault, some all, some none.
     pub(crate) fn draw(rng: &mut Rng) -> Self {
         let mut rate = |most: u64| if rng.chance(500) { rng.below(most) as u32 } else { 0 };
@@ -46,7 +46,7 @@ impl Plan {
             rates,
             hostile: rate(700),
             reuse: if rng.chance(400) { Reuse::AtOnce } else { Reuse::WhenUnmapped },
-            transactions: if rng.chance(500) { Transactions::Used } else { Transactions::Left },
+            transactions: if rng.chance(500) { TransactionUse::Used } else { TransactionUse::Left },
             own_ring: rng.chance(400),
             counting: rng.chance(500),
             steps: 1000 + rng.below(6000),
@@ -56,15 +56,15 @@ impl Plan {
 
     /// Returns the order of replies. Transactions that conflict may delay others' requests, so that
     /// replies overtake each other.
-    pub(crate) fn order(&self) -> Order {
-        let used = self.transactions == Transactions::Used && self.hostile > 0;
-        if used || self.counting { Order::Any } else { Order::Sent }
+    pub(crate) fn order(&self) -> ReplyOrder {
+        let used = self.transactions == TransactionUse::Used && self.hostile > 0;
+        if used || self.counting { ReplyOrder::Any } else { ReplyOrder::Sent }
     }
 }
 
 /// The counts of the events of a run, by which a test can check that they occur.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct EventTally {
     pub(crate) answered: u64,
     pub(crate) events: u64,
     pub(crate) resets: u64,
@@ -86,7 +86,7 @@ pub(crate) struct Tally {
     pub(crate) unread: u64,
 }
 
-impl Tally {
+impl EventTally {
     pub(crate) fn add(&mut self, other: &Self) {
         self.answered += other.answered;
         self.events += other.events;
@@ -112,9 +112,9 @@ impl Tally {
 
 /// The last steps of a run; survives a panic.
 #[derive(Clone, Default)]
-pub(crate) struct Trace(Rc<RefCell<VecDeque<String>>>);
+pub(crate) struct RunTrace(Rc<RefCell<VecDeque<String>>>);
 
-impl Trace {
+impl RunTrace {
     pub(crate) fn push(&self, line: String) {
         let mut lines = self.0.borrow_mut();
         if lines.len() == TRACE {
@@ -129,9 +129,9 @@ impl Trace {
 }
 
 /// Adds the counts of an actor that leaves.
-pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
+pub(crate) fn collect(tally: &mut EventTally, actor: &SlotActor) {
     match actor {
-        Actor::Healthy(guest) => {
+        SlotActor::Healthy(guest) => {
             tally.answered += guest.answered;
             tally.events += guest.events;
             tally.resets += guest.resets;
@@ -139,7 +139,7 @@ pub(crate) fn collect(tally: &mut Tally, actor: &Actor) {
             tally.conflicts += guest.refused;
             tally.returns += guest.returns;
         }
-        Actor::Hostile(hostile) => {
+        SlotActor::Hostile(hostile) => {
             tally.hostile += hostile.pieces;
             tally.torn += hostile.torn_seen;
         }

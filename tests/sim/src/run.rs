@@ -1,10 +1,10 @@
 //! One run, from its seed to its verdict.
 
 use crate::faults::Counts;
-use crate::host::Host;
-use crate::plan::{Tally, Trace};
+use crate::host::StoreRun;
+use crate::plan::{EventTally, RunTrace};
 use crate::subject::Subject;
-pub use crate::verdict::Failure;
+pub use crate::verdict::FailedRun;
 use crate::verdict::verdict;
 
 /// The largest number of steps between two checks.
@@ -12,9 +12,9 @@ const UNCHECKED_MAX: u64 = 400;
 
 /// The counts of runs that held.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Summary {
+pub struct RunSummary {
     runs: u64,
-    tally: Tally,
+    tally: EventTally,
     counts: Counts,
 }
 
@@ -22,13 +22,13 @@ pub struct Summary {
 ///
 /// # Errors
 /// The check that did not hold, with the last steps.
-pub fn run(seed: u64) -> Result<Summary, Failure> {
-    let trace = Trace::default();
+pub fn run(seed: u64) -> Result<RunSummary, FailedRun> {
+    let trace = RunTrace::default();
     verdict(Subject::Store, seed, &trace, || play(seed, &trace))
 }
 
-fn play(seed: u64, trace: &Trace) -> Result<Summary, String> {
-    let mut host = Host::new(seed, trace.clone())?;
+fn play(seed: u64, trace: &RunTrace) -> Result<RunSummary, String> {
+    let mut host = StoreRun::new(seed, trace.clone())?;
     let mut left = host.plan.steps;
     while left > 0 {
         let steps = left.min(1 + host.rng.below(UNCHECKED_MAX));
@@ -39,10 +39,10 @@ fn play(seed: u64, trace: &Trace) -> Result<Summary, String> {
         host.check()?;
     }
     host.end()?;
-    Ok(Summary { runs: 1, tally: host.tally, counts: host.hypervisor.fault_counts() })
+    Ok(RunSummary { runs: 1, tally: host.tally, counts: host.hypervisor.fault_counts() })
 }
 
-impl Summary {
+impl RunSummary {
     /// Returns the counts with their names.
     #[must_use]
     pub fn rows(&self) -> Vec<(&'static str, u64)> {

@@ -1,17 +1,17 @@
 //! One domain number, and the domain that has it.
 
-use crate::guest::Guest;
+use crate::guest::ModelGuest;
 use crate::hostile::HostileGuest;
 
 /// The actor in a domain.
-pub(crate) enum Actor {
-    Healthy(Box<Guest>),
+pub(crate) enum SlotActor {
+    Healthy(Box<ModelGuest>),
     Hostile(HostileGuest),
 }
 
 /// The stage of a domain in the toolstack's work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Stage {
+pub(crate) enum DomainStage {
     /// No domain.
     Empty,
     /// The domain is built and not introduced, or no longer introduced.
@@ -23,11 +23,11 @@ pub(crate) enum Stage {
 }
 
 /// A domain number.
-pub(crate) struct Slot {
+pub(crate) struct DomainSlot {
     pub(crate) domid: u16,
     pub(crate) identity: u64,
-    pub(crate) actor: Option<Actor>,
-    pub(crate) stage: Stage,
+    pub(crate) actor: Option<SlotActor>,
+    pub(crate) stage: DomainStage,
     /// True from the reply to INTRODUCE until the reply to RELEASE.
     pub(crate) is_introduced: bool,
     /// True while INTRODUCE is in flight.
@@ -43,13 +43,13 @@ pub(crate) struct Slot {
     pub(crate) home_is_domain_0s: bool,
 }
 
-impl Slot {
+impl DomainSlot {
     pub(crate) fn new(domid: u16) -> Self {
         Self {
             domid,
             identity: 0,
             actor: None,
-            stage: Stage::Empty,
+            stage: DomainStage::Empty,
             is_introduced: false,
             introduce_asked: false,
             keeps_nodes: false,
@@ -74,14 +74,14 @@ impl Slot {
         self.is_introduced || self.introduce_asked
     }
 
-    pub(crate) fn healthy(&mut self) -> Option<&mut Guest> {
+    pub(crate) fn healthy(&mut self) -> Option<&mut ModelGuest> {
         match &mut self.actor {
-            Some(Actor::Healthy(guest)) => Some(guest),
+            Some(SlotActor::Healthy(guest)) => Some(guest),
             _ => None,
         }
     }
 
     pub(crate) fn is_hostile(&self) -> bool {
-        matches!(self.actor, Some(Actor::Hostile(_)))
+        matches!(self.actor, Some(SlotActor::Hostile(_)))
     }
 }

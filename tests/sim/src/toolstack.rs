@@ -1,9 +1,9 @@
 //! Domain 0's client. It introduces, releases and resumes domains, writes the nodes that all may
 //! read, and runs the daemon's own check.
 
-use crate::caller::{Caller, Order, ReceivedMessage};
+use crate::caller::{QueuedClient, ReceivedMessage, ReplyOrder};
 use crate::guest::Common;
-use crate::link::Link;
+use crate::link::DaemonLink;
 use crate::rng::Rng;
 use xen::Port;
 use xenstore_core::client::Reply;
@@ -72,7 +72,7 @@ impl ToolstackRequest {
 
 /// A request in flight, the tick at which it was sent, and the number of calls refused before it.
 #[derive(Debug)]
-pub(crate) struct PendingRequest {
+pub(crate) struct ToolstackPending {
     pub(crate) ask: ToolstackRequest,
     pub(crate) at: u64,
     pub(crate) refused: u64,
@@ -81,27 +81,27 @@ pub(crate) struct PendingRequest {
 /// A message to the toolstack.
 #[derive(Debug)]
 pub(crate) enum ToolstackMessage {
-    Answer(PendingRequest, Result<String, String>),
+    Answer(ToolstackPending, Result<String, String>),
     /// A special watch has fired.
     Event(String),
 }
 
 /// Domain 0's client.
 pub(crate) struct Toolstack {
-    link: Link,
-    caller: Caller<PendingRequest>,
+    link: DaemonLink,
+    caller: QueuedClient<ToolstackPending>,
 }
 
 impl Toolstack {
-    pub(crate) fn new(link: Link, order: Order) -> Self {
-        Self { link, caller: Caller::new(order) }
+    pub(crate) fn new(link: DaemonLink, order: ReplyOrder) -> Self {
+        Self { link, caller: QueuedClient::new(order) }
     }
 
     pub(crate) fn ask(&mut self, ask: ToolstackRequest, common: &mut Common, refused: u64) {
         common.tick += 1;
         common.requests += 1;
         let (kind, payload) = ask.message();
-        self.caller.send(kind, 0, &payload, PendingRequest { ask, at: common.tick, refused });
+        self.caller.send(kind, 0, &payload, ToolstackPending { ask, at: common.tick, refused });
     }
 
     /// Returns the number of requests in flight.
@@ -115,7 +115,7 @@ impl Toolstack {
 
     /// True if the toolstack uses the ring of domain 0's kernel.
     pub(crate) fn uses_ring(&self) -> bool {
-        matches!(self.link, Link::Ring(_))
+        matches!(self.link, DaemonLink::Ring(_))
     }
 
     pub(crate) fn is_settled(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The verdict on one run: it holds, or the reason why it does not and the last steps.
 
-use crate::plan::Trace;
+use crate::plan::RunTrace;
 use crate::subject::Subject;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ const HANGS: Duration = Duration::from_secs(60);
 
 /// A run that did not hold.
 #[derive(Debug)]
-pub struct Failure {
+pub struct FailedRun {
     /// The kind of run.
     pub subject: Subject,
     /// Its seed.
@@ -23,7 +23,7 @@ pub struct Failure {
     pub trace: Vec<String>,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for FailedRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.trace {
             writeln!(f, "{line}")?;
@@ -34,15 +34,15 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for FailedRun {}
 
 /// Returns the verdict on a run, which may panic.
 pub(crate) fn verdict<R>(
     subject: Subject,
     seed: u64,
-    trace: &Trace,
+    trace: &RunTrace,
     body: impl FnOnce() -> Result<R, String>,
-) -> Result<R, Failure> {
+) -> Result<R, FailedRun> {
     let ran = run_with_watchdog(subject, seed, || catch_unwind(AssertUnwindSafe(body)));
     let why = match ran {
         Ok(Ok(result)) => return Ok(result),
@@ -53,7 +53,7 @@ pub(crate) fn verdict<R>(
             format!("a panic: {}", text.unwrap_or_default())
         }
     };
-    Err(Failure { subject, seed, why, trace: trace.take() })
+    Err(FailedRun { subject, seed, why, trace: trace.take() })
 }
 
 /// Ends the process if a run hangs, because a round of the daemon that never returns cannot be left

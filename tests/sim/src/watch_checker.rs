@@ -11,7 +11,7 @@ use xenstore_core::client::Event;
 /// A watch that was requested.
 struct WatchRecord {
     /// A path below the guest's home, or a shared node.
-    place: Place,
+    place: WatchedPlace,
     /// The length of the part of an absolute path that its events omit.
     hidden: usize,
     /// The tick since which the watch is known to exist.
@@ -19,14 +19,14 @@ struct WatchRecord {
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Place {
+pub(crate) enum WatchedPlace {
     Own(String),
     Shared(usize),
 }
 
 /// The count of the events of one watch for one path.
 #[derive(Default)]
-struct Tally {
+struct WatchTally {
     /// The number of events that are allowed, and of those that came.
     may: u64,
     told: u64,
@@ -40,7 +40,7 @@ pub(crate) struct WatchChecker {
     home: String,
     watches: BTreeMap<String, WatchRecord>,
     retired: BTreeSet<String>,
-    tallies: BTreeMap<(String, String), Tally>,
+    tallies: BTreeMap<(String, String), WatchTally>,
     next_token: u64,
 }
 
@@ -50,11 +50,11 @@ impl WatchChecker {
         Self { home, watches, retired: BTreeSet::new(), tallies, next_token: 0 }
     }
 
-    fn absolute(&self, place: &Place) -> String {
+    fn absolute(&self, place: &WatchedPlace) -> String {
         match place {
-            Place::Own(path) if path.is_empty() => self.home.clone(),
-            Place::Own(path) => format!("{}/{path}", self.home),
-            Place::Shared(which) => format!("/shared/{which}"),
+            WatchedPlace::Own(path) if path.is_empty() => self.home.clone(),
+            WatchedPlace::Own(path) => format!("{}/{path}", self.home),
+            WatchedPlace::Shared(which) => format!("/shared/{which}"),
         }
     }
 
@@ -64,16 +64,16 @@ impl WatchChecker {
 
     /// Returns the payload that sets a watch. Events of relative paths show them as they were
     /// given.
-    pub(crate) fn set(&mut self, place: Place, relative: bool, now: u64) -> String {
+    pub(crate) fn set(&mut self, place: WatchedPlace, relative: bool, now: u64) -> String {
         self.next_token += 1;
         let token = format!("t{}", self.next_token);
         let absolute = self.absolute(&place);
         let hidden = match &place {
-            Place::Own(path) if relative && !path.is_empty() => self.home.len() + 1,
+            WatchedPlace::Own(path) if relative && !path.is_empty() => self.home.len() + 1,
             _ => 0,
         };
         let given = absolute[hidden..].to_owned();
-        let tally = Tally { may: 1, owed_since: now, ..Tally::default() };
+        let tally = WatchTally { may: 1, owed_since: now, ..WatchTally::default() };
         self.tallies.insert((token.clone(), given.clone()), tally);
         let payload = format!("{given}\0{token}\0");
         self.watches.insert(token, WatchRecord { place, hidden, since: None });
@@ -97,7 +97,7 @@ impl WatchChecker {
         Some(payload)
     }
 
-    fn tallies_of(&mut self, token: &str) -> impl Iterator<Item = &mut Tally> {
+    fn tallies_of(&mut self, token: &str) -> impl Iterator<Item = &mut WatchTally> {
         let tallies = self.tallies.iter_mut();
         tallies.filter(move |((of, _), _)| of == token).map(|(_, tally)| tally)
     }
@@ -127,10 +127,10 @@ impl WatchChecker {
     /// Notes a request for a change, and the events that are allowed from now on.
     pub(crate) fn note_request(&mut self, op: &Op) {
         let Some(path) = op.changes() else { return };
-        let absolute = self.absolute(&Place::Own(path.to_owned()));
+        let absolute = self.absolute(&WatchedPlace::Own(path.to_owned()));
         let removes = matches!(op, Op::Remove(_));
         for (token, watch) in &self.watches {
-            let Place::Own(watched) = &watch.place else { continue };
+            let WatchedPlace::Own(watched) = &watch.place else { continue };
             let above = path == watched || is_below(path, watched);
             let told = if above {
                 &absolute[watch.hidden.min(absolute.len())..]
@@ -149,9 +149,9 @@ impl WatchChecker {
     /// Notes that a change requested at `asked` was made, and the events that it owes.
     pub(crate) fn note_changes(&mut self, fired: &[NodeChange], asked: u64) {
         for NodeChange { path, removed_below } in fired {
-            let absolute = self.absolute(&Place::Own(path.clone()));
+            let absolute = self.absolute(&WatchedPlace::Own(path.clone()));
             for (token, watch) in &self.watches {
-                let Place::Own(watched) = &watch.place else { continue };
+                let WatchedPlace::Own(watched) = &watch.place else { continue };
                 if watch.since.is_none_or(|since| since >= asked) {
                     continue;
                 }
@@ -171,7 +171,9 @@ impl WatchChecker {
     /// Notes that a shared node was written, which was requested at `asked`.
     pub(crate) fn shared_written(&mut self, which: usize, asked: u64) {
         for (token, watch) in &self.watches {
-            if watch.place == Place::Shared(which) && watch.since.is_some_and(|at| at < asked) {
+            if watch.place == WatchedPlace::Shared(which)
+                && watch.since.is_some_and(|at| at < asked)
+            {
                 let told = format!("/shared/{which}");
                 let tally = self.tallies.entry((token.clone(), told)).or_default();
                 tally.owed_since = tally.owed_since.max(asked);
@@ -188,13 +190,13 @@ impl WatchChecker {
         }
         let watch = self.watches.get(&token);
         let watch = watch.ok_or_else(|| format!("an event at {path} of no watch: {token}"))?;
-        let shared = matches!(watch.place, Place::Shared(_));
+        let shared = matches!(watch.place, WatchedPlace::Shared(_));
         let tally = self.tallies.get_mut(&(token.clone(), path.clone()));
         let tally = tally.ok_or_else(|| format!("watch {token} is told {path}, not its own"))?;
         tally.last = now;
         tally.told += 1;
         if !shared && tally.told > tally.may {
-            let Tally { told, may, .. } = tally;
+            let WatchTally { told, may, .. } = tally;
             return Err(format!("watch {token} was told {path} {told} times for {may} changes"));
         }
         Ok(())

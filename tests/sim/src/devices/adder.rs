@@ -1,6 +1,6 @@
 //! The adder: the device type of `xen-driver`'s tests, unchanged.
 
-use super::kind::{Kind, Ledger};
+use super::kind::{Ledger, TestedDevice};
 use crate::rng::Rng;
 use std::collections::BTreeMap;
 use xen_driver::backend::{self, Rings, rings};
@@ -17,7 +17,7 @@ mod wire;
 /// The adder.
 pub(super) struct Adder;
 
-impl Kind for Adder {
+impl TestedDevice for Adder {
     type Front = front::AdderFrontend;
     type Back = back::AdderBackend;
     type Media = ();

@@ -1,7 +1,7 @@
 //! The backend's process in domain 0.
 
-use super::kind::{Kind, options};
-use super::machine::{self, Channels, ProcessGrantMap, Socket};
+use super::kind::{TestedDevice, options};
+use super::machine::{self, ProcessChannels, ProcessGrantMap, StoreSocket};
 use crate::host::text;
 use crate::hypervisor::Hypervisor;
 use std::cell::RefCell;
@@ -17,7 +17,7 @@ use xenbus::{Bus, Error, Id, Side};
 use xenstore::Client;
 
 /// The process. Dropping it is its death: its ports close, its pages are unmapped, its connection ends.
-pub(super) struct Backend<K: Kind> {
+pub(super) struct BackendProcess<K: TestedDevice> {
     bus: Bus<K::Back>,
     store: Client,
     evtchn: Rc<RefCell<dyn EventChannels>>,
@@ -28,7 +28,7 @@ pub(super) struct Backend<K: Kind> {
     turned_at: Instant,
 }
 
-impl<K: Kind> Backend<K> {
+impl<K: TestedDevice> BackendProcess<K> {
     /// Starts the process.
     ///
     /// # Errors
@@ -40,14 +40,14 @@ impl<K: Kind> Backend<K> {
         now: Instant,
     ) -> Result<Self, String> {
         let channels = hypervisor.event_channels(DomId::DOM0).map_err(text)?;
-        let channels = Channels::new(channels).map_err(text)?;
+        let channels = ProcessChannels::new(channels).map_err(text)?;
         let number = channels.number();
         let evtchn: Rc<RefCell<dyn EventChannels>> = Rc::new(RefCell::new(channels));
         let grants = ProcessGrantMap(hypervisor.grant_map(DomId::DOM0).map_err(text)?);
         let platform =
             Platform { evtchn: Rc::clone(&evtchn), grants: Rc::new(RefCell::new(grants)) };
         let backs = K::backs(platform, options(record_dir), media);
-        let mut store = Client::over(Box::new(Socket::connect().map_err(text)?));
+        let mut store = Client::over(Box::new(StoreSocket::connect().map_err(text)?));
         let (side, domid) = (Side::Backend, DomId::DOM0);
         let bus = Bus::start(&mut store, side, domid, K::NAME, move |_| backs()).map_err(text)?;
         Ok(Self { bus, store, evtchn, channels: number, sleeps: false, turned_at: now })

@@ -1,7 +1,7 @@
 //! Block devices: `xen-block`'s ends, and a disk in this host's memory that does requests late and
 //! out of order.
 
-use super::kind::{Kind, Ledger};
+use super::kind::{Ledger, TestedDevice};
 use crate::rng::Rng;
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -25,16 +25,16 @@ const SECTOR: usize = 512;
 const OPEN_MAX: usize = 12;
 
 /// The disks of the host, by the nodes that name them.
-type Disks = Rc<RefCell<BTreeMap<Vec<u8>, Vec<u8>>>>;
+type SharedDisks = Rc<RefCell<BTreeMap<Vec<u8>, Vec<u8>>>>;
 
 /// Block devices.
-pub(super) struct Block;
+pub(super) struct BlockDevice;
 
-impl Kind for Block {
+impl TestedDevice for BlockDevice {
     type Front = BlockFrontend;
     type Back = BlockBackend;
-    type Media = Disks;
-    type Ledger = Sectors;
+    type Media = SharedDisks;
+    type Ledger = KnownSectors;
 
     const NAME: &'static str = "vbd";
 
@@ -54,7 +54,7 @@ impl Kind for Block {
     fn backs(
         platform: backend::Platform,
         options: rings::RingOptions,
-        disks: Disks,
+        disks: SharedDisks,
     ) -> Box<dyn Fn() -> BlockBackend> {
         let backend::Platform { evtchn, grants } = platform;
         let open = OpenMethod::Here(Box::new(move |device: &mut Device<'_>| {
@@ -77,7 +77,7 @@ impl Kind for Block {
 /// A disk that does some requests at once, some later and in another order. Requests that are not
 /// done when its process dies are never done; those that are done may not be answered.
 struct SlowDisk {
-    disks: Disks,
+    disks: SharedDisks,
     path: Vec<u8>,
     under_way: VecDeque<Finished>,
     looks: u32,
@@ -144,33 +144,33 @@ impl Disk for SlowDisk {
 }
 
 /// A request without an answer.
-enum PendingRequest {
+enum SectorRequest {
     Read(usize, Buffer),
     Write(usize, Buffer, u64),
     Flush,
 }
 
 /// The sectors of one disk, as its user knows them: the possible contents of each.
-pub(super) struct Sectors {
+pub(super) struct KnownSectors {
     may_hold: Vec<Vec<u64>>,
-    open: BTreeMap<u64, PendingRequest>,
+    open: BTreeMap<u64, SectorRequest>,
     next: u64,
     answered: u64,
     wrong: Option<String>,
 }
 
-impl Default for Sectors {
+impl Default for KnownSectors {
     fn default() -> Self {
         let may_hold = vec![vec![0]; SECTORS];
         Self { may_hold, open: BTreeMap::new(), next: 1, answered: 0, wrong: None }
     }
 }
 
-impl Sectors {
+impl KnownSectors {
     fn is_busy(&self, sector: usize) -> bool {
         self.open.values().any(|asked| match asked {
-            PendingRequest::Read(at, _) | PendingRequest::Write(at, ..) => *at == sector,
-            PendingRequest::Flush => false,
+            SectorRequest::Read(at, _) | SectorRequest::Write(at, ..) => *at == sector,
+            SectorRequest::Flush => false,
         })
     }
 
@@ -181,7 +181,7 @@ impl Sectors {
         if rng.chance(100) {
             let asked = front.submit(queue, DiskRequest::Flush { tag }, &[]).is_ok();
             if asked {
-                self.open.insert(tag, PendingRequest::Flush);
+                self.open.insert(tag, SectorRequest::Flush);
                 self.next += 1;
             }
             return asked;
@@ -198,10 +198,10 @@ impl Sectors {
             }
             (
                 DiskRequest::Write { tag, sector: first_sector },
-                PendingRequest::Write(sector, buffer, tag),
+                SectorRequest::Write(sector, buffer, tag),
             )
         } else {
-            (DiskRequest::Read { tag, sector: first_sector }, PendingRequest::Read(sector, buffer))
+            (DiskRequest::Read { tag, sector: first_sector }, SectorRequest::Read(sector, buffer))
         };
         if front.submit(queue, want, &[BufferSectors { buffer, first: 0, last: 0 }]).is_err() {
             front.give_back(buffer);
@@ -222,12 +222,12 @@ impl Sectors {
             self.wrong = Some(format!("request {tag} is answered {status:?}"));
         }
         match asked {
-            PendingRequest::Flush => {}
-            PendingRequest::Write(sector, buffer, value) => {
+            SectorRequest::Flush => {}
+            SectorRequest::Write(sector, buffer, value) => {
                 self.may_hold[sector] = vec![value];
                 front.give_back(buffer);
             }
-            PendingRequest::Read(sector, buffer) => {
+            SectorRequest::Read(sector, buffer) => {
                 let mut bytes = [0; SECTOR];
                 if let Some(page) = front.page(buffer) {
                     let _ = page.copy_out(0, &mut bytes);
@@ -245,7 +245,7 @@ impl Sectors {
     }
 }
 
-impl Ledger for Sectors {
+impl Ledger for KnownSectors {
     type Front = BlockFrontend;
 
     fn ask(&mut self, front: &mut BlockFrontend, rng: &mut Rng) {
@@ -268,7 +268,7 @@ impl Ledger for Sectors {
 
     fn lose(&mut self) {
         for asked in std::mem::take(&mut self.open).into_values() {
-            if let PendingRequest::Write(sector, _, value) = asked {
+            if let SectorRequest::Write(sector, _, value) = asked {
                 self.may_hold[sector].push(value);
             }
         }

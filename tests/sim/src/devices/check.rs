@@ -1,10 +1,10 @@
 //! The checks when the host has come to rest, and at the end.
 
-use super::guest::Guest;
-use super::host::Host;
-use super::kind::{Kind, Ledger};
+use super::guest::GuestProcess;
+use super::host::DeviceRun;
+use super::kind::{Ledger, TestedDevice};
 use super::machine;
-use super::tally::Tally;
+use super::tally::DeviceTally;
 use crate::host::text;
 use xen::DomId;
 use xenbus::State;
@@ -14,7 +14,7 @@ use xenstore::Store;
 /// The number of rounds within which the host comes to rest.
 const RESTS_WITHIN: u32 = 30_000;
 
-impl<K: Kind> Host<K> {
+impl<K: TestedDevice> DeviceRun<K> {
     /// Steps all processes until there is nothing to do.
     pub(super) fn rest(&mut self) -> Result<(), String> {
         let mut idle = 0;
@@ -100,7 +100,7 @@ impl<K: Kind> Host<K> {
     }
 
     /// Removes all devices and guests, and checks that everything they gave is given back.
-    pub(super) fn end(mut self) -> Result<Tally, String> {
+    pub(super) fn end(mut self) -> Result<DeviceTally, String> {
         self.hypervisor.disarm();
         for at in 0..self.slots.len() {
             for which in 0..self.slots[at].devices.len() {
@@ -130,7 +130,7 @@ impl<K: Kind> Host<K> {
             if ports != usize::from(slot.guest.is_some()) {
                 return Err(format!("{ports} ports towards domain {} are left", slot.domid));
             }
-            let answered = slot.guest.iter().flat_map(Guest::ledgers);
+            let answered = slot.guest.iter().flat_map(GuestProcess::ledgers);
             let answered = answered.map(|(_, ledger)| ledger.answered()).sum();
             self.tally.count("requests answered", answered);
         }

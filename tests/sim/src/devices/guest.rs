@@ -1,7 +1,7 @@
 //! A guest: its process, with its devices.
 
-use super::kind::{Kind, Ledger};
-use super::machine::{self, Channels, ProcessGrantOffer};
+use super::kind::{Ledger, TestedDevice};
+use super::machine::{self, ProcessChannels, ProcessGrantOffer};
 use crate::host::text;
 use crate::hypervisor::{Hypervisor, NewDomain};
 use crate::rng::Rng;
@@ -18,9 +18,9 @@ use xenbus::{Bus, Error, Side, State};
 use xenstore::{Client, Event};
 
 /// A domain that was built and not started.
-pub(super) struct Start {
+pub(super) struct BuiltDomain {
     domid: DomId,
-    evtchn: Channels,
+    evtchn: ProcessChannels,
     channels: u64,
     store: Client,
     offers: ProcessGrantOffer,
@@ -28,11 +28,11 @@ pub(super) struct Start {
     pub(super) port: Port,
 }
 
-impl Start {
+impl BuiltDomain {
     pub(super) fn new(hypervisor: &Hypervisor, built: NewDomain) -> Result<Self, String> {
         let NewDomain { domid, ring, .. } = built;
         let channels = hypervisor.event_channels(domid).map_err(text)?;
-        let mut channels = Channels::new(channels).map_err(text)?;
+        let mut channels = ProcessChannels::new(channels).map_err(text)?;
         let (number, port) = (channels.number(), channels.alloc_for_store(domid).map_err(text)?);
         let store = Client::over_ring(ring, port, Box::new(channels.clone()));
         let offers = ProcessGrantOffer(hypervisor.grant_offer(domid).map_err(text)?);
@@ -41,14 +41,14 @@ impl Start {
 }
 
 /// The devices of a guest and its requests to them.
-struct UsedDevices<K: Kind> {
+struct UsedDevices<K: TestedDevice> {
     bus: Bus<K::Front>,
     ledgers: BTreeMap<u32, K::Ledger>,
     /// True if the last turn ended without anything to do.
     sleeps: bool,
 }
 
-impl<K: Kind> UsedDevices<K> {
+impl<K: TestedDevice> UsedDevices<K> {
     /// Calls `call` for each device and its requests, and ends the devices at fault. True if there
     /// were any.
     fn each(
@@ -70,7 +70,7 @@ impl<K: Kind> UsedDevices<K> {
     }
 }
 
-impl<K: Kind> GuestDevices for UsedDevices<K> {
+impl<K: TestedDevice> GuestDevices for UsedDevices<K> {
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
         self.bus.note(store, event)
     }
@@ -104,19 +104,19 @@ impl<K: Kind> GuestDevices for UsedDevices<K> {
 }
 
 /// The process of a guest. Dropping it is its death.
-pub(super) struct Guest<K: Kind> {
+pub(super) struct GuestProcess<K: TestedDevice> {
     used: UsedDevices<K>,
     guest: xen_driver::Guest,
     channels: u64,
 }
 
-impl<K: Kind> Guest<K> {
+impl<K: TestedDevice> GuestProcess<K> {
     /// Starts the process.
     ///
     /// # Errors
     /// The error of a store that is gone.
-    pub(super) fn start(start: Start) -> Result<Self, Error> {
-        let Start { domid, evtchn, channels, mut store, offers, .. } = start;
+    pub(super) fn start(start: BuiltDomain) -> Result<Self, Error> {
+        let BuiltDomain { domid, evtchn, channels, mut store, offers, .. } = start;
         let evtchn: Rc<RefCell<dyn EventChannels>> = Rc::new(RefCell::new(evtchn));
         let grants = Rc::new(RefCell::new(offers));
         let platform = frontend::Platform { evtchn: Rc::clone(&evtchn), grants };

@@ -1,14 +1,14 @@
 //! The host of a run: the schedule and the faults.
 
-use super::backend::Backend;
-use super::guest::Guest;
-use super::kind::{Kind, Ledger};
-use super::machine::{self, Call, Machine, PlannedDeath};
-use super::plan::Plan;
-use super::tally::Tally;
+use super::backend::BackendProcess;
+use super::guest::GuestProcess;
+use super::kind::{Ledger, TestedDevice};
+use super::machine::{self, CountedCall, PlannedDeath, StoreMachine};
+use super::plan::DevicePlan;
+use super::tally::DeviceTally;
 use crate::host::{NO_RING, config, text};
 use crate::hypervisor::{Hypervisor, Limits};
-use crate::plan::Trace;
+use crate::plan::RunTrace;
 use crate::rng::Rng;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -29,9 +29,9 @@ const SLOTS: u16 = 3;
 /// The number of devices of a guest.
 pub(super) const DEVICES: u32 = 2;
 /// A domain number.
-pub(super) struct Slot<K: Kind> {
+pub(super) struct DeviceSlot<K: TestedDevice> {
     pub(super) domid: DomId,
-    pub(super) guest: Option<Guest<K>>,
+    pub(super) guest: Option<GuestProcess<K>>,
     /// Its devices, as the toolstack has made them.
     pub(super) devices: Vec<NewDevice>,
     /// The planned death of its process.
@@ -45,7 +45,7 @@ pub(super) struct Slot<K: Kind> {
 }
 
 /// Plans a death at one of these calls.
-pub(super) fn plan_death(rng: &mut Rng, calls: &[Call]) -> PlannedDeath {
+pub(super) fn plan_death(rng: &mut Rng, calls: &[CountedCall]) -> PlannedDeath {
     PlannedDeath { at: *rng.pick(calls), after: rng.below(8) }
 }
 
@@ -61,33 +61,33 @@ struct TornIndex {
 }
 
 /// The host of one run.
-pub(super) struct Host<K: Kind> {
-    pub(super) plan: Plan,
+pub(super) struct DeviceRun<K: TestedDevice> {
+    pub(super) plan: DevicePlan,
     pub(super) rng: Rng,
     pub(super) hypervisor: Hypervisor,
     pub(super) clock: Rc<Cell<u64>>,
     pub(super) began: Instant,
     pub(super) tool: Client,
-    pub(super) backend: Option<Backend<K>>,
+    pub(super) backend: Option<BackendProcess<K>>,
     /// The planned death of the backend's process.
     pub(super) planned_death: Option<PlannedDeath>,
     pub(super) media: K::Media,
-    pub(super) slots: Vec<Slot<K>>,
+    pub(super) slots: Vec<DeviceSlot<K>>,
     torn: Vec<TornIndex>,
     pub(super) record_dir: PathBuf,
     /// The number of devices that were made.
     pub(super) made: u64,
     pub(super) step: u64,
-    pub(super) trace: Trace,
-    pub(super) tally: Tally,
+    pub(super) trace: RunTrace,
+    pub(super) tally: DeviceTally,
     pub(super) log: Rc<RefCell<Vec<String>>>,
 }
 
-impl<K: Kind> Host<K> {
+impl<K: TestedDevice> DeviceRun<K> {
     /// Starts a host without guests.
-    pub(super) fn new(seed: u64, trace: Trace) -> Result<Self, String> {
+    pub(super) fn new(seed: u64, trace: RunTrace) -> Result<Self, String> {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let plan = DevicePlan::draw(&mut rng);
         let hypervisor = Hypervisor::new(Limits::default(), plan.reuse, rng.fork(), plan.rates);
         let platform = xenstored::Platform {
             evtchn: hypervisor.event_channels(DomId::DOM0).map_err(text)?,
@@ -108,15 +108,15 @@ impl<K: Kind> Host<K> {
         );
         let daemon = daemon.map_err(text)?;
         let (hypervisor_too, clock_too) = (hypervisor.clone(), Rc::clone(&clock));
-        Machine { hypervisor: hypervisor_too, daemon, clock: clock_too }.install();
-        let tool = Client::over(Box::new(machine::Socket::connect().map_err(text)?));
+        StoreMachine { hypervisor: hypervisor_too, daemon, clock: clock_too }.install();
+        let tool = Client::over(Box::new(machine::StoreSocket::connect().map_err(text)?));
         let record_dir = std::env::temp_dir().join(format!(
             "xenbus-sim-{}-{:?}-{seed}",
             std::process::id(),
             std::thread::current().id()
         ));
         std::fs::create_dir_all(&record_dir).map_err(text)?;
-        let slot = |domid| Slot {
+        let slot = |domid| DeviceSlot {
             domid: DomId(domid),
             guest: None,
             devices: Vec::new(),
@@ -141,7 +141,7 @@ impl<K: Kind> Host<K> {
             made: 0,
             step: 0,
             trace,
-            tally: Tally::default(),
+            tally: DeviceTally::default(),
             log,
         };
         host.note(|| format!("{plan:?}"));
@@ -179,7 +179,7 @@ impl<K: Kind> Host<K> {
                     self.start_backend()?;
                 }
                 if self.rng.chance(self.plan.backend_deaths) {
-                    self.planned_death = Some(plan_death(&mut self.rng, Call::OF_A_BACKEND));
+                    self.planned_death = Some(plan_death(&mut self.rng, CountedCall::OF_A_BACKEND));
                 }
                 self.turn_backend()?;
             }
@@ -187,7 +187,7 @@ impl<K: Kind> Host<K> {
                 let at = self.rng.index(self.slots.len());
                 if self.rng.chance(self.plan.guest_deaths) {
                     self.slots[at].planned_death =
-                        Some(plan_death(&mut self.rng, Call::OF_A_GUEST));
+                        Some(plan_death(&mut self.rng, CountedCall::OF_A_GUEST));
                 }
                 if let Some(guest) = self.slots[at].guest.as_mut().filter(|_| self.rng.chance(300))
                 {
@@ -228,7 +228,7 @@ impl<K: Kind> Host<K> {
     pub(super) fn start_backend(&mut self) -> Result<(), String> {
         self.note(|| "the backend starts".to_owned());
         let (record_dir, media) = (&self.record_dir, self.media.clone());
-        let started = Backend::start(&self.hypervisor, record_dir, media, self.now());
+        let started = BackendProcess::start(&self.hypervisor, record_dir, media, self.now());
         self.backend = Some(started?);
         self.tally.count("backends started", 1);
         Ok(())
@@ -303,7 +303,7 @@ impl<K: Kind> Host<K> {
     }
 
     /// Kills a guest; its number may be another's at once.
-    pub(super) fn kill(&mut self, at: usize, call: Call) -> Result<(), String> {
+    pub(super) fn kill(&mut self, at: usize, call: CountedCall) -> Result<(), String> {
         self.tally.count_death("guests", call);
         let slot = &mut self.slots[at];
         let domid = slot.domid;
@@ -372,13 +372,13 @@ impl<K: Kind> Host<K> {
     }
 }
 
-impl<K: Kind> Drop for Host<K> {
+impl<K: TestedDevice> Drop for DeviceRun<K> {
     fn drop(&mut self) {
         self.backend = None;
         for slot in &mut self.slots {
             slot.guest = None;
         }
-        Machine::remove();
+        StoreMachine::remove();
         let _ = std::fs::remove_dir_all(&self.record_dir);
     }
 }

@@ -8,7 +8,7 @@ use xenbus::toolstack::NewDevice;
 use xenbus::{Driver, Error};
 
 /// A device type and the requests to its devices.
-pub(super) trait Kind: 'static {
+pub(super) trait TestedDevice: 'static {
     /// Its frontend.
     type Front: Driver;
     /// Its backend.

@@ -28,7 +28,7 @@ const QUIET: u32 = 3;
 const HANGS_AFTER: u32 = 20_000;
 
 /// The store of a host, with its clock.
-pub(super) struct Machine {
+pub(super) struct StoreMachine {
     pub(super) hypervisor: Hypervisor,
     pub(super) daemon: SteppedDaemon,
     /// The time in microseconds.
@@ -37,7 +37,7 @@ pub(super) struct Machine {
 
 /// A call of a process, as deaths are counted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Call {
+pub(super) enum CountedCall {
     Offer,
     Bind,
     AllocUnbound,
@@ -49,7 +49,7 @@ pub(super) enum Call {
     StoreRead,
 }
 
-impl Call {
+impl CountedCall {
     /// The calls of a backend.
     pub(super) const OF_A_BACKEND: &[Self] = &[
         Self::Bind,
@@ -68,15 +68,15 @@ impl Call {
 /// The planned death of a process: at a call of this kind, after this many others of the kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct PlannedDeath {
-    pub(super) at: Call,
+    pub(super) at: CountedCall,
     pub(super) after: u64,
 }
 
 /// The death of a process, as it unwinds the stack.
-struct Death(Call);
+struct Death(CountedCall);
 
 thread_local! {
-    static MACHINE: RefCell<Option<Machine>> = const { RefCell::new(None) };
+    static MACHINE: RefCell<Option<StoreMachine>> = const { RefCell::new(None) };
     static CHANNELS: RefCell<BTreeMap<u64, Box<dyn EventChannels>>> =
         const { RefCell::new(BTreeMap::new()) };
     static NEXT: Cell<u64> = const { Cell::new(1) };
@@ -87,7 +87,7 @@ thread_local! {
     static DEAD: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Machine {
+impl StoreMachine {
     /// Makes this machine the thread's own.
     pub(super) fn install(self) {
         MACHINE.set(Some(self));
@@ -125,7 +125,7 @@ pub(super) fn round() -> bool {
 pub(super) fn run<R>(
     planned_death: &mut Option<PlannedDeath>,
     body: impl FnOnce() -> R,
-) -> Result<R, Call> {
+) -> Result<R, CountedCall> {
     PLANNED_DEATH.set(planned_death.take());
     let ran = catch_unwind(AssertUnwindSafe(body));
     *planned_death = PLANNED_DEATH.take();
@@ -140,7 +140,7 @@ pub(super) fn run<R>(
 }
 
 /// Begins a call of a process, at which the process may die.
-fn begin(call: Call) -> Result<(), Error> {
+fn begin(call: CountedCall) -> Result<(), Error> {
     if DEAD.get() {
         return Err(Error::NoDev);
     }
@@ -159,7 +159,7 @@ fn begin(call: Call) -> Result<(), Error> {
 }
 
 /// Begins a call of a process on its socket.
-fn begin_io(call: Call) -> io::Result<()> {
+fn begin_io(call: CountedCall) -> io::Result<()> {
     begin(call).map_err(|_| io::ErrorKind::NotConnected.into())
 }
 
@@ -174,7 +174,7 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
 ///
 /// Clones share the channels, for the parts of a process that share them.
 #[derive(Clone)]
-pub(super) struct Channels {
+pub(super) struct ProcessChannels {
     shared: Arc<SharedChannels>,
     /// The port to the store. A lost event of this port arrives when nothing else happens.
     store: Option<(DomId, Port)>,
@@ -193,7 +193,7 @@ impl Drop for SharedChannels {
     }
 }
 
-impl Channels {
+impl ProcessChannels {
     pub(super) fn new(inner: Box<dyn EventChannels>) -> Result<Self, Errno> {
         let fd = rustix::io::dup(inner.fd())?;
         let number = NEXT.replace(NEXT.get() + 1);
@@ -226,7 +226,7 @@ impl Channels {
     }
 }
 
-impl Channels {
+impl ProcessChannels {
     /// Delivers an event between this domain and the store that was lost; false if there is none.
     fn deliver_lost(&self) -> bool {
         let Some((domid, port)) = self.store else { return false };
@@ -241,7 +241,7 @@ pub(super) fn is_awake(number: u64) -> bool {
     CHANNELS.with_borrow(|all| all.get(&number).is_some_and(|inner| is_readable(inner.fd())))
 }
 
-impl EventChannels for Channels {
+impl EventChannels for ProcessChannels {
     fn fd(&self) -> BorrowedFd<'_> {
         let mut quiet = 0;
         while !DEAD.get() && quiet < QUIET && !is_readable(self.shared.fd.as_fd()) {
@@ -251,12 +251,12 @@ impl EventChannels for Channels {
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
-        begin(Call::AllocUnbound)?;
+        begin(CountedCall::AllocUnbound)?;
         self.with(|inner| inner.alloc_unbound(remote))
     }
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
-        begin(Call::Bind)?;
+        begin(CountedCall::Bind)?;
         self.with(|inner| inner.bind_interdomain(remote, remote_port))
     }
 
@@ -265,17 +265,17 @@ impl EventChannels for Channels {
     }
 
     fn notify(&self, port: Port) -> Result<(), Error> {
-        begin(Call::Notify)?;
+        begin(CountedCall::Notify)?;
         self.with(|inner| inner.notify(port))
     }
 
     fn pending(&mut self) -> Result<Option<Port>, Error> {
-        begin(Call::Pending)?;
+        begin(CountedCall::Pending)?;
         self.with(|inner| inner.pending())
     }
 
     fn unmask(&self, port: Port) -> Result<(), Error> {
-        begin(Call::Unmask)?;
+        begin(CountedCall::Unmask)?;
         self.with(|inner| inner.unmask(port))
     }
 
@@ -294,7 +294,7 @@ pub(super) struct ProcessGrantMap(pub(super) Box<dyn GrantMap>);
 
 impl GrantMap for ProcessGrantMap {
     fn map(&mut self, domid: DomId, grant: GrantRef, access: PageAccess) -> Result<Mapping, Error> {
-        begin(Call::Map)?;
+        begin(CountedCall::Map)?;
         self.0.map(domid, grant, access)
     }
 }
@@ -304,18 +304,18 @@ pub(super) struct ProcessGrantOffer(pub(super) Box<dyn GrantOffer>);
 
 impl GrantOffer for ProcessGrantOffer {
     fn offer(&mut self, peer: DomId, access: PageAccess) -> Result<OfferedPage, Error> {
-        begin(Call::Offer)?;
+        begin(CountedCall::Offer)?;
         self.0.offer(peer, access)
     }
 }
 
 /// A connection of domain 0 to the store.
-pub(super) struct Socket {
+pub(super) struct StoreSocket {
     fd: OwnedFd,
     waited: u32,
 }
 
-impl Socket {
+impl StoreSocket {
     /// Connects to the store.
     pub(super) fn connect() -> Result<Self, Errno> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -328,20 +328,20 @@ impl Socket {
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for StoreSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl StoreStream for Socket {
+impl StoreStream for StoreSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        begin_io(Call::StoreWrite)?;
+        begin_io(CountedCall::StoreWrite)?;
         Ok(send(&self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        begin_io(Call::StoreRead)?;
+        begin_io(CountedCall::StoreRead)?;
         let (count, _) = recv(&self.fd, buffer, RecvFlags::DONTWAIT)?;
         self.waited = 0;
         Ok(count)

@@ -6,7 +6,7 @@ use crate::rng::Rng;
 
 /// The plan of a run, which its seed determines.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(super) struct DevicePlan {
     pub(super) rates: Rates,
     pub(super) reuse: Reuse,
     /// Deaths of backends and of guests, in thousandths of the steps.
@@ -19,7 +19,7 @@ pub(super) struct Plan {
     pub(super) steps: u64,
 }
 
-impl Plan {
+impl DevicePlan {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         let mut rate = |most: u64| if rng.chance(500) { rng.below(most) as u32 } else { 0 };
         let rates =

@@ -1,6 +1,6 @@
 //! The counts of runs.
 
-use super::machine::Call;
+use super::machine::CountedCall;
 use std::collections::BTreeMap;
 
 /// The names of the counts.
@@ -21,26 +21,26 @@ const COUNTED: [&str; 12] = [
 
 /// The counts of a run.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct DeviceTally {
     counts: BTreeMap<&'static str, u64>,
     /// The deaths, by process and call.
-    deaths: BTreeMap<(&'static str, Call), u64>,
+    deaths: BTreeMap<(&'static str, CountedCall), u64>,
 }
 
-impl Tally {
+impl DeviceTally {
     pub(super) fn count(&mut self, what: &'static str, by: u64) {
         debug_assert!(COUNTED.contains(&what), "{what}");
         *self.counts.entry(what).or_default() += by;
     }
 
-    pub(super) fn count_death(&mut self, who: &'static str, call: Call) {
+    pub(super) fn count_death(&mut self, who: &'static str, call: CountedCall) {
         *self.deaths.entry((who, call)).or_default() += 1;
     }
 
     pub(super) fn rows(&self) -> impl Iterator<Item = (String, u64)> {
         let count = |what: &str| self.counts.get(what).copied().unwrap_or_default();
         let counts = COUNTED.iter().map(move |what| ((*what).to_owned(), count(what)));
-        let calls = [("backends", Call::OF_A_BACKEND), ("guests", Call::OF_A_GUEST)];
+        let calls = [("backends", CountedCall::OF_A_BACKEND), ("guests", CountedCall::OF_A_GUEST)];
         let deaths =
             calls.into_iter().flat_map(|(who, calls)| calls.iter().map(move |call| (who, *call)));
         counts.chain(deaths.map(|(who, call)| {

@@ -1,16 +1,16 @@
 //! The work of the toolstack: it makes guests with their devices, removes devices, and cleans up.
 
-use super::guest::{Guest, Start};
-use super::host::{DEVICES, Host, plan_death};
-use super::kind::Kind;
-use super::machine::{self, Call};
+use super::guest::{BuiltDomain, GuestProcess};
+use super::host::{DEVICES, DeviceRun, plan_death};
+use super::kind::TestedDevice;
+use super::machine::{self, CountedCall};
 use crate::host::text;
 use xen::DomId;
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Id, State};
 use xenstore::{Perm, Store};
 
-impl<K: Kind> Host<K> {
+impl<K: TestedDevice> DeviceRun<K> {
     /// Makes a guest with its devices, and replaces the remains of an earlier one.
     pub(super) fn build(&mut self, at: usize) -> Result<(), String> {
         let domid = self.slots[at].domid;
@@ -22,7 +22,7 @@ impl<K: Kind> Host<K> {
         }
         let home = format!("/local/domain/{domid}");
         self.tool.remove(&home).map_err(text)?;
-        let start = Start::new(&self.hypervisor, built)?;
+        let start = BuiltDomain::new(&self.hypervisor, built)?;
         // First, because the store learns of the death of the number's earlier domain by this,
         // which voids permissions.
         self.tool.introduce(domid.0, 1, start.port.0).map_err(text)?;
@@ -40,8 +40,9 @@ impl<K: Kind> Host<K> {
         self.note(|| format!("domain {domid} is built"));
         self.tally.count("guests built", 1);
         let dies = self.rng.chance(self.plan.guest_deaths);
-        self.slots[at].planned_death = dies.then(|| plan_death(&mut self.rng, Call::OF_A_GUEST));
-        match machine::run(&mut self.slots[at].planned_death, || Guest::start(start)) {
+        self.slots[at].planned_death =
+            dies.then(|| plan_death(&mut self.rng, CountedCall::OF_A_GUEST));
+        match machine::run(&mut self.slots[at].planned_death, || GuestProcess::start(start)) {
             Ok(guest) => {
                 self.slots[at].guest = Some(guest.map_err(text)?);
                 Ok(())

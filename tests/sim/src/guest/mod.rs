@@ -2,10 +2,10 @@
 
 mod requests;
 
-use crate::caller::{Caller, Order, ReceivedMessage};
+use crate::caller::{QueuedClient, ReceivedMessage, ReplyOrder};
 use crate::hypervisor::{Hypervisor, NewDomain};
 use crate::link::RingLink;
-use crate::model::{Answer, Model, Op};
+use crate::model::{Model, ModelReply, Op};
 use crate::rng::Rng;
 use crate::watch_checker::WatchChecker;
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ pub(crate) struct Common {
 
 /// A request in flight.
 #[derive(Debug)]
-struct PendingRequest {
+struct GuestPending {
     op: Op,
     at: u64,
     /// For a shared node: the lowest value that it may have.
@@ -74,7 +74,7 @@ struct CounterIncrement {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
+enum GuestPhase {
     /// The toolstack has not introduced the guest yet.
     Waiting,
     Serving,
@@ -91,19 +91,19 @@ pub(crate) struct UnfinishedWork {
 }
 
 /// One guest.
-pub(crate) struct Guest {
+pub(crate) struct ModelGuest {
     domid: DomId,
     home: String,
     link: RingLink,
-    caller: Caller<PendingRequest>,
-    order: Order,
+    caller: QueuedClient<GuestPending>,
+    order: ReplyOrder,
     model: Model,
     watches: WatchChecker,
     transaction: TransactionStage,
     counting: Option<CounterIncrement>,
     /// The numbers of deaths and requests before the open transaction.
     began: (u64, u64),
-    phase: Phase,
+    phase: GuestPhase,
     depth: u64,
     rng: Rng,
     seen: [u64; SHARED],
@@ -125,11 +125,11 @@ pub(crate) struct Guest {
     pub(crate) returns: u64,
 }
 
-impl Guest {
+impl ModelGuest {
     pub(crate) fn new(
         hypervisor: &Hypervisor,
         built: NewDomain,
-        order: Order,
+        order: ReplyOrder,
         mut rng: Rng,
     ) -> Result<Self, String> {
         let domid = built.domid;
@@ -137,7 +137,7 @@ impl Guest {
         Ok(Self {
             domid,
             link: RingLink::new(hypervisor, domid, built.ring)?,
-            caller: Caller::new(order),
+            caller: QueuedClient::new(order),
             order,
             model: Model::new(domid),
             watches: WatchChecker::new(home.clone()),
@@ -145,7 +145,7 @@ impl Guest {
             transaction: TransactionStage::None,
             counting: None,
             began: (0, 0),
-            phase: Phase::Waiting,
+            phase: GuestPhase::Waiting,
             depth: 1 + rng.below(DEPTH_MAX),
             rng,
             seen: [0; SHARED],
@@ -169,19 +169,19 @@ impl Guest {
     }
 
     pub(crate) fn is_serving(&self) -> bool {
-        self.phase == Phase::Serving
+        self.phase == GuestPhase::Serving
     }
 
     /// Begins to work, after its home is made.
     pub(crate) fn begin(&mut self) {
         self.model.restart();
-        self.phase = Phase::Serving;
+        self.phase = GuestPhase::Serving;
         self.sweep.push_back(Op::List(String::new()));
     }
 
     /// Continues on another port; its nodes are unchanged.
     pub(crate) fn continue_on_new_port(&mut self) {
-        self.phase = Phase::Serving;
+        self.phase = GuestPhase::Serving;
     }
 
     /// Handles a cut of the connection: requests in flight may have been done or not.
@@ -191,7 +191,7 @@ impl Guest {
         }
         self.counting = None;
         let unanswered: Vec<Op> = self.caller.cut().into_iter().map(|sent| sent.op).collect();
-        self.model.cut(&unanswered, self.order == Order::Sent);
+        self.model.cut(&unanswered, self.order == ReplyOrder::Sent);
         self.watches.cut();
         self.transaction = TransactionStage::None;
         self.has_unread_input = false;
@@ -199,7 +199,7 @@ impl Guest {
         self.may_be_given_up = false;
         self.has_partial_request = false;
         self.sweep.clear();
-        self.phase = Phase::Waiting;
+        self.phase = GuestPhase::Waiting;
     }
 
     /// Returns the counter that it may have incremented, if it waits for the reply.
@@ -220,7 +220,7 @@ impl Guest {
 
     /// Asks for a reset if the daemon has given it up, which is allowed. True if it did.
     fn reset_if_given_up(&mut self, common: &mut Common) -> Result<bool, String> {
-        let serving = self.may_be_given_up && self.phase == Phase::Serving;
+        let serving = self.may_be_given_up && self.phase == GuestPhase::Serving;
         if !serving || self.link.error()? != ErrorWord::Communication as u32 {
             return Ok(false);
         }
@@ -248,7 +248,7 @@ impl Guest {
                 self.ask(common);
                 Ok(())
             }
-            7 if self.rng.chance(60) && self.phase == Phase::Serving => self.reset(common),
+            7 if self.rng.chance(60) && self.phase == GuestPhase::Serving => self.reset(common),
             _ => {
                 let part = 1 + self.rng.below(200);
                 self.send(usize::try_from(part).unwrap_or(1))?;
@@ -262,7 +262,7 @@ impl Guest {
     pub(crate) fn settle(&mut self, common: &mut Common) -> Result<bool, String> {
         let mut moved = self.reset_if_given_up(common)? | self.read_ring(common)?;
         while let Some(op) = self.sweep.front()
-            && self.phase == Phase::Serving
+            && self.phase == GuestPhase::Serving
             && (self.caller.in_flight_count() as u64) < self.depth
         {
             let op = op.clone();
@@ -277,8 +277,8 @@ impl Guest {
     /// True if no reply is missing and nothing is left to send.
     pub(crate) fn is_settled(&self) -> bool {
         let rests = self.caller.in_flight_count() == 0 && self.caller.output().is_empty();
-        self.phase == Phase::Waiting
-            || (rests && self.sweep.is_empty() && self.phase == Phase::Serving)
+        self.phase == GuestPhase::Waiting
+            || (rests && self.sweep.is_empty() && self.phase == GuestPhase::Serving)
     }
 
     /// Describes the requests that it still waits for.
@@ -290,7 +290,7 @@ impl Guest {
     /// Checks that all events came, and that the error word is 0.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.may_be_given_up = false;
-        if self.phase == Phase::Serving {
+        if self.phase == GuestPhase::Serving {
             self.watches.check().map_err(|why| format!("domain {}: {why}", self.domid))?;
             let error = self.link.error()?;
             if error != 0 {
@@ -302,14 +302,14 @@ impl Guest {
 
     /// Plans to read all its nodes, to resolve doubts about them.
     pub(crate) fn sweep(&mut self) {
-        if self.phase == Phase::Serving && self.transaction == TransactionStage::None {
+        if self.phase == GuestPhase::Serving && self.transaction == TransactionStage::None {
             self.sweep.extend(self.model.sweep());
         }
     }
 
     /// True if it could read all its nodes when it was asked to.
     pub(crate) fn can_sweep(&self) -> bool {
-        self.phase == Phase::Serving && self.transaction == TransactionStage::None
+        self.phase == GuestPhase::Serving && self.transaction == TransactionStage::None
     }
 
     /// Returns the number of possible states of its nodes.
@@ -324,13 +324,13 @@ impl Guest {
     /// Reads the ring, if there was an event.
     fn read_ring(&mut self, common: &mut Common) -> Result<bool, String> {
         let woken = self.link.take_event()?;
-        if woken && self.phase == Phase::Resetting && self.link.is_connected()? {
+        if woken && self.phase == GuestPhase::Resetting && self.link.is_connected()? {
             self.cut(common);
-            self.phase = Phase::Serving;
+            self.phase = GuestPhase::Serving;
         }
         self.has_unread_input |= woken;
         self.is_full &= !woken;
-        if !self.has_unread_input || self.phase != Phase::Serving {
+        if !self.has_unread_input || self.phase != GuestPhase::Serving {
             return Ok(woken);
         }
         // One piece at a time: it may be stopped, or die, between two of them.
@@ -362,12 +362,12 @@ impl Guest {
 
     fn reply(
         &mut self,
-        sent: &PendingRequest,
+        sent: &GuestPending,
         reply: Reply,
         common: &mut Common,
     ) -> Result<(), String> {
         self.answered += 1;
-        let answer: Answer = match reply {
+        let answer: ModelReply = match reply {
             Reply::Done(payload) => Ok(String::from_utf8_lossy(&payload).into_owned()),
             Reply::Refused(name) => Err(name.to_string()),
         };
@@ -405,7 +405,7 @@ impl Guest {
     }
 
     /// Handles the reply to a read or write of a counter in a transaction.
-    fn counter(&mut self, op: &Op, answer: &Answer) -> Result<(), String> {
+    fn counter(&mut self, op: &Op, answer: &ModelReply) -> Result<(), String> {
         let value = answer.as_ref().ok().and_then(|value| value.parse().ok());
         match (op, &mut self.counting) {
             (Op::ReadCounter(_), Some(counting)) if value.is_some() => counting.value = value,
@@ -416,7 +416,12 @@ impl Guest {
     }
 
     /// Handles the end of a transaction that counts: it counts, or another was faster.
-    fn count(&mut self, which: usize, answer: &Answer, common: &mut Common) -> Result<(), String> {
+    fn count(
+        &mut self,
+        which: usize,
+        answer: &ModelReply,
+        common: &mut Common,
+    ) -> Result<(), String> {
         self.model.refused();
         match answer {
             Ok(_) => common.counted[which] += 1,
@@ -432,7 +437,7 @@ impl Guest {
         &mut self,
         which: usize,
         floor: u64,
-        answer: &Answer,
+        answer: &ModelReply,
         common: &Common,
     ) -> Result<(), String> {
         let value = answer.as_ref().ok().and_then(|value| value.parse::<u64>().ok());
@@ -462,13 +467,13 @@ impl Guest {
         });
         self.watches.note_request(&op);
         let floor = if let Op::ReadShared(which) = &op { common.acked[*which] } else { 0 };
-        self.caller.send(kind, id, &payload, PendingRequest { op, at: common.tick, floor });
+        self.caller.send(kind, id, &payload, GuestPending { op, at: common.tick, floor });
     }
 
     /// Puts at most `max` bytes of its output onto the ring. True if any fitted.
     fn send(&mut self, max: usize) -> Result<bool, String> {
         let output = self.caller.output();
-        if output.is_empty() || self.phase != Phase::Serving || self.is_full {
+        if output.is_empty() || self.phase != GuestPhase::Serving || self.is_full {
             return Ok(false);
         }
         let wanted = max.min(output.len());
@@ -483,7 +488,7 @@ impl Guest {
     fn reset(&mut self, common: &mut Common) -> Result<(), String> {
         common.tick += 1;
         self.resets += 1;
-        self.phase = Phase::Resetting;
+        self.phase = GuestPhase::Resetting;
         self.link.request_reconnect()?;
         self.link.notify().map(drop)
     }

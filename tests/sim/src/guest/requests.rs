@@ -1,19 +1,19 @@
 //! Draws the next request of a guest.
 
-use super::{COUNTERS, Common, CounterIncrement, Guest, Phase, SHARED, TransactionStage};
-use crate::model::{Op, Outcome};
-use crate::watch_checker::Place;
+use super::{COUNTERS, Common, CounterIncrement, GuestPhase, ModelGuest, SHARED, TransactionStage};
+use crate::model::{Op, TransactionEnd};
+use crate::watch_checker::WatchedPlace;
 use xen::DomId;
 
 /// Paths below the guest's home.
 const PATHS: [&str; 7] = ["data", "data/a", "data/a/b", "data/c", "data/c/d/e", "x", "x/y"];
 /// The largest number of watches of a guest.
 const WATCHES_MAX: usize = 6;
-impl Guest {
+impl ModelGuest {
     /// Makes a request, unless enough are in flight.
     pub(super) fn ask(&mut self, common: &mut Common) {
         let waiting = self.caller.in_flight_count() as u64;
-        if self.phase != Phase::Serving || waiting >= self.depth {
+        if self.phase != GuestPhase::Serving || waiting >= self.depth {
             return;
         }
         if let Some(op) = self.sweep.pop_front() {
@@ -33,7 +33,8 @@ impl Guest {
                 if waiting == 0 {
                     self.transaction = TransactionStage::Ending;
                     let committed = self.rng.chance(750);
-                    let outcome = if committed { Outcome::Commit } else { Outcome::Abort };
+                    let outcome =
+                        if committed { TransactionEnd::Commit } else { TransactionEnd::Abort };
                     self.request_in(id, Op::End(outcome), common);
                 }
             }
@@ -67,7 +68,7 @@ impl Guest {
             (2, Some(value)) => Op::WriteCounter(which, value + 1),
             _ => {
                 self.transaction = TransactionStage::Ending;
-                Op::End(Outcome::Commit)
+                Op::End(TransactionEnd::Commit)
             }
         };
         self.request_in(id, op, common);
@@ -107,9 +108,9 @@ impl Guest {
             5 | 6 if self.watches.len() < WATCHES_MAX => {
                 let relative = self.rng.chance(500);
                 let place = match self.rng.below(5) {
-                    0 => Place::Own(String::new()),
-                    1 | 2 => Place::Shared(self.rng.index(SHARED)),
-                    _ => Place::Own((*self.rng.pick(&PATHS)).to_owned()),
+                    0 => WatchedPlace::Own(String::new()),
+                    1 | 2 => WatchedPlace::Shared(self.rng.index(SHARED)),
+                    _ => WatchedPlace::Own((*self.rng.pick(&PATHS)).to_owned()),
                 };
                 Op::Watch(self.watches.set(place, relative, common.tick))
             }

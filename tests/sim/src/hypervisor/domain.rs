@@ -1,16 +1,16 @@
 //! One domain: its ports, its grants, and its state.
 
 use super::grant::Grant;
-use super::port::Channel;
+use super::port::PortInUse;
 use std::collections::BTreeMap;
 use xen::DomId;
 use xen::domctl::{DomainInfo, RunState, Scheduling};
 use xen::domwatch::ShutdownReason;
 
 /// One domain.
-pub(crate) struct Domain {
+pub(crate) struct SimulatedDomain {
     pub(crate) identity: u64,
-    pub(crate) ports: BTreeMap<u32, Channel>,
+    pub(crate) ports: BTreeMap<u32, PortInUse>,
     pub(crate) grants: BTreeMap<u32, Grant>,
     /// True if it is destroyed, and kept only for the pages that others hold.
     pub(crate) dying: bool,
@@ -20,7 +20,7 @@ pub(crate) struct Domain {
     pub(super) scheduling: Scheduling,
 }
 
-impl Domain {
+impl SimulatedDomain {
     fn run_state(&self) -> RunState {
         match (self.dying, self.shutdown, self.paused) {
             (true, ..) => RunState::Dying,

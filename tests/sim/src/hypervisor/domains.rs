@@ -1,10 +1,10 @@
 //! Domains: creation, watch, control, destruction.
 
 use super::Hypervisor;
-use super::domain::Domain;
+use super::domain::SimulatedDomain;
 use super::grant::Grant;
-use super::process::Process;
-use super::state::{Reuse, State};
+use super::process::DomainProcess;
+use super::state::{MachineState, Reuse};
 use crate::faults::RefusableCall;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -15,11 +15,11 @@ use xen::gnttab::PageAccess;
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
-impl State {
-    pub(super) fn add_domain(&mut self, domid: DomId) -> Process {
+impl MachineState {
+    pub(super) fn add_domain(&mut self, domid: DomId) -> DomainProcess {
         self.last_identity += 1;
         let identity = self.last_identity;
-        let domain = Domain {
+        let domain = SimulatedDomain {
             identity,
             ports: BTreeMap::new(),
             grants: BTreeMap::new(),
@@ -30,7 +30,7 @@ impl State {
             scheduling: Scheduling { weight: 256, cap: 0 },
         };
         self.domains.insert(domid, domain);
-        Process { domid, identity }
+        DomainProcess { domid, identity }
     }
 
     /// Removes destroyed domains of which nothing is held any more.
@@ -47,7 +47,7 @@ impl State {
         let Some(domain) = self.domains.get_mut(&domid).filter(|domain| !domain.dying) else {
             return;
         };
-        let process = Process { domid, identity: domain.identity };
+        let process = DomainProcess { domid, identity: domain.identity };
         let ports: Vec<u32> = domain.ports.keys().copied().collect();
         domain.dying = true;
         for port in ports {
@@ -96,7 +96,7 @@ impl Hypervisor {
     /// True if the domain of this number that has this identity is alive.
     #[must_use]
     pub fn lives(&self, domid: DomId, identity: u64) -> bool {
-        self.state.borrow_mut().of(Process { domid, identity }).is_ok()
+        self.state.borrow_mut().of(DomainProcess { domid, identity }).is_ok()
     }
 
     /// Destroys a domain.
@@ -125,18 +125,18 @@ impl Hypervisor {
     pub fn domain_watch(&self, own: Option<OwnRing>) -> Box<dyn DomainWatch> {
         let state = Rc::clone(&self.state);
         let (alive, changes) = (BTreeMap::new(), VecDeque::new());
-        Box::new(Watch { state, own, alive, changes, looked: false })
+        Box::new(ProcessDomainWatch { state, own, alive, changes, looked: false })
     }
 
     /// Returns the control over domains that `caller` has.
     #[must_use]
     pub fn domain_control(&self, caller: DomId) -> Box<dyn DomainControl> {
-        Box::new(Control { state: Rc::clone(&self.state), caller })
+        Box::new(ProcessDomainControl { state: Rc::clone(&self.state), caller })
     }
 }
 
-struct Watch {
-    state: Rc<RefCell<State>>,
+struct ProcessDomainWatch {
+    state: Rc<RefCell<MachineState>>,
     own: Option<OwnRing>,
     /// The domains that were alive at the last look.
     alive: BTreeMap<DomId, u64>,
@@ -144,8 +144,8 @@ struct Watch {
     looked: bool,
 }
 
-impl Watch {
-    fn look(&mut self, state: &State) {
+impl ProcessDomainWatch {
+    fn look(&mut self, state: &MachineState) {
         let mut before = std::mem::take(&mut self.alive);
         for (domid, domain) in state.domains.iter().filter(|(_, domain)| !domain.dying) {
             let known = before.remove(domid);
@@ -164,7 +164,7 @@ impl Watch {
     }
 }
 
-impl DomainWatch for Watch {
+impl DomainWatch for ProcessDomainWatch {
     fn identity(&mut self, domid: DomId) -> Option<u64> {
         let state = self.state.borrow();
         let domain = state.domains.get(&domid).filter(|domain| !domain.dying)?;
@@ -192,17 +192,17 @@ impl DomainWatch for Watch {
     }
 }
 
-struct Control {
-    state: Rc<RefCell<State>>,
+struct ProcessDomainControl {
+    state: Rc<RefCell<MachineState>>,
     caller: DomId,
 }
 
-impl Control {
+impl ProcessDomainControl {
     /// Runs a function on a domain that may be dying.
     fn with<R>(
         &self,
         domid: DomId,
-        body: impl FnOnce(&mut Domain) -> Result<R, Error>,
+        body: impl FnOnce(&mut SimulatedDomain) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let state = &mut *self.state.borrow_mut();
         if self.caller != DomId::DOM0 {
@@ -213,7 +213,7 @@ impl Control {
     }
 }
 
-impl DomainControl for Control {
+impl DomainControl for ProcessDomainControl {
     fn list(&mut self) -> Result<Vec<DomainInfo>, Error> {
         self.with(DomId::DOM0, |_| Ok(()))?;
         let state = self.state.borrow();

@@ -1,9 +1,9 @@
 //! Event channels, and the loss, delay and invention of events.
 
 use super::Hypervisor;
-use super::port::{Channel, DelayedEvent, Holder, PortBinding};
-use super::process::Process;
-use super::state::State;
+use super::port::{DelayedEvent, PortBinding, PortHolder, PortInUse};
+use super::process::DomainProcess;
+use super::state::MachineState;
 use crate::faults::{EventDelivery, RefusableCall};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::RefCell;
@@ -13,15 +13,15 @@ use std::rc::Rc;
 use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::{DomId, Error, Port};
 
-impl State {
-    fn channel(&mut self, domid: DomId, port: Port) -> Option<&mut Channel> {
+impl MachineState {
+    fn channel(&mut self, domid: DomId, port: Port) -> Option<&mut PortInUse> {
         self.domains.get_mut(&domid)?.ports.get_mut(&port.0)
     }
 
     /// Takes the lowest free port.
     fn take_port(
         &mut self,
-        process: Process,
+        process: DomainProcess,
         holder: usize,
         bound: PortBinding,
     ) -> Result<Port, Error> {
@@ -30,7 +30,7 @@ impl State {
         let domain = self.of(process)?;
         let free = (1..ports_max).find(|port| !domain.ports.contains_key(port));
         let free = free.ok_or(Error::NoSpc)?;
-        let channel = Channel { bound, holder, serial, pending: false, masked: false };
+        let channel = PortInUse { bound, holder, serial, pending: false, masked: false };
         domain.ports.insert(free, channel);
         Ok(Port(free))
     }
@@ -85,28 +85,28 @@ impl State {
 }
 
 /// The event channels of one process.
-struct Evtchn {
-    state: Rc<RefCell<State>>,
-    process: Process,
+struct ProcessPorts {
+    state: Rc<RefCell<MachineState>>,
+    process: DomainProcess,
     holder: usize,
     fd: Rc<OwnedFd>,
 }
 
-impl Evtchn {
+impl ProcessPorts {
     /// Checks that this process holds the port.
-    fn check(&self, state: &mut State, port: Port) -> Result<(), Error> {
+    fn check(&self, state: &mut MachineState, port: Port) -> Result<(), Error> {
         let channel = state.of(self.process)?.ports.get(&port.0);
         channel.filter(|channel| channel.holder == self.holder).map(drop).ok_or(Error::Inval)
     }
 
     /// Refuses a call of domain 0's if a fault is drawn for it.
-    fn refuse(&self, state: &mut State) -> Result<(), Error> {
+    fn refuse(&self, state: &mut MachineState) -> Result<(), Error> {
         let faulty = self.process.domid == DomId::DOM0;
         faulty.then(|| state.faults.refusal(RefusableCall::Bind)).flatten().map_or(Ok(()), Err)
     }
 }
 
-impl EventChannels for Evtchn {
+impl EventChannels for ProcessPorts {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -215,7 +215,7 @@ impl EventChannels for Evtchn {
 }
 
 /// Returns the ports of a process that ends.
-impl Drop for Evtchn {
+impl Drop for ProcessPorts {
     fn drop(&mut self) {
         let state = &mut *self.state.borrow_mut();
         let Ok(domain) = state.of(self.process) else { return };
@@ -239,8 +239,8 @@ impl Hypervisor {
         let state = &mut *self.state.borrow_mut();
         let holder = state.holders.len();
         let fired = VecDeque::new();
-        state.holders.push(Holder { process, fired, fd: Rc::clone(&fd), raised: false });
-        Ok(Box::new(Evtchn { state: Rc::clone(&self.state), process, holder, fd }))
+        state.holders.push(PortHolder { process, fired, fd: Rc::clone(&fd), raised: false });
+        Ok(Box::new(ProcessPorts { state: Rc::clone(&self.state), process, holder, fd }))
     }
 
     /// Ends a step of the run, and delivers the events that are due.
@@ -256,7 +256,7 @@ impl Hypervisor {
         !self.state.borrow().late.is_empty()
     }
 
-    fn deliver(&self, state: &mut State) {
+    fn deliver(&self, state: &mut MachineState) {
         let now = state.step;
         for late in std::mem::take(&mut state.late) {
             if late.due > now {
@@ -348,7 +348,7 @@ impl Hypervisor {
     }
 
     /// Forgets the events of a dead domain's processes.
-    pub(super) fn forget_holder(state: &mut State, process: Process) {
+    pub(super) fn forget_holder(state: &mut MachineState, process: DomainProcess) {
         for holder in state.holders.iter_mut().filter(|holder| holder.process == process) {
             holder.fired.clear();
             holder.lower();

@@ -2,10 +2,10 @@
 
 use super::Hypervisor;
 use super::grant::Grant;
-use super::process::Process;
-use super::state::State;
+use super::process::DomainProcess;
+use super::state::MachineState;
 use crate::faults::RefusableCall;
-use crate::page::{Frame, Pin};
+use crate::page::{DomainFrame, Pin};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use xen::gnttab::{GrantMap, GrantOffer, GrantStatus, Mapping, OfferedPage, PageA
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef};
 
-impl State {
+impl MachineState {
     /// Grants a fresh page of a domain under `reference`.
     pub(super) fn grant(
         &mut self,
-        process: Process,
+        process: DomainProcess,
         reference: GrantRef,
         peer: DomId,
         access: PageAccess,
     ) {
-        let (frame, pin) = (Frame::new(), Arc::new(Pin::default()));
+        let (frame, pin) = (DomainFrame::new(), Arc::new(Pin::default()));
         self.pins.push(Arc::downgrade(&pin));
         if let Ok(domain) = self.of(process) {
             domain.grants.insert(reference.0, Grant { peer, access, frame, pin });
@@ -30,7 +30,7 @@ impl State {
     }
 
     /// Returns the lowest free references, beginning with the first that is not reserved.
-    fn free_references(&mut self, process: Process, count: usize) -> Result<Vec<u32>, Error> {
+    fn free_references(&mut self, process: DomainProcess, count: usize) -> Result<Vec<u32>, Error> {
         let grants_max = self.limits.grants;
         let domain = self.of(process)?;
         domain.grants.retain(|_, grant| !grant.is_over());
@@ -42,7 +42,7 @@ impl State {
 
     fn map(
         &mut self,
-        process: Process,
+        process: DomainProcess,
         domid: DomId,
         reference: GrantRef,
         access: PageAccess,
@@ -73,8 +73,8 @@ type MapResult = Result<Mapping, Error>;
 
 /// The mappings of one process of a domain.
 struct ProcessMappings {
-    state: Rc<RefCell<State>>,
-    process: Process,
+    state: Rc<RefCell<MachineState>>,
+    process: DomainProcess,
 }
 
 impl GrantMap for ProcessMappings {
@@ -85,8 +85,8 @@ impl GrantMap for ProcessMappings {
 
 /// The grants of one process of a domain.
 struct ProcessGrants {
-    state: Rc<RefCell<State>>,
-    process: Process,
+    state: Rc<RefCell<MachineState>>,
+    process: DomainProcess,
 }
 
 impl GrantOffer for ProcessGrants {

@@ -1,6 +1,6 @@
 //! A grant and its page.
 
-use crate::page::{Frame, Pin};
+use crate::page::{DomainFrame, Pin};
 use std::sync::Arc;
 use xen::DomId;
 use xen::gnttab::{GrantStatus, PageAccess};
@@ -9,7 +9,7 @@ use xen::gnttab::{GrantStatus, PageAccess};
 pub(crate) struct Grant {
     pub(super) peer: DomId,
     pub(super) access: PageAccess,
-    pub(super) frame: Arc<Frame>,
+    pub(super) frame: Arc<DomainFrame>,
     pub(super) pin: Arc<Pin>,
 }
 

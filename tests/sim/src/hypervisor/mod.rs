@@ -31,8 +31,8 @@ pub use state::{Limits, Reuse};
 use crate::faults::{Counts, Faults, Rates};
 use crate::page::Pin;
 use crate::rng::Rng;
-use process::Process;
-use state::State;
+use process::DomainProcess;
+use state::MachineState;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -42,14 +42,14 @@ use xen::DomId;
 /// The hypervisor; clones share its state.
 #[derive(Clone)]
 pub struct Hypervisor {
-    pub(crate) state: Rc<RefCell<State>>,
+    pub(crate) state: Rc<RefCell<MachineState>>,
 }
 
 impl Hypervisor {
     /// Makes a machine with domain 0, without faults until [`Hypervisor::arm`].
     #[must_use]
     pub fn new(limits: Limits, reuse: Reuse, faults: Rng, rates: Rates) -> Self {
-        let state = State {
+        let state = MachineState {
             limits,
             reuse,
             domains: BTreeMap::new(),
@@ -89,10 +89,10 @@ impl Hypervisor {
         self.state.borrow().activity
     }
 
-    pub(crate) fn process(&self, domid: DomId) -> Option<Process> {
+    pub(crate) fn process(&self, domid: DomId) -> Option<DomainProcess> {
         let state = self.state.borrow();
         let identity = state.domains.get(&domid)?.identity;
-        Some(Process { domid, identity })
+        Some(DomainProcess { domid, identity })
     }
 
     /// Returns the number of mappings of other domains' pages.

@@ -1,6 +1,6 @@
 //! A port, its holder, and an event on its way to it.
 
-use super::process::Process;
+use super::process::DomainProcess;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -8,14 +8,14 @@ use xen::evtchn::Virq;
 use xen::{DomId, Port};
 
 /// One process that holds ports, as its driver sees it.
-pub(crate) struct Holder {
-    pub(super) process: Process,
+pub(crate) struct PortHolder {
+    pub(super) process: DomainProcess,
     pub(super) fired: VecDeque<Port>,
     pub(super) fd: Rc<OwnedFd>,
     pub(super) raised: bool,
 }
 
-impl Holder {
+impl PortHolder {
     pub(super) fn fire(&mut self, port: Port) {
         self.fired.push_back(port);
         if !self.raised {
@@ -39,7 +39,7 @@ pub(super) enum PortBinding {
 }
 
 /// A port in use.
-pub(crate) struct Channel {
+pub(crate) struct PortInUse {
     pub(super) bound: PortBinding,
     pub(super) holder: usize,
     /// The serial number, which no earlier port of its number had.

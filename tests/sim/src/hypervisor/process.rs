@@ -4,7 +4,7 @@ use xen::DomId;
 
 /// The holder of a domain's traits: one process of one domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Process {
+pub(crate) struct DomainProcess {
     pub(crate) domid: DomId,
     pub(crate) identity: u64,
 }

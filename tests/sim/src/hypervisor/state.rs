@@ -1,8 +1,8 @@
 //! The state of the hypervisor: its domains, and the events that are on their way.
 
-use super::domain::Domain;
-use super::port::{DelayedEvent, Holder};
-use super::process::Process;
+use super::domain::SimulatedDomain;
+use super::port::{DelayedEvent, PortHolder};
+use super::process::DomainProcess;
 use crate::faults::Faults;
 use crate::page::Pin;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,12 +36,12 @@ pub enum Reuse {
 }
 
 /// The state of the whole machine.
-pub(crate) struct State {
+pub(crate) struct MachineState {
     pub(crate) limits: Limits,
     pub(crate) reuse: Reuse,
-    pub(crate) domains: BTreeMap<DomId, Domain>,
+    pub(crate) domains: BTreeMap<DomId, SimulatedDomain>,
     pub(crate) last_identity: u64,
-    pub(crate) holders: Vec<Holder>,
+    pub(crate) holders: Vec<PortHolder>,
     pub(crate) late: Vec<DelayedEvent>,
     /// The number of steps of the run.
     pub(crate) step: u64,
@@ -55,9 +55,9 @@ pub(crate) struct State {
     pub(crate) activity: u64,
 }
 
-impl State {
+impl MachineState {
     /// Returns the caller's domain, while it lives.
-    pub(crate) fn of(&mut self, process: Process) -> Result<&mut Domain, Error> {
+    pub(crate) fn of(&mut self, process: DomainProcess) -> Result<&mut SimulatedDomain, Error> {
         let domain = self.domains.get_mut(&process.domid);
         domain
             .filter(|domain| domain.identity == process.identity && !domain.dying)

@@ -1,11 +1,11 @@
 //! Checks that devices hold under the first seeds, and that every fault occurred.
 
-use sim::devices::{DeviceType, Summary, run};
+use sim::devices::{DeviceSummary, DeviceType, run};
 
 const SEEDS: u64 = 200;
 
 fn seeds_hold(device_type: DeviceType) {
-    let mut all = Summary::default();
+    let mut all = DeviceSummary::default();
     for seed in 0..SEEDS {
         match run(device_type, seed) {
             Ok(summary) => all.add(&summary),

@@ -1,12 +1,12 @@
 //! Checks that the first seeds hold, and that every fault occurred.
 
-use sim::run::{Summary, run};
+use sim::run::{RunSummary, run};
 
 const SEEDS: u64 = 200;
 
 #[test]
 fn seeds_hold() {
-    let mut all = Summary::default();
+    let mut all = RunSummary::default();
     for seed in 0..SEEDS {
         match run(seed) {
             Ok(summary) => all.add(&summary),
