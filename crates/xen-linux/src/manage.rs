@@ -37,7 +37,7 @@ struct Lister {
 
 /// The place of the XenStore ring of this machine's own kernel: here, or given out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum OwnRingIs {
+enum OwnRingState {
     Here,
     Given,
 }
@@ -47,7 +47,7 @@ enum OwnRingIs {
 pub struct Manage {
     privcmd: Rc<Privcmd>,
     source: Source,
-    own_ring: OwnRingIs,
+    own_ring: OwnRingState,
 }
 
 impl Manage {
@@ -65,7 +65,7 @@ impl Manage {
                 looked: false,
             }),
         };
-        Ok(Self { privcmd: Rc::clone(privcmd), source, own_ring: OwnRingIs::Here })
+        Ok(Self { privcmd: Rc::clone(privcmd), source, own_ring: OwnRingState::Here })
     }
 }
 
@@ -196,7 +196,7 @@ impl DomainWatch for Manage {
     }
 
     fn own_ring(&mut self) -> Result<Option<OwnRing>, Error> {
-        if std::mem::replace(&mut self.own_ring, OwnRingIs::Given) == OwnRingIs::Given {
+        if std::mem::replace(&mut self.own_ring, OwnRingState::Given) == OwnRingState::Given {
             return Ok(None);
         }
         let own = own_ring_of_xenfs().or_else(|_| own_ring_of_device());

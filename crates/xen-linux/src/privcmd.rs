@@ -19,20 +19,20 @@ const ARGUMENT_MAX: usize = PAGE_SIZE;
 ///
 /// # Safety
 /// For `repr(C)` types of integers alone, not larger than [`ARGUMENT_MAX`].
-pub(crate) unsafe trait Plain: Copy {}
+pub(crate) unsafe trait PlainData: Copy {}
 
 // SAFETY: structures and unions of integers, below 200 bytes.
-unsafe impl Plain for abi::evtchn_status {}
+unsafe impl PlainData for abi::evtchn_status {}
 // SAFETY: as above.
-unsafe impl Plain for abi::sched_remote_shutdown {}
+unsafe impl PlainData for abi::sched_remote_shutdown {}
 // SAFETY: as above.
-unsafe impl Plain for abi::xen_sysctl_getdomaininfolist {}
+unsafe impl PlainData for abi::xen_sysctl_getdomaininfolist {}
 // SAFETY: as above.
-unsafe impl Plain for abi::xen_domctl {}
+unsafe impl PlainData for abi::xen_domctl {}
 // SAFETY: as above.
-unsafe impl Plain for abi::xen_domctl_getdomaininfo {}
+unsafe impl PlainData for abi::xen_domctl_getdomaininfo {}
 // SAFETY: as above.
-unsafe impl Plain for [u8; abi::XEN_EXTRAVERSION_LEN] {}
+unsafe impl PlainData for [u8; abi::XEN_EXTRAVERSION_LEN] {}
 
 /// The device, and memory that a hypercall may use.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Privcmd {
 
     /// Makes a hypercall whose argument number `at` points to `value`, and whose others are in
     /// `arg`.
-    fn call<T: Plain>(
+    fn call<T: PlainData>(
         &self,
         op: u64,
         mut arg: [u64; 5],
@@ -89,13 +89,13 @@ impl Privcmd {
     }
 
     /// `EVENT_CHANNEL_OP`.
-    pub(crate) fn event_channel_op<T: Plain>(&self, op: u64, mut value: T) -> Result<T, Error> {
+    pub(crate) fn event_channel_op<T: PlainData>(&self, op: u64, mut value: T) -> Result<T, Error> {
         self.call(abi::HYPERVISOR_EVENT_CHANNEL_OP, [op, 0, 0, 0, 0], 1, &mut value)?;
         Ok(value)
     }
 
     /// `SCHED_OP`.
-    pub(crate) fn sched_op<T: Plain>(&self, op: u64, mut value: T) -> Result<(), Error> {
+    pub(crate) fn sched_op<T: PlainData>(&self, op: u64, mut value: T) -> Result<(), Error> {
         self.call(abi::HYPERVISOR_SCHED_OP, [op, 0, 0, 0, 0], 1, &mut value).map(drop)
     }
 
