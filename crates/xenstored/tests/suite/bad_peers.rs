@@ -98,9 +98,9 @@ fn many_requests_in_one_write_are_all_answered_in_order() {
 
 #[test]
 fn a_full_table_of_descriptors_is_waited_out() {
-    let dir = Dir::new();
+    let dir = dir();
     let mut command = Command::new("sh");
-    clean(&mut command, &dir.join("socket"));
+    clean(&mut command, &dir.path().join("socket"));
     // Both limits are set, so that the daemon cannot raise its own.
     command.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]);
     command.arg(env!("CARGO_BIN_EXE_xenstored"));

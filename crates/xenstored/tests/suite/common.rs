@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 pub(crate) const READ: u32 = 2;
 pub(crate) const WATCH: u32 = 4;
@@ -17,27 +17,9 @@ pub(crate) const CONTROL: u32 = 0;
 /// The longest time that any step may take before it counts as stuck.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A directory that is removed when the test is over.
-pub(crate) struct Dir(pub(crate) PathBuf);
-
-impl Dir {
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("xenstored-{}-{next}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    pub(crate) fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// Makes a directory that is removed when the test is over.
+pub(crate) fn dir() -> TempDir {
+    tempfile::Builder::new().prefix("xs-").tempdir().unwrap()
 }
 
 /// Waits until `done` holds. Panics with the name of the awaited condition if it does not.
@@ -69,22 +51,22 @@ pub(crate) struct Daemon {
     pub(crate) child: Child,
     pub(crate) socket: PathBuf,
     pub(crate) pid_file: PathBuf,
-    pub(crate) dir: Dir,
+    pub(crate) dir: TempDir,
 }
 
 impl Daemon {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let dir = Dir::new();
-        let command = xenstored(&dir.join("socket"));
+        let dir = dir();
+        let command = xenstored(&dir.path().join("socket"));
         Self::start_with(command, dir, args)
     }
 
-    pub(crate) fn start_with(mut command: Command, dir: Dir, args: &[&str]) -> Self {
-        let pid_file = dir.join("pid");
-        let stderr = std::fs::File::create(dir.join("stderr")).unwrap();
+    pub(crate) fn start_with(mut command: Command, dir: TempDir, args: &[&str]) -> Self {
+        let pid_file = dir.path().join("pid");
+        let stderr = std::fs::File::create(dir.path().join("stderr")).unwrap();
         command.args(["-N", "--pid-file"]).arg(&pid_file).args(args).stderr(stderr);
         let mut child = command.spawn().unwrap();
-        let stderr = dir.join("stderr");
+        let stderr = dir.path().join("stderr");
         wait_for("the pid file", || {
             if let Some(status) = child.try_wait().unwrap() {
                 let text = std::fs::read_to_string(&stderr).unwrap_or_default();
@@ -92,7 +74,7 @@ impl Daemon {
             }
             pid_file.exists()
         });
-        Self { child, socket: dir.join("socket"), pid_file, dir }
+        Self { child, socket: dir.path().join("socket"), pid_file, dir }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -104,7 +86,7 @@ impl Daemon {
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("stderr")).unwrap()
+        std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

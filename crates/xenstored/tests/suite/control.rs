@@ -4,7 +4,7 @@ use crate::common::*;
 
 #[test]
 fn the_daemons_commands_answer() {
-    let dir = Dir::new();
+    let dir = dir();
     let daemon = Daemon::start(&["--trace-control=-obj"]);
     let mut client = daemon.client();
     assert!(client.control(&["help"]).contains("stats           [json]"));
@@ -15,12 +15,12 @@ fn the_daemons_commands_answer() {
     assert_eq!(client.control(&["print", "hello\nyou"]), "OK");
     assert!(daemon.log().contains(r#"msg="control: hello\nyou""#), "{}", daemon.log());
 
-    let report = dir.join("report");
+    let report = dir.path().join("report");
     assert_eq!(client.control(&["memreport", report.to_str().unwrap()]), "OK");
     let report = std::fs::read_to_string(report).unwrap();
     assert!(report.contains("VmRSS") && report.contains("connections: 1"), "{report}");
 
-    let trace = dir.join("new/trace");
+    let trace = dir.path().join("new/trace");
     assert_eq!(client.control(&["logfile", trace.to_str().unwrap()]), "OK");
     client.write("/traced", b"1");
     let lines = || std::fs::read_to_string(&trace).unwrap();

@@ -5,6 +5,7 @@ use rustix::process::Signal;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Output, Stdio};
+use tempfile::TempDir;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -14,18 +15,19 @@ fn text(bytes: &[u8]) -> String {
 struct Background {
     output: Output,
     pid: i32,
-    dir: Dir,
+    dir: TempDir,
 }
 
 impl Background {
-    fn start(change: impl FnOnce(&Dir, &mut std::process::Command)) -> Self {
-        let dir = Dir::new();
-        let mut command = xenstored(&dir.join("socket"));
-        command.arg("--pid-file").arg(dir.join("pid"));
+    fn start(change: impl FnOnce(&TempDir, &mut std::process::Command)) -> Self {
+        let dir = dir();
+        let mut command = xenstored(&dir.path().join("socket"));
+        command.arg("--pid-file").arg(dir.path().join("pid"));
         change(&dir, &mut command);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
-        let pid = std::fs::read_to_string(dir.join("pid")).expect("there when the parent ends");
+        let pid =
+            std::fs::read_to_string(dir.path().join("pid")).expect("there when the parent ends");
         Self { output, pid: pid.trim().parse().unwrap(), dir }
     }
 }
@@ -44,7 +46,7 @@ fn the_parent_ends_when_the_daemon_serves() {
         command.arg("-P");
     });
     assert_eq!(text(&daemon.output.stdout).trim(), daemon.pid.to_string(), "-P prints the pid");
-    let socket = daemon.dir.join("socket");
+    let socket = daemon.dir.path().join("socket");
     Client::connect(&socket).write("/a", b"1");
     let metadata = std::fs::metadata(&socket).unwrap();
     assert!(metadata.file_type().is_socket());
@@ -61,7 +63,7 @@ fn the_parent_ends_when_the_daemon_serves() {
 
     send_signal(daemon.pid, Signal::TERM);
     wait_for("the end of the daemon", || !is_alive(daemon.pid));
-    let left: Vec<_> = std::fs::read_dir(&daemon.dir.0).unwrap().collect();
+    let left: Vec<_> = std::fs::read_dir(daemon.dir.path()).unwrap().collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
 
@@ -96,8 +98,8 @@ fn nothing_is_kept_that_is_not_needed() {
 
 #[test]
 fn the_service_manager_is_told() {
-    let manager = Dir::new();
-    let path = manager.join("notify");
+    let manager = dir();
+    let path = manager.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let daemon = Background::start(|_, command| {
@@ -111,8 +113,8 @@ fn the_service_manager_is_told() {
 
 #[test]
 fn a_daemon_that_cannot_start_says_why_to_its_starter() {
-    let dir = Dir::new();
-    let socket = dir.join("socket");
+    let dir = dir();
+    let socket = dir.path().join("socket");
     std::fs::write(&socket, "precious").unwrap();
     let output = xenstored(&socket).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -134,8 +136,8 @@ fn a_second_daemon_on_the_same_socket_is_refused() {
 
 #[test]
 fn a_daemon_that_knows_no_lock_is_not_pushed_aside() {
-    let dir = Dir::new();
-    let socket = dir.join("socket");
+    let dir = dir();
+    let socket = dir.path().join("socket");
     let other = UnixListener::bind(&socket).unwrap();
     let output = xenstored(&socket).arg("-N").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -161,8 +163,8 @@ fn a_stale_socket_is_taken_over() {
 
 #[test]
 fn of_many_that_start_at_once_one_serves() {
-    let dir = Dir::new();
-    let socket = dir.join("socket");
+    let dir = dir();
+    let socket = dir.path().join("socket");
     // A stale socket, which each of them tries to remove.
     drop(UnixListener::bind(&socket).unwrap());
     let start = || xenstored(&socket).arg("-N").stderr(Stdio::null()).spawn().unwrap();
@@ -182,7 +184,7 @@ fn of_many_that_start_at_once_one_serves() {
 #[test]
 fn a_second_daemon_with_the_same_pid_file_is_refused() {
     let first = Daemon::start(&[]);
-    let mut second = xenstored(&first.dir.join("other"));
+    let mut second = xenstored(&first.dir.path().join("other"));
     let output = second.args(["-N", "-F"]).arg(&first.pid_file).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
@@ -205,12 +207,12 @@ fn sigterm_and_sigint_end_cleanly() {
 
 #[test]
 fn sighup_opens_the_trace_file_again() {
-    let dir = Dir::new();
-    let trace = dir.join("trace");
+    let dir = dir();
+    let trace = dir.path().join("trace");
     let daemon = Daemon::start(&["-T", trace.to_str().unwrap()]);
     let mut client = daemon.client();
     client.write("/before", b"1");
-    std::fs::rename(&trace, dir.join("old")).unwrap();
+    std::fs::rename(&trace, dir.path().join("old")).unwrap();
     daemon.signal(Signal::HUP);
     wait_for("the new trace file", || trace.exists());
     client.write("/after", b"\x01\\");
@@ -218,7 +220,7 @@ fn sighup_opens_the_trace_file_again() {
     wait_for("the trace", || lines().contains("OUT"));
     assert!(lines().contains(r"WRITE req=1 tx=0 (/after \x01\\)"), "{}", lines());
     assert!(!lines().contains("/before"));
-    assert!(std::fs::read_to_string(dir.join("old")).unwrap().contains("/before"));
+    assert!(std::fs::read_to_string(dir.path().join("old")).unwrap().contains("/before"));
 
     client.control(&["log", "off"]);
     client.write("/quiet", b"1");

@@ -12,8 +12,8 @@ fn all_requests_of_one_read_are_answered_in_one_write() {
         conformance::skip("answers in one write", "there is no strace");
         return;
     }
-    let dir = Dir::new();
-    let log = dir.join("calls");
+    let dir = dir();
+    let log = dir.path().join("calls");
     let mut command = Command::new("strace");
     // strace ends as its child does, and not by the signal that the test sends.
     command.args([
@@ -26,7 +26,7 @@ fn all_requests_of_one_read_are_answered_in_one_write() {
         "trace=network,read,write,writev",
     ]);
     command.arg("-o").arg(&log).arg(env!("CARGO_BIN_EXE_xenstored"));
-    clean(&mut command, &dir.join("socket"));
+    clean(&mut command, &dir.path().join("socket"));
     let mut daemon = Daemon::start_with(command, dir, &[]);
     let mut client = daemon.client();
     client.write("/a", b"1");
@@ -37,7 +37,7 @@ fn all_requests_of_one_read_are_answered_in_one_write() {
     }
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.wait().success(), "{}", daemon.log());
-    let log = std::fs::read_to_string(daemon.dir.join("calls")).unwrap();
+    let log = std::fs::read_to_string(daemon.dir.path().join("calls")).unwrap();
     // Keeps the sends to a client: the daemon's signal handler sends to the daemon itself.
     let is_client = |line: &&str| line.starts_with("recvfrom(") || line.contains("MSG_NOSIGNAL");
     let calls: Vec<&str> = log.lines().filter(is_client).collect();
