@@ -521,15 +521,13 @@ mod tests {
     }
 
     /// Makes a folder with these files that stands for a group of version 2.
-    fn group_of(name: &str, files: &[(&str, &str)]) -> (PathBuf, Group) {
-        let dir = std::env::temp_dir().join(format!("xen-hosted-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir(&dir).unwrap();
+    fn group_of(files: &[(&str, &str)]) -> (tempfile::TempDir, Group) {
+        let dir = tempfile::tempdir().unwrap();
         for (file, text) in files {
-            fs::write(dir.join(file), text).unwrap();
+            fs::write(dir.path().join(file), text).unwrap();
         }
         let uses = USES.map(|row| row.0).to_vec();
-        let dirs = vec![(Version::Two, dir.clone(), uses)];
+        let dirs = vec![(Version::Two, dir.path().to_owned(), uses)];
         (dir, Group { dirs, join: Vec::new(), into: None, share_later: None })
     }
 
@@ -540,8 +538,8 @@ mod tests {
             ("memory.swap.max", "max\n"),
             ("cpu.stat", "usage_usec 7\nuser_usec 5\n"),
         ];
-        let (dir, mut group) = group_of("v2", &files);
-        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+        let (dir, mut group) = group_of(&files);
+        let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
         group.set_memory(8192).unwrap();
         assert_eq!((read("memory.max"), read("memory.swap.max")), ("8192".into(), "0".into()));
         // The kernel would kill processes until the limit holds.
@@ -557,7 +555,6 @@ mod tests {
         assert_eq!(group.set_frozen(true).ok(), Some(true));
         assert_eq!(read("cgroup.freeze"), "1");
         assert_eq!((group.cpu_time_ns(), group.memory()), (Some(7000), Some(4096)));
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -128,17 +128,16 @@ mod tests {
 
     #[test]
     fn the_last_broker_alone_undoes_the_leaf() {
-        let own = std::env::temp_dir().join(format!("xen-hosted-leaf-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&own);
-        fs::create_dir_all(own.join(LEAF)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path();
+        fs::create_dir(own.join(LEAF)).unwrap();
         fs::create_dir(own.join("xenbus-1-2")).unwrap();
-        leave(&own);
+        leave(own);
         assert!(own.join(LEAF).exists(), "another host is left");
         fs::remove_dir(own.join("xenbus-1-2")).unwrap();
-        leave(&own);
+        leave(own);
         assert!(!own.join(LEAF).exists());
         let told = fs::read_to_string(own.join("cgroup.subtree_control")).unwrap();
         assert_eq!(told, "-pids", "its controllers are off");
-        fs::remove_dir_all(own).unwrap();
     }
 }

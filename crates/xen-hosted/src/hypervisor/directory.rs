@@ -242,61 +242,44 @@ fn steps(path: &Path) -> VecDeque<OsString> {
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use tempfile::TempDir;
 
-    /// A folder for one test, removed at its end.
-    struct Temporary(PathBuf);
-
-    impl Temporary {
-        fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("xen-hosted-{name}-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&path);
-            std::fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn host(&self, below: &str) -> HostDir {
-            HostDir::new(self.0.join(below))
-        }
-    }
-
-    impl Drop for Temporary {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+    fn host(folder: &TempDir, below: &str) -> HostDir {
+        HostDir::new(folder.path().join(below))
     }
 
     #[test]
     fn a_directory_is_made_locked_and_found() {
-        let folder = Temporary::new("made");
-        assert!(Directory::find(&folder.host("a/b")).unwrap().is_none());
-        let made = Directory::make(&folder.host("a/b")).unwrap();
-        let mode = std::fs::metadata(folder.0.join("a/b")).unwrap().permissions().mode();
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Directory::find(&host(&folder, "a/b")).unwrap().is_none());
+        let made = Directory::make(&host(&folder, "a/b")).unwrap();
+        let mode = std::fs::metadata(folder.path().join("a/b")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-        let again = Directory::make(&folder.host("a/../a/b")).unwrap_err();
+        let again = Directory::make(&host(&folder, "a/../a/b")).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
         drop(made);
-        assert!(Directory::find(&folder.host("a/b")).unwrap().is_some());
+        assert!(Directory::find(&host(&folder, "a/b")).unwrap().is_some());
     }
 
     #[test]
     fn a_directory_that_is_open_to_others_is_refused() {
-        let folder = Temporary::new("open");
-        std::fs::create_dir(folder.0.join("a")).unwrap();
-        std::fs::set_permissions(folder.0.join("a"), PermissionsExt::from_mode(0o750)).unwrap();
-        let refused = Directory::make(&folder.host("a")).unwrap_err();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("a")).unwrap();
+        std::fs::set_permissions(folder.path().join("a"), PermissionsExt::from_mode(0o750))
+            .unwrap();
+        let refused = Directory::make(&host(&folder, "a")).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     }
 
     #[test]
     fn links_of_this_user_lead_on_and_not_in_a_circle() {
-        let folder = Temporary::new("links");
-        symlink("to/../to", folder.0.join("link")).unwrap();
-        std::fs::create_dir(folder.0.join("to")).unwrap();
-        Directory::make(&folder.host("link/host")).unwrap();
-        assert!(folder.0.join("to/host/lock").is_file());
-        symlink(folder.0.join("circle"), folder.0.join("circle")).unwrap();
-        let refused = Directory::make(&folder.host("circle/host")).unwrap_err();
+        let folder = tempfile::tempdir().unwrap();
+        symlink("to/../to", folder.path().join("link")).unwrap();
+        std::fs::create_dir(folder.path().join("to")).unwrap();
+        Directory::make(&host(&folder, "link/host")).unwrap();
+        assert!(folder.path().join("to/host/lock").is_file());
+        symlink(folder.path().join("circle"), folder.path().join("circle")).unwrap();
+        let refused = Directory::make(&host(&folder, "circle/host")).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
     }
 
@@ -306,25 +289,25 @@ mod tests {
             conformance::skip("another user's link", "root alone gives a file away");
             return;
         }
-        let folder = Temporary::new("others");
-        let link = folder.0.join("link");
-        std::fs::create_dir(folder.0.join("to")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::fs::create_dir(folder.path().join("to")).unwrap();
         symlink("to", &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(12_345), None).unwrap();
         for path in ["link", "link/host"] {
-            let refused = Directory::make(&folder.host(path)).unwrap_err();
+            let refused = Directory::make(&host(&folder, path)).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{path}");
         }
-        assert_eq!(std::fs::read_dir(folder.0.join("to")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.path().join("to")).unwrap().count(), 0);
     }
 
     #[test]
     fn what_is_no_socket_is_not_removed() {
-        let folder = Temporary::new("sockets");
-        let made = Directory::make(&folder.host("a")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let made = Directory::make(&host(&folder, "a")).unwrap();
         drop(made.listen(Role::Store).unwrap());
         drop(made.listen(Role::Store).unwrap());
-        let control = folder.0.join("a/control");
+        let control = folder.path().join("a/control");
         std::fs::write(&control, "somebody's").unwrap();
         let refused = made.listen(Role::Control).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
@@ -333,12 +316,12 @@ mod tests {
 
     #[test]
     fn files_are_replaced_as_a_whole() {
-        let folder = Temporary::new("files");
-        let made = Directory::make(&folder.host("a")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let made = Directory::make(&host(&folder, "a")).unwrap();
         assert_eq!(made.read("x").unwrap(), b"");
         made.write("x", b"long").unwrap();
         made.write("x", b"s").unwrap();
         assert_eq!(made.read("x").unwrap(), b"s");
-        assert!(!folder.0.join("a/x.new").exists());
+        assert!(!folder.path().join("a/x.new").exists());
     }
 }

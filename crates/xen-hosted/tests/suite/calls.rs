@@ -89,7 +89,7 @@ fn every_other_call_is_refused() {
 fn every_other_call_is_refused_without_namespaces() {
     let host = Host::start_without_namespaces();
     each_is_refused(&host, false);
-    let folder = host.dir.join("theirs");
+    let folder = host.dir.path().join("theirs");
     fs::create_dir(&folder).unwrap();
     let file = folder.join("file");
     fs::write(&file, "as it was").unwrap();

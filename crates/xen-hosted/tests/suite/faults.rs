@@ -417,7 +417,7 @@ fn the_brokers_end_is_its_domains() {
     // The store ends too, and logs its reason.
     let mut store = host.store.take().unwrap();
     until("the store ends", || store.try_wait().unwrap().is_some());
-    let gone = format!("the broker of {} is gone", host.dir.display());
+    let gone = format!("the broker of {} is gone", host.dir.path().display());
     assert!(host.store_log().contains(&gone), "{}", host.store_log());
     // The next broker in the directory begins without domains, and cleans up.
     host.restart_broker();

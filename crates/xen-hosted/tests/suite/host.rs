@@ -211,8 +211,8 @@ fn two_brokers_do_not_serve_one_directory_and_many_serve_many() {
 
 #[test]
 fn a_directory_that_others_can_look_into_is_not_taken() {
-    let above = std::env::temp_dir().join(format!("xen-hosted-lax-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&above);
+    let folder = tempfile::tempdir().unwrap();
+    let above = folder.path();
     let serve = |dir: &std::path::Path| {
         let broker = std::process::Command::new(env!("CARGO_BIN_EXE_xen-hosted")).arg(dir).output();
         let broker = broker.unwrap();
@@ -220,13 +220,11 @@ fn a_directory_that_others_can_look_into_is_not_taken() {
         let said = String::from_utf8_lossy(&broker.stderr).into_owned();
         assert!(said.contains("another user's, or open to others"), "{said}");
     };
-    std::fs::create_dir(&above).unwrap();
-    std::fs::set_permissions(&above, std::fs::Permissions::from_mode(0o750)).unwrap();
-    serve(&above);
+    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o750)).unwrap();
+    serve(above);
     if rustix::process::geteuid().is_root() {
-        std::fs::set_permissions(&above, std::fs::Permissions::from_mode(0o700)).unwrap();
-        std::os::unix::fs::chown(&above, Some(65534), Some(65534)).unwrap();
-        serve(&above);
+        std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(above, Some(65534), Some(65534)).unwrap();
+        serve(above);
     }
-    std::fs::remove_dir_all(&above).unwrap();
 }

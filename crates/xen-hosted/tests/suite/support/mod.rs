@@ -10,8 +10,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xen::DomId;
 use xen::domctl::{DomainControl, DomainInfo, RunState};
 use xen::evtchn::EventChannels;
@@ -59,7 +59,7 @@ fn broker() -> OsString {
 
 /// A broker in a directory of its own, and the daemon if one was started.
 pub(crate) struct Host {
-    pub(crate) dir: PathBuf,
+    pub(crate) dir: TempDir,
     pub(crate) broker: Child,
     pub(crate) store: Option<Child>,
 }
@@ -74,14 +74,9 @@ impl Host {
     pub(crate) fn start_with(change: impl FnOnce(&mut Command)) -> Self {
         // This process has ports, too.
         xen_hosted::limits::raise_descriptors();
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("xen-hosted-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        let _ = fs::remove_dir_all(&dir);
+        let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(broker());
-        command.arg(dir.join("host")).stdout(Stdio::piped());
-        fs::create_dir_all(&dir).unwrap();
+        command.arg(dir.path().join("host")).stdout(Stdio::piped());
         change(&mut command);
         Self { broker: serving(&mut command), dir, store: None }
     }
@@ -126,24 +121,24 @@ impl Host {
 
     /// Returns the directory that broker and peers share.
     pub(crate) fn host(&self) -> HostDir {
-        HostDir::new(self.dir.join("host"))
+        HostDir::new(self.dir.path().join("host"))
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.join("store")
+        self.dir.path().join("store")
     }
 
     /// Starts the daemon and waits until it answers. Its socket accepts connections before its
     /// set-up with the broker is complete, so a connection alone is not enough.
     pub(crate) fn start_store(&mut self) {
-        let log = File::create(self.dir.join("store.log")).unwrap();
+        let log = File::create(self.dir.path().join("store.log")).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(PLAYING)
             .env(ROLE, "store")
-            .env(DIR, &self.dir)
+            .env(DIR, self.dir.path())
             .env("XENSTORED_PATH", self.socket())
-            .env("XENSTORED_RUNDIR", &self.dir)
-            .env("XENSTORED_ROOTDIR", &self.dir)
+            .env("XENSTORED_RUNDIR", self.dir.path())
+            .env("XENSTORED_ROOTDIR", self.dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -165,7 +160,7 @@ impl Host {
 
     /// Returns the daemon's log.
     pub(crate) fn store_log(&self) -> String {
-        fs::read_to_string(self.dir.join("store.log")).unwrap_or_default()
+        fs::read_to_string(self.dir.path().join("store.log")).unwrap_or_default()
     }
 }
 
@@ -180,7 +175,6 @@ impl Drop for Host {
         }
         terminate(&self.broker);
         let _ = self.broker.wait();
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
