@@ -12,8 +12,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// The longest time until a daemon answers on its socket.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -62,7 +62,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Daemon {
     kind: DaemonKind,
-    dir: PathBuf,
+    dir: TempDir,
     child: Child,
 }
 
@@ -84,24 +84,21 @@ impl Daemon {
     #[must_use]
     pub fn start_with(kind: DaemonKind, options: &Options) -> Option<Self> {
         let dir = fresh_dir();
-        let Some(mut command) = command(kind, &dir, options) else {
-            let _ = fs::remove_dir_all(&dir);
-            return None;
-        };
-        let log = File::create(dir.join("log")).expect("a log file in the temporary folder");
+        let mut command = command(kind, dir.path(), options)?;
+        let log = File::create(dir.path().join("log")).expect("a log file in the temporary folder");
         command
             .args(&options.args)
-            .env("XENSTORED_PATH", dir.join("sock"))
-            .env("XENSTORED_RUNDIR", &dir)
-            .env("XENSTORED_ROOTDIR", &dir)
-            .current_dir(&dir)
+            .env("XENSTORED_PATH", dir.path().join("sock"))
+            .env("XENSTORED_RUNDIR", dir.path())
+            .env("XENSTORED_ROOTDIR", dir.path())
+            .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log);
         if options.everybody {
             command.env_remove("XENSHIM_GUESTS");
         } else {
-            command.env("XENSHIM_GUESTS", dir.join("guests"));
+            command.env("XENSHIM_GUESTS", dir.path().join("guests"));
         }
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let mut daemon = Self { kind, dir, child };
@@ -150,20 +147,20 @@ impl Daemon {
     /// Returns the path of its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("sock")
+        self.dir.path().join("sock")
     }
 
     /// Returns the folder that stands for the hypervisor: ring pages and event channels of its
     /// guests.
     #[must_use]
     pub fn guests(&self) -> PathBuf {
-        self.dir.join("guests")
+        self.dir.path().join("guests")
     }
 
     /// Returns its working folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.dir.path()
     }
 
     /// Returns its process id.
@@ -189,7 +186,8 @@ impl Daemon {
     /// Returns its log up to now.
     #[must_use]
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap_or_default())
+            .into_owned()
     }
 
     /// Opens a new connection over its socket, as domain 0.
@@ -279,7 +277,6 @@ impl Drop for Daemon {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -289,12 +286,9 @@ fn tail(text: &str, lines: usize) -> String {
 }
 
 /// Makes a folder with a name short enough for a socket inside it.
-fn fresh_dir() -> PathBuf {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let dir = std::env::temp_dir().join(format!("xenbus-{}-{number}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(dir.join("guests")).expect("a folder under the temporary folder");
+fn fresh_dir() -> TempDir {
+    let dir = tempfile::tempdir().expect("a folder under the temporary folder");
+    fs::create_dir(dir.path().join("guests")).expect("a folder in it");
     dir
 }
 

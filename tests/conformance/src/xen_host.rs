@@ -126,21 +126,20 @@ impl XenHost {
     fn try_make(&mut self, domid: u16) -> Result<GuestDomain, String> {
         self.made += 1;
         let name = format!("conformance-{domid}-{}", self.made);
-        let config = std::env::temp_dir().join(format!("{name}.cfg"));
+        let config = tempfile::NamedTempFile::new().expect("a file in the temporary folder");
         let text = format!(
             "type=\"pv\"\nname=\"{name}\"\nkernel=\"{}\"\nmemory=8\nvcpus=1\n\
              on_poweroff=\"preserve\"\non_crash=\"preserve\"\n",
             self.files.join("ring-agent").display()
         );
-        fs::write(&config, text).expect("a configuration in the temporary folder");
+        fs::write(config.path(), text).expect("a configuration in the temporary folder");
         let end = Instant::now() + SOON;
-        let create = ["create", "-e", &config.display().to_string()].map(str::to_owned);
+        let create = ["create", "-e", &config.path().display().to_string()].map(str::to_owned);
         // The last domain of that number exists as long as a page of it is mapped.
         while let Err(why) = self.xl(&create, ("XL_DOMID", domid.to_string())) {
             assert!(Instant::now() < end, "xl create of domain {domid}: {why}");
             std::thread::sleep(Duration::from_millis(100));
         }
-        let _ = fs::remove_file(&config);
         let console = self.console(domid);
         let ring = match AgentRing::open(&console) {
             Ok(ring) => ring,

@@ -6,25 +6,27 @@
 use conformance::{Daemon, DaemonKind, Peers, PeersPurpose, Version};
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
 
 /// The version of the packages that are made here.
 const UNKNOWN: &str = "4.17.99-1";
 
 /// A folder for `XENBUS_PEERS`, removed with the test.
-struct Folder(PathBuf);
+struct Folder(TempDir);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("versions-{name}-{}", std::process::id()));
-        fs::create_dir_all(path.join("root/usr/share/doc/xen-utils-4.17")).expect("a folder");
-        Self(path)
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(folder.path().join("root/usr/share/doc/xen-utils-4.17"))
+            .expect("a folder");
+        Self(folder)
     }
 
     /// Writes a changelog whose newest entry is of this version.
     fn claim(&self, version: &str) {
-        let folder = self.0.join("root/usr/share/doc/xen-utils-4.17");
+        let folder = self.0.path().join("root/usr/share/doc/xen-utils-4.17");
         let text = folder.join("changelog.Debian");
         fs::write(&text, format!("xen ({version}) bookworm; urgency=medium\n")).expect("a file");
         let status = Command::new("gzip").arg("-f").arg(&text).status();
@@ -34,7 +36,7 @@ impl Folder {
     /// Copies the programs of the packages that are here.
     fn fill(&self, root: &Path) {
         for name in ["etc", "usr/bin", "usr/lib", "usr/include"] {
-            symlink(root.join(name), self.0.join("root").join(name)).expect("a link");
+            symlink(root.join(name), self.0.path().join("root").join(name)).expect("a link");
         }
     }
 
@@ -42,14 +44,8 @@ impl Folder {
     fn run(&self, test: &str) -> Output {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args([test, "--nocapture", "--test-threads=1"]).stdin(Stdio::null());
-        command.env("XENBUS_PEERS", &self.0).env("CI", "true");
+        command.env("XENBUS_PEERS", self.0.path()).env("CI", "true");
         command.output().expect("this program")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -73,7 +69,7 @@ fn an_unknown_version_leaves_out_the_peers_and_nothing_else() {
     let Some(peers) = Peers::find("packages of an unknown version", PeersPurpose::Use) else {
         return;
     };
-    let folder = Folder::new("unknown");
+    let folder = Folder::new();
     folder.fill(peers.root());
     folder.claim(UNKNOWN);
     let output = folder.run("daemons_that_start");
@@ -93,7 +89,7 @@ fn a_known_version_leaves_out_nothing() {
     let Some(peers) = Peers::find("packages of a known version", PeersPurpose::Comparison) else {
         return;
     };
-    let folder = Folder::new("known");
+    let folder = Folder::new();
     folder.fill(peers.root());
     folder.claim(peers.version().expect("a known version").debian());
     let output = folder.run("daemons_that_start");
@@ -105,11 +101,11 @@ fn a_known_version_leaves_out_nothing() {
 /// Only an unknown version is accepted: no missing packages, and no packages without a version.
 #[test]
 fn what_is_missing_fails_in_ci() {
-    let empty = Folder::new("empty");
+    let empty = Folder::new();
     empty.claim(UNKNOWN);
     assert!(!empty.run("daemons_that_start").status.success());
     let Some(peers) = Peers::find("packages without a version", PeersPurpose::Use) else { return };
-    let silent = Folder::new("silent");
+    let silent = Folder::new();
     silent.fill(peers.root());
     assert!(!silent.run("daemons_that_start").status.success());
 }
