@@ -157,10 +157,11 @@ mod tests {
 
     #[test]
     fn files_live_and_die() {
-        let directory = std::env::temp_dir().join(format!("testbed-life-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path();
         let page = directory.join("7.page");
-        let mut watch = LifeWatch(Rc::new(RefCell::new(DomainLives::new(Some(directory.clone())))));
+        let lives = DomainLives::new(Some(directory.to_owned()));
+        let mut watch = LifeWatch(Rc::new(RefCell::new(lives)));
         assert!(watch.identity(DomId(0)).is_some());
         assert!(watch.identity(DomId(7)).is_none());
         std::fs::write(&page, [0; 4096]).unwrap();
@@ -180,6 +181,5 @@ mod tests {
         std::fs::remove_file(&page).unwrap();
         assert_eq!(changes(&mut watch), [DomainEvent::Died(DomId(7))]);
         assert!(watch.identity(DomId(7)).is_none());
-        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

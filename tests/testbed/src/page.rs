@@ -44,9 +44,7 @@ mod tests {
 
     #[test]
     fn a_file_and_its_page_are_the_same_bytes() {
-        let path = std::env::temp_dir().join(format!("testbed-page-{}", std::process::id()));
-        let file =
-            File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        let file = tempfile::tempfile().unwrap();
         assert_eq!(map(&file).unwrap_err(), Error::Inval, "an empty file has no page");
         file.set_len(PAGE_SIZE as u64).unwrap();
         let page = map(&file).unwrap();
@@ -54,6 +52,5 @@ mod tests {
         let mut bytes = [0; 4];
         file.read_exact_at(&mut bytes, 10).unwrap();
         assert_eq!(&bytes, b"ring");
-        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -6,8 +6,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xen_io::xs_ring::{ClientRing, ErrorWord, RingError};
 use xenstore_core::wire::{Header, feature, split_message};
 
@@ -34,34 +35,31 @@ type RawReply = (u32, u32, Vec<u8>);
 /// The daemon on a test bed of its own, with a client that speaks for domain 0.
 struct TestDaemon {
     daemon: Child,
-    dir: PathBuf,
+    dir: TempDir,
     dom0: UnixStream,
 }
 
 impl TestDaemon {
     fn start(args: &[&str]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("testbed-{}-{next}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let mut daemon = Command::new(env!("CARGO_BIN_EXE_xenstored-testbed"))
-            .env("XENSHIM_GUESTS", &dir)
-            .env("XENSTORED_PATH", dir.join("socket"))
+            .env("XENSHIM_GUESTS", dir.path())
+            .env("XENSTORED_PATH", dir.path().join("socket"))
             .env_remove("NOTIFY_SOCKET")
             .args(["-N", "-F"])
-            .arg(dir.join("pid"))
+            .arg(dir.path().join("pid"))
             .args(args)
             .stdin(Stdio::null())
-            .stderr(File::create(dir.join("stderr")).unwrap())
+            .stderr(File::create(dir.path().join("stderr")).unwrap())
             .spawn()
             .unwrap();
         let began = Instant::now();
-        while !dir.join("pid").exists() {
+        while !dir.path().join("pid").exists() {
             assert!(daemon.try_wait().unwrap().is_none(), "the daemon ended");
             assert!(began.elapsed() < PATIENCE, "the daemon does not come up");
             std::thread::sleep(Duration::from_millis(2));
         }
-        let dom0 = UnixStream::connect(dir.join("socket")).unwrap();
+        let dom0 = UnixStream::connect(dir.path().join("socket")).unwrap();
         dom0.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { daemon, dir, dom0 }
     }
@@ -88,7 +86,7 @@ impl TestDaemon {
 
     /// Makes a domain with a home of its own.
     fn guest(&mut self, domid: u16) -> RingGuest {
-        let guest = RingGuest::create(&self.dir, domid);
+        let guest = RingGuest::create(self.dir.path(), domid);
         self.introduce(domid);
         let home = format!("/local/domain/{domid}\0");
         self.ok(WRITE, home.as_bytes());
@@ -103,11 +101,11 @@ impl TestDaemon {
     /// Raises `VIRQ_DOM_EXC`.
     fn raise(&self) {
         let socket = UnixDatagram::unbound().unwrap();
-        socket.send_to(&u32::MAX.to_ne_bytes(), self.dir.join("evtchn")).unwrap();
+        socket.send_to(&u32::MAX.to_ne_bytes(), self.dir.path().join("evtchn")).unwrap();
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("stderr")).unwrap()
+        std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 }
 
@@ -115,7 +113,6 @@ impl Drop for TestDaemon {
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -325,13 +322,13 @@ fn death_and_shutdown_are_told_and_numbers_used_again() {
     host.ok(WATCH, b"@releaseDomain\0rel\0");
     assert_eq!(host.receive().0, WATCH_EVENT);
 
-    std::fs::write(host.dir.join("7.shutdown"), []).unwrap();
+    std::fs::write(host.dir.path().join("7.shutdown"), []).unwrap();
     host.raise();
     assert_eq!(host.receive(), (WATCH_EVENT, 0, b"@releaseDomain\0rel\0".to_vec()));
     assert_eq!(guest.call(READ, b"x\0").0, READ, "a domain that is shut down is still there");
 
-    std::fs::remove_file(host.dir.join("7.shutdown")).unwrap();
-    std::fs::remove_file(host.dir.join("7.page")).unwrap();
+    std::fs::remove_file(host.dir.path().join("7.shutdown")).unwrap();
+    std::fs::remove_file(host.dir.path().join("7.page")).unwrap();
     host.raise();
     assert_eq!(host.receive(), (WATCH_EVENT, 0, b"@releaseDomain\0rel\0".to_vec()));
     assert_eq!(host.call(INTRODUCE, b"7\x001\x001\0").0, ERROR, "no such domain");
@@ -388,5 +385,5 @@ fn sigterm_ends_a_daemon_with_guests() {
     let pid = Pid::from_child(&host.daemon);
     kill_process(pid, Signal::TERM).unwrap();
     assert!(host.daemon.wait().unwrap().success(), "{}", host.log());
-    assert!(!host.dir.join("socket").exists());
+    assert!(!host.dir.path().join("socket").exists());
 }
