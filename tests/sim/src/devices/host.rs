@@ -11,9 +11,9 @@ use crate::hypervisor::{Hypervisor, Limits};
 use crate::plan::RunTrace;
 use crate::rng::Rng;
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xen::shared::SharedPage;
 use xen::{DomId, GrantRef};
 use xen_io::ring::offset;
@@ -74,7 +74,7 @@ pub(super) struct DeviceRun<K: TestedDevice> {
     pub(super) media: K::Media,
     pub(super) slots: Vec<DeviceSlot<K>>,
     torn: Vec<TornIndex>,
-    pub(super) record_dir: PathBuf,
+    pub(super) record_dir: TempDir,
     /// The number of devices that were made.
     pub(super) made: u64,
     pub(super) step: u64,
@@ -110,12 +110,7 @@ impl<K: TestedDevice> DeviceRun<K> {
         let (hypervisor_too, clock_too) = (hypervisor.clone(), Rc::clone(&clock));
         StoreMachine { hypervisor: hypervisor_too, daemon, clock: clock_too }.install();
         let tool = Client::over(Box::new(machine::StoreSocket::connect().map_err(text)?));
-        let record_dir = std::env::temp_dir().join(format!(
-            "xenbus-sim-{}-{:?}-{seed}",
-            std::process::id(),
-            std::thread::current().id()
-        ));
-        std::fs::create_dir_all(&record_dir).map_err(text)?;
+        let record_dir = tempfile::tempdir().map_err(text)?;
         let slot = |domid| DeviceSlot {
             domid: DomId(domid),
             guest: None,
@@ -227,7 +222,7 @@ impl<K: TestedDevice> DeviceRun<K> {
 
     pub(super) fn start_backend(&mut self) -> Result<(), String> {
         self.note(|| "the backend starts".to_owned());
-        let (record_dir, media) = (&self.record_dir, self.media.clone());
+        let (record_dir, media) = (self.record_dir.path(), self.media.clone());
         let started = BackendProcess::start(&self.hypervisor, record_dir, media, self.now());
         self.backend = Some(started?);
         self.tally.count("backends started", 1);
@@ -379,6 +374,5 @@ impl<K: TestedDevice> Drop for DeviceRun<K> {
             slot.guest = None;
         }
         StoreMachine::remove();
-        let _ = std::fs::remove_dir_all(&self.record_dir);
     }
 }
