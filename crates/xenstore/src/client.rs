@@ -585,12 +585,11 @@ mod tests {
 
     #[test]
     fn a_reply_that_does_not_come_is_awaited_for_so_long() {
-        let path = std::env::temp_dir().join(format!("xenstore-late-{}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
         // The listener accepts connections and never reads.
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let mut client = Client::connect(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
         client.set_timeout(Some(Duration::from_millis(20)));
         let error = Store::read(&mut client, "/").unwrap_err();
         assert_eq!(error.errno(), Errno::TIMEDOUT.raw_os_error());

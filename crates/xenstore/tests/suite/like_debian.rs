@@ -1,7 +1,7 @@
 //! Compares this project's tool with Debian's xenstore-utils, on the same daemon with the same
 //! contents: the output on stdout and stderr, the exit codes, and the resulting store.
 
-use crate::support::{Daemon, DebianPeers, Folder, PATIENCE, each};
+use crate::support::{Daemon, DebianPeers, PATIENCE, each};
 use conformance::DaemonKind;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xenstore::walk::{NodeParts, Options, walk};
 use xenstore::{Client, Error, MsgType, Perm, Store, Ticket, TransactionId};
 
@@ -391,7 +392,7 @@ impl Tools {
 
 /// Does the same as `Command::output`, for a program that may never end: it has 20 seconds.
 fn output(mut command: Command) -> Output {
-    let folder = Folder::new("out");
+    let folder = tempfile::tempdir().unwrap();
     let [out, err] = ["out", "err"].map(|name| folder.path().join(name));
     command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
     let mut child = command.spawn().unwrap();
@@ -409,7 +410,7 @@ fn output(mut command: Command) -> Output {
     Output { status, stdout: std::fs::read(out).unwrap(), stderr: std::fs::read(err).unwrap() }
 }
 
-fn both(peers: &DebianPeers, folder: &Folder) -> (Tools, Tools) {
+fn both(peers: &DebianPeers, folder: &TempDir) -> (Tools, Tools) {
     let debian =
         Tools { dirs: vec![peers.tools(), peers.programs()], libraries: Some(peers.libraries()) };
     for name in
@@ -446,7 +447,7 @@ fn compare(what: &[String], mut run: impl FnMut(&str) -> (String, String)) {
 #[test]
 fn the_same_on_stdout_and_stderr_and_in_the_store() {
     let Some(peers) = DebianPeers::find() else { return };
-    let folder = Folder::new("bin");
+    let folder = tempfile::tempdir().unwrap();
     let (debian, ours) = both(&peers, &folder);
     let all: Vec<String> = INVOCATIONS.iter().map(|at| (*at).to_owned()).collect();
     for daemon in each(&[DaemonKind::C, DaemonKind::Ours]) {
@@ -460,7 +461,7 @@ fn the_same_on_stdout_and_stderr_and_in_the_store() {
 fn ls_is_cut_the_same_on_a_terminal_of_any_width() {
     let Some(peers) = DebianPeers::find() else { return };
     let Some(daemon) = Daemon::start(DaemonKind::C) else { return };
-    let folder = Folder::new("bin");
+    let folder = tempfile::tempdir().unwrap();
     let (debian, ours) = both(&peers, &folder);
     fill(&mut daemon.client()).unwrap();
     let columns = [0, 1, 2, 3, 9, 10, 11, 20, 40, 61, 62, 80, 200];
@@ -480,7 +481,7 @@ fn ls_is_cut_the_same_on_a_terminal_of_any_width() {
 #[test]
 fn the_same_without_a_daemon() {
     let Some(peers) = DebianPeers::find() else { return };
-    let folder = Folder::new("bin");
+    let folder = tempfile::tempdir().unwrap();
     let (debian, ours) = both(&peers, &folder);
     let socket = folder.path().join("nobody");
     for listening in [false, true] {
@@ -506,7 +507,7 @@ fn the_same_without_a_daemon() {
 fn posixly_correct_ends_flags_at_the_first_operand() {
     let Some(peers) = DebianPeers::find() else { return };
     let Some(daemon) = Daemon::start(DaemonKind::C) else { return };
-    let folder = Folder::new("bin");
+    let folder = tempfile::tempdir().unwrap();
     let (debian, ours) = both(&peers, &folder);
     fill(&mut daemon.client()).unwrap();
     let all = ["read /t/a -p", "read -p /t/a -R", "write /t/x -p"].map(str::to_owned);

@@ -5,8 +5,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 use conformance::{DaemonKind, PeersPurpose};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
 use std::time::Duration;
 use xenstore::Client;
 
@@ -43,33 +42,6 @@ impl DebianPeers {
 /// prints the reason on stderr.
 pub(crate) fn each(kinds: &[DaemonKind]) -> impl Iterator<Item = Daemon> {
     kinds.iter().filter_map(|kind| Daemon::start(*kind))
-}
-
-/// A folder that is removed at the end of the test.
-#[derive(Debug)]
-pub(crate) struct Folder(PathBuf);
-
-impl Folder {
-    /// Creates a folder. Its path is short, as the path of a socket must be.
-    pub(crate) fn new(name: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("xs-{name}-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    /// Returns the path of the folder.
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// A running daemon, which ends with the test.

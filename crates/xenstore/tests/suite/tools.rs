@@ -1,10 +1,11 @@
 //! The tool's features beyond Debian's: JSON, export, import, diff, help, and the bulk read.
 
-use crate::support::{Daemon, Folder, each};
+use crate::support::{Daemon, each};
 use conformance::DaemonKind;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
 use xenstore::walk::{NodeParts, Options, walk};
 use xenstore::{Client, Error, Perm, Store};
 use xenstore_core::wire::{Header, MsgType, split_message};
@@ -115,7 +116,7 @@ fn help_and_completions() {
         assert!(stdout(&daemon, &["completions", shell], 0).contains("recurse"));
     }
     let script = stdout(&daemon, &["completions", "bash"], 0);
-    let folder = Folder::new("bash");
+    let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("completions");
     std::fs::write(&file, script).unwrap();
     assert!(Command::new("bash").arg("-n").arg(file).status().unwrap().success());
@@ -127,7 +128,7 @@ fn help_and_completions() {
 /// Forwards everything to a daemon except CONTROL `subtree`, which it answers from `parts`. It
 /// stands for the daemon's side of the bulk read, whose own tests are with this project's daemon.
 /// It answers ENOSYS after the last part.
-fn with_bulk_read(daemon: &Daemon, folder: &Folder, parts: &'static [&'static [u8]]) -> Client {
+fn with_bulk_read(daemon: &Daemon, folder: &TempDir, parts: &'static [&'static [u8]]) -> Client {
     let socket = folder.path().join("sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let mut behind = UnixStream::connect(&daemon.socket).unwrap();
@@ -179,7 +180,7 @@ fn a_bulk_read_that_ends_halfway_is_finished_the_plain_way() {
             (&[FIRST, LAST], 7),
         ];
         for (parts, from_bulk) in CASES {
-            let folder = Folder::new("bulk");
+            let folder = tempfile::tempdir().unwrap();
             let mut client = with_bulk_read(&daemon, &folder, parts);
             let mut seen = Vec::new();
             let options = Options { parts: NodeParts::ValuesAndPerms, ..Options::default() };
