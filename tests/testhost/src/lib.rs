@@ -12,9 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::HostDir;
@@ -149,7 +149,7 @@ fn programs() -> Result<&'static Path, &'static str> {
 #[derive(Debug)]
 pub struct Host {
     /// The host's folder, with all logs and sockets. It is removed with the host.
-    pub dir: PathBuf,
+    pub dir: TempDir,
     store: Program,
     broker: Program,
     /// The control over the life of its domains.
@@ -162,7 +162,6 @@ impl Host {
     /// Starts a host for a test; `None` if a program is missing, which is printed.
     #[must_use]
     pub fn start(test: &str) -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let programs = match programs() {
             Ok(programs) => programs,
             Err(why) => {
@@ -170,34 +169,32 @@ impl Host {
                 return None;
             }
         };
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("testhost-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&dir).expect("a folder");
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path();
         let host = HostDir::new(dir.join("host"));
         let mut broker = Command::new(programs.join("xen-hosted"));
         broker.arg(host.path());
         let broker = Program::start(broker, dir.join("broker.log"));
         until("the broker serves", || Control::connect(&host).is_ok());
         let mut store = Command::new(programs.join("xenstored"));
-        store.arg("--no-fork").env("XENSTORED_RUNDIR", &dir).env("XENSTORED_ROOTDIR", &dir);
-        let store = Program::start(at(store, &dir), dir.join("store.log"));
+        store.arg("--no-fork").env("XENSTORED_RUNDIR", dir).env("XENSTORED_ROOTDIR", dir);
+        let store = Program::start(at(store, dir), dir.join("store.log"));
         until("the store serves", || Client::connect(dir.join("store")).is_ok());
         let control = Control::connect(&host).expect("the broker");
         let tool = Client::connect(dir.join("store")).expect("the store");
-        Some(Self { dir, broker, store, control, tool })
+        Some(Self { dir: folder, broker, store, control, tool })
     }
 
     /// Starts a program of domain 0 on this host, with the log `NAME.log` in its folder.
     #[must_use]
     pub fn program(&self, name: &str, command: Command) -> Program {
-        Program::start(at(command, &self.dir), self.dir.join(format!("{name}.log")))
+        Program::start(at(command, self.dir.path()), self.dir.path().join(format!("{name}.log")))
     }
 
     /// Returns the log of a program of this host; empty if there is none.
     #[must_use]
     pub fn log(&self, name: &str) -> String {
-        let path = self.dir.join(name);
+        let path = self.dir.path().join(name);
         // A full disk has no end to be read.
         if path.is_symlink() {
             return String::new();
@@ -222,7 +219,6 @@ impl Drop for Host {
         self.store.kill();
         // The broker removes its control groups.
         self.broker.end();
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 

@@ -63,9 +63,9 @@ impl BlockHost {
     /// Ends the backend, and starts another one that has its log and statistics on a full disk.
     pub(crate) fn fill_the_backends_disk(&mut self) {
         self.backend.kill();
-        std::fs::create_dir_all(self.dir.join("host/xen-blockd")).unwrap();
+        std::fs::create_dir_all(self.dir.path().join("host/xen-blockd")).unwrap();
         for name in ["backend.log", "host/xen-blockd/stats"] {
-            let path = self.dir.join(name);
+            let path = self.dir.path().join(name);
             // The earlier backend may not have written the file yet.
             let _ = std::fs::remove_file(&path);
             std::os::unix::fs::symlink("/dev/full", path).unwrap();
@@ -161,7 +161,7 @@ impl BlockHost {
 
     /// Creates an image of zeroes.
     pub(crate) fn image(&self, name: &str, mib: u64) -> String {
-        let path = self.dir.join(name);
+        let path = self.dir.path().join(name);
         File::create(&path).unwrap().set_len(mib << 20).unwrap();
         path.to_str().unwrap().to_owned()
     }

@@ -190,7 +190,7 @@ fn a_backend_that_is_killed_is_not_noticed() {
     guest.run("cmp -n 15000000 /tmp/x /dev/xvda");
     let front = format!("/local/domain/{}/device/vbd/51712/state", guest.domid);
     assert_eq!(xenstore::Store::read(&mut host.tool, front).unwrap(), b"4");
-    assert!(host.dir.join("host/xen-blockd").is_dir(), "the record is the host's");
+    assert!(host.dir.path().join("host/xen-blockd").is_dir(), "the record is the host's");
     host.end(guest);
 }
 
