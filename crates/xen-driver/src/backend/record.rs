@@ -268,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_successor_finds_what_was_not_answered() {
-        let path = std::env::temp_dir().join(format!("xen-driver-record-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
         let DeviceRecord { guard, rings } = create(&path, SHAPE).unwrap();
         let start = u32::MAX - 1;
         for (number, slot) in [0, 40, 63, 3].into_iter().enumerate() {
