@@ -83,37 +83,20 @@ fn serves(target: &DiskTarget, record_dir: &Path) {
     serving.join().unwrap();
 }
 
-/// A folder of this test, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(within: &Path, name: &str) -> Self {
-        let path = within.join(format!("xen-block-filtered-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn files_of_disks_and_of_memory() {
-    for (within, name) in [(std::env::temp_dir(), "disk"), ("/dev/shm".into(), "memory")] {
-        let folder = Folder::new(&within, name);
-        let file = folder.0.join("raw");
+    for folder in [tempfile::tempdir(), tempfile::tempdir_in("/dev/shm")] {
+        let folder = folder.unwrap();
+        let file = folder.path().join("raw");
         std::fs::write(&file, vec![0; 1 << 20]).unwrap();
-        serves(&DiskTarget::Raw(file), &folder.0);
+        serves(&DiskTarget::Raw(file), folder.path());
     }
 }
 
 #[test]
 fn images_with_backing_files() {
-    let folder = Folder::new(&std::env::temp_dir(), "qcow2");
-    let (base, top) = (folder.0.join("base"), folder.0.join("top"));
+    let folder = tempfile::tempdir().unwrap();
+    let (base, top) = (folder.path().join("base"), folder.path().join("top"));
     let image = |args: &[&str], file: &Path| {
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2"]).args(args).arg(file).arg("8M");
@@ -123,7 +106,7 @@ fn images_with_backing_files() {
         return conformance::skip("filtered qcow2", "there is no qemu-img (Debian: qemu-utils)");
     }
     image(&["-F", "qcow2", "-b", base.to_str().unwrap()], &top).unwrap();
-    serves(&DiskTarget::Qcow2(top), &folder.0);
+    serves(&DiskTarget::Qcow2(top), folder.path());
 }
 
 /// A process that has written its number into a file; ended with the test.
@@ -144,12 +127,12 @@ impl Drop for ForkedProcess {
 
 #[test]
 fn servers_of_network_block_devices() {
-    let folder = Folder::new(&std::env::temp_dir(), "nbd");
-    let (file, socket) = (folder.0.join("raw"), folder.0.join("socket"));
+    let folder = tempfile::tempdir().unwrap();
+    let (file, socket) = (folder.path().join("raw"), folder.path().join("socket"));
     std::fs::write(&file, vec![0; 1 << 20]).unwrap();
     let mut server = Command::new("qemu-nbd");
     server.args(["--fork", "--shared=8", "--discard=unmap", "-f", "raw", "-k"]).arg(&socket);
-    let pid = folder.0.join("pid");
+    let pid = folder.path().join("pid");
     // With --fork it returns once it listens, and ends with its last client.
     match server.arg("--pid-file").arg(&pid).arg(&file).status() {
         Ok(status) => assert!(status.success(), "qemu-nbd: {status}"),
@@ -159,5 +142,5 @@ fn servers_of_network_block_devices() {
         }
     }
     let _ended = ForkedProcess(pid);
-    serves(&DiskTarget::Nbd { socket, name: String::new() }, &folder.0);
+    serves(&DiskTarget::Nbd { socket, name: String::new() }, folder.path());
 }

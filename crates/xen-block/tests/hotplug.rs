@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
+use tempfile::TempDir;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::disk::open::OpenError;
@@ -25,7 +26,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// A folder with an image, and a store.
 struct HotplugSetup {
-    dir: PathBuf,
+    dir: TempDir,
     daemon: Daemon,
     tool: Client,
     peers: &'static Peers,
@@ -43,9 +44,8 @@ impl HotplugSetup {
             }
         };
         let daemon = Daemon::start(DaemonKind::Ours)?;
-        let dir = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("image"), [0; 4096]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("image"), [0; 4096]).unwrap();
         let tool = Client::connect(daemon.socket()).unwrap();
         let mut host = Self { dir, daemon, tool, peers };
         host.set("mode", "w");
@@ -53,7 +53,7 @@ impl HotplugSetup {
     }
 
     fn image(&self) -> PathBuf {
-        self.dir.join("image")
+        self.dir.path().join("image")
     }
 
     fn set(&mut self, name: &str, value: &str) {
@@ -94,12 +94,6 @@ impl HotplugSetup {
         let (status, error) = (self.take_node("hotplug-status"), self.take_node("hotplug-error"));
         assert_eq!(output.status.success(), status == "connected", "{output:?}");
         (status, error)
-    }
-}
-
-impl Drop for HotplugSetup {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 

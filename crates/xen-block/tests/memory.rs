@@ -20,9 +20,8 @@ fn memory_of_32_disks() {
         let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
-    let folder = std::env::temp_dir().join(format!("xen-block-32-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let files = folder.clone();
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().to_owned();
     let open: Box<OpenDisk> = Box::new(move |device| {
         let path = files.join(device.id().devid.to_string());
         std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
@@ -59,7 +58,6 @@ fn memory_of_32_disks() {
         })
     });
     let grown = resident_kib().saturating_sub(before);
-    std::fs::remove_dir_all(&folder).unwrap();
     println!("31 more disks: {grown} KiB, granted pages and frontends included");
     assert!(grown < 64 << 10, "{grown} KiB");
 }

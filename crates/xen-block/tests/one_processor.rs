@@ -137,7 +137,8 @@ fn sleeps_once(test: &str, together: usize, enters: u64) {
     if Command::new("strace").arg("-V").output().is_err() {
         return conformance::skip(test, "there is no strace");
     }
-    let file = std::env::temp_dir().join(format!("xen-block-{test}-{}", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("disk");
     std::fs::write(&file, vec![7; 1 << 20]).unwrap();
     // The store needs some more calls at the beginning. If a read takes longer than the wait for
     // it, there is a second sleep, and the next few reads are not waited for: so the test is
@@ -150,7 +151,6 @@ fn sleeps_once(test: &str, together: usize, enters: u64) {
         (TIMES..TIMES + spare).contains(&slept)
             && (TIMES..TIMES * enters + spare).contains(&entered)
     });
-    std::fs::remove_file(&file).unwrap();
     assert!(met, "calls of epoll_pwait and io_uring_enter for {TIMES} x {together}: {counted:?}");
 }
 

@@ -59,11 +59,8 @@ mod tests {
 
     #[test]
     fn folders_are_given_or_lines_of_the_file() {
-        let top = std::env::temp_dir().join(format!("xen-block-places-{}", std::process::id()));
-        let top = {
-            std::fs::create_dir_all(&top).unwrap();
-            top.canonicalize().unwrap()
-        };
+        let temporary = tempfile::tempdir().unwrap();
+        let top = temporary.path().canonicalize().unwrap();
         for folder in ["given", "listed/below", "other", "listed-not"] {
             std::fs::create_dir_all(top.join(folder)).unwrap();
         }
@@ -85,6 +82,5 @@ mod tests {
         // The file is read again each time.
         std::fs::write(&file, top.join("other").display().to_string()).unwrap();
         assert!(image_dirs.has(&top.join("other/a")) && !image_dirs.has(&top.join("listed/a")));
-        std::fs::remove_dir_all(&top).unwrap();
     }
 }

@@ -108,9 +108,8 @@ mod tests {
     #[test]
     fn what_goes_together_is_locked_and_nothing_else() {
         use FileUse::{Keeping, Reading, Writing};
-        let path = std::env::temp_dir().join(format!("xen-block-lock-{}", std::process::id()));
-        std::fs::write(&path, [0; 512]).unwrap();
-        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().read(true).write(true).open(file.path()).unwrap();
         for (one, two, together) in [
             (Reading, Reading, true),
             (Reading, Keeping, true),
@@ -126,6 +125,5 @@ mod tests {
                 assert_eq!(lock(other.as_fd(), second), wanted, "{first:?}, then {second:?}");
             }
         }
-        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -134,14 +134,14 @@ mod tests {
 
     #[test]
     fn only_files_and_block_devices_are_opened_and_a_fifo_keeps_nobody() {
-        let folder = std::env::temp_dir().join(format!("xen-block-open-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
         let (file, fifo, link) = (folder.join("file"), folder.join("fifo"), folder.join("link"));
         std::fs::write(&file, [0; 512]).unwrap();
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         for flags in [OFlags::RDONLY, OFlags::RDWR] {
-            for wrong in [fifo.as_path(), &folder, Path::new("/dev/null")] {
+            for wrong in [fifo.as_path(), folder, Path::new("/dev/null")] {
                 let opened = OpenFile::open(wrong, flags).map(|opened| opened.path);
                 assert_eq!(opened, Err(OpenError::NotADisk(wrong.to_owned())));
             }
@@ -153,6 +153,5 @@ mod tests {
         let absent = folder.join("absent");
         let error = OpenFile::open(&absent, OFlags::RDONLY).map(|opened| opened.path);
         assert_eq!(error, Err(OpenError::System(absent, Errno::NOENT)));
-        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

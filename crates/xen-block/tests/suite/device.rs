@@ -4,9 +4,10 @@
 use crate::support::{self, ID, PATIENCE, Scene, Setup, device, once_free};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
 use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
 use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
@@ -43,32 +44,21 @@ fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes as u64).map(|at| ((at / 7).wrapping_mul(seed | 1) >> 3) as u8).collect()
 }
 
-/// A file in the temporary folder, removed when the test ends.
-struct TemporaryFile(PathBuf);
-
-impl TemporaryFile {
-    fn new(name: &str, bytes: u64) -> Self {
-        let name = format!("xen-block-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let file = std::fs::File::create(&path).unwrap();
-        file.set_len(bytes).unwrap();
-        Self(path)
-    }
-
-    fn open(&self, way: IoMethod) -> Box<OpenDisk> {
-        let path = self.0.clone();
-        Box::new(move |_| {
-            let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
-            let disk = once_free(|| FileDisk::open(&path, Options { access, cache, way }));
-            Ok(Box::new(disk?))
-        })
-    }
+/// Makes an empty disk of this size in the temporary folder.
+fn disk_file(bytes: u64) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(bytes).unwrap();
+    file
 }
 
-impl Drop for TemporaryFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+/// Returns the function that opens this file as a disk.
+fn opening(file: &NamedTempFile, way: IoMethod) -> Box<OpenDisk> {
+    let path = file.path().to_owned();
+    Box::new(move |_| {
+        let (access, cache) = (DiskAccess::ReadWrite, Cache::Direct);
+        let disk = once_free(|| FileDisk::open(&path, Options { access, cache, way }));
+        Ok(Box::new(disk?))
+    })
 }
 
 #[test]
@@ -272,11 +262,13 @@ fn large_sectors_are_counted_in_small_ones() {
 
 #[test]
 fn a_file_grows_while_it_is_used() {
-    let file = TemporaryFile::new("grows", 1 << 20);
-    let Some(mut scene) = Scene::connected(Setup::new(file.open(IoMethod::Best))) else { return };
+    let file = disk_file(1 << 20);
+    let Some(mut scene) = Scene::connected(Setup::new(opening(&file, IoMethod::Best))) else {
+        return;
+    };
     assert_eq!(scene.front().info().unwrap().sectors, 2048);
     assert_eq!(scene.read(2048, 1), Err(Status::Error));
-    std::fs::File::options().write(true).open(&file.0).unwrap().set_len(2 << 20).unwrap();
+    std::fs::File::options().write(true).open(file.path()).unwrap().set_len(2 << 20).unwrap();
     scene.server.announce_changes().unwrap();
     scene.until("the new size", |scene| scene.front().info().unwrap().sectors == 4096);
     assert_eq!(scene.write(2048, &pattern(5, 4096)), Status::Okay);
@@ -286,15 +278,15 @@ fn a_file_grows_while_it_is_used() {
 #[test]
 fn files_are_read_and_written_through_io_uring_and_threads() {
     for way in [IoMethod::Best, IoMethod::Threads] {
-        let file = TemporaryFile::new(&format!("way-{way:?}"), 4 << 20);
-        let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
+        let file = disk_file(4 << 20);
+        let Some(mut scene) = Scene::connected(Setup::new(opening(&file, way))) else { return };
         let bytes = pattern(11, 100 * 4096);
         assert_eq!(scene.write(8, &bytes), Status::Okay, "{way:?}");
         assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay);
         assert_eq!(scene.read(8, 100), Ok(bytes.clone()), "{way:?}");
         let discard = |tag| DiskRequest::Discard { tag, sector: 16, sectors: 8 };
         assert_eq!(scene.ask(discard, &[]), Status::Okay, "{way:?}");
-        let on_disk = std::fs::read(&file.0).unwrap();
+        let on_disk = std::fs::read(file.path()).unwrap();
         assert_eq!(on_disk[4096..8192], bytes[..4096]);
         assert_eq!(on_disk[8192..12288], [0; 4096]);
     }
@@ -305,8 +297,8 @@ fn files_are_read_and_written_through_io_uring_and_threads() {
 #[test]
 fn a_large_discard_of_a_file_waits_for_no_other_event() {
     for way in [IoMethod::Best, IoMethod::Threads] {
-        let file = TemporaryFile::new(&format!("pieces-{way:?}"), 64 << 20);
-        let Some(mut scene) = Scene::connected(Setup::new(file.open(way))) else { return };
+        let file = disk_file(64 << 20);
+        let Some(mut scene) = Scene::connected(Setup::new(opening(&file, way))) else { return };
         let discard = DiskRequest::Discard { tag: 1, sector: 0, sectors: (64 << 20) / 512 };
         scene.front().submit(0, discard, &[]).unwrap();
         scene.front().push().unwrap();
@@ -352,11 +344,11 @@ fn deny_call(call: libc::c_long) {
 /// trial reads find it.
 #[test]
 fn direct_io_is_found_without_statx() {
-    let file = TemporaryFile::new("no-statx", 1 << 20);
+    let file = disk_file(1 << 20);
     let (access, cache, way) = (DiskAccess::ReadWrite, Cache::Direct, IoMethod::Uring);
     let options = Options { access, cache, way };
-    let said = FileDisk::open(&file.0, options).unwrap().geometry();
-    let path = file.0.clone();
+    let said = FileDisk::open(file.path(), options).unwrap().geometry();
+    let path = file.path().to_owned();
     let tried = std::thread::spawn(move || {
         deny_call(libc::SYS_statx);
         let disk = once_free(|| FileDisk::open(&path, options)).unwrap();
@@ -369,22 +361,20 @@ fn direct_io_is_found_without_statx() {
 /// The mechanisms by their names, for a file on this file system and, if there is one, on a tmpfs.
 #[test]
 fn each_way_to_a_file_is_the_one_that_was_asked_for() {
-    let file = TemporaryFile::new("ways", 1 << 20);
+    let file = disk_file(1 << 20);
     let access = DiskAccess::ReadWrite;
     for (way, name) in [(IoMethod::Uring, "io_uring"), (IoMethod::Threads, "threads")] {
         let options = Options { access, cache: Cache::Direct, way };
-        let disk = once_free(|| FileDisk::open(&file.0, options)).unwrap();
+        let disk = once_free(|| FileDisk::open(file.path(), options)).unwrap();
         assert!(format!("{disk:?}").contains(name), "{disk:?}");
-        assert_eq!(is_direct(&file.0), can_be_direct(&file.0), "{disk:?}");
-        let cache = if is_direct(&file.0) { "cache: Direct" } else { "cache: PageCache" };
+        assert_eq!(is_direct(file.path()), can_be_direct(file.path()), "{disk:?}");
+        let cache = if is_direct(file.path()) { "cache: Direct" } else { "cache: PageCache" };
         assert!(format!("{disk:?}").contains(cache), "{disk:?}");
     }
-    let shm = PathBuf::from(format!("/dev/shm/xen-block-ways-{}", std::process::id()));
-    if std::fs::write(&shm, [0; 4096]).is_ok() {
+    if let Ok(shm) = NamedTempFile::new_in("/dev/shm") {
+        std::fs::write(shm.path(), [0; 4096]).unwrap();
         let options = Options { access, cache: Cache::Direct, way: IoMethod::Best };
-        let disk = FileDisk::open(&shm, options);
-        std::fs::remove_file(&shm).unwrap();
-        let disk = disk.unwrap();
+        let disk = FileDisk::open(shm.path(), options).unwrap();
         assert!(format!("{disk:?}").contains("at once"), "{disk:?}");
     }
 }
@@ -392,9 +382,9 @@ fn each_way_to_a_file_is_the_one_that_was_asked_for() {
 /// A kernel without io_uring, or one that forbids it: threads do the requests.
 #[test]
 fn without_io_uring_threads_do_it() {
-    let file = TemporaryFile::new("no-uring", 1 << 20);
-    std::fs::write(&file.0, [6; 8192]).unwrap();
-    let path = file.0.clone();
+    let file = disk_file(1 << 20);
+    std::fs::write(file.path(), [6; 8192]).unwrap();
+    let path = file.path().to_owned();
     // The filter applies to this thread only.
     let read = std::thread::spawn(move || {
         deny_call(libc::SYS_io_uring_setup);
@@ -513,9 +503,11 @@ fn a_hotplug_script_is_waited_for() {
 
 #[test]
 fn a_file_that_another_device_writes_is_refused() {
-    let file = TemporaryFile::new("busy", 1 << 20);
-    let Some(mut first) = Scene::connected(Setup::new(file.open(IoMethod::Best))) else { return };
-    let Some(mut second) = Scene::new(Setup::new(file.open(IoMethod::Best))) else { return };
+    let file = disk_file(1 << 20);
+    let Some(mut first) = Scene::connected(Setup::new(opening(&file, IoMethod::Best))) else {
+        return;
+    };
+    let Some(mut second) = Scene::new(Setup::new(opening(&file, IoMethod::Best))) else { return };
     second.until("the second to close", |scene| scene.states().1 == Some(State::Closed));
     // Both ends report the error.
     for path in [device().backend_path(), device().frontend_path()] {

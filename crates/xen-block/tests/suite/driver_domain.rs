@@ -5,9 +5,10 @@ use conformance::{Daemon, DaemonKind};
 use loopback::Host;
 use rustix::io::Errno;
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen_block::BlockServer;
@@ -171,50 +172,39 @@ impl GuestFrontends {
     }
 }
 
-/// A folder with an image, removed when the test ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let image = std::fs::File::create(dir.join("image")).unwrap();
-        image.set_len(1 << 20).unwrap();
-        Self(dir)
-    }
-
-    /// Returns the device as `xl` adds it for `backend=DRIVER`.
-    fn device(&self, image: &str) -> NewDevice {
-        let vbd = Vbd {
-            frontend: GUEST,
-            backend: DRIVER,
-            backend_kind: "vbd".into(),
-            vdev: "xvda".into(),
-            target: self.0.join(image).to_str().unwrap().into(),
-            access: DiskAccess::ReadWrite,
-            trust: Trust::Untrusted,
-        };
-        vbd.device().unwrap()
-    }
+/// Makes a folder with an image.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let image = std::fs::File::create(folder.path().join("image")).unwrap();
+    image.set_len(1 << 20).unwrap();
+    folder
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// Returns the device as `xl` adds it for `backend=DRIVER`.
+fn device_of(image: &Path) -> NewDevice {
+    let vbd = Vbd {
+        frontend: GUEST,
+        backend: DRIVER,
+        backend_kind: "vbd".into(),
+        vdev: "xvda".into(),
+        target: image.to_str().unwrap().into(),
+        access: DiskAccess::ReadWrite,
+        trust: Trust::Untrusted,
+    };
+    vbd.device().unwrap()
 }
 
 #[test]
 fn a_driver_domain_serves_a_disk_as_any_guest_may() {
-    let folder = Folder::new("xen-block-driver-domain");
-    let Some(mut scene) = Scene::new(&folder.0) else { return };
-    let device = folder.device("image");
+    let folder = folder();
+    let Some(mut scene) = Scene::new(folder.path()) else { return };
+    let device = device_of(&folder.path().join("image"));
     assert_eq!(device.backend_path(), "/local/domain/1/backend/vbd/2/51712");
     let connected = (Some(State::Connected), Some(State::Connected));
     toolstack::add(&mut scene.tool, &device).unwrap();
     scene.until_states(connected);
     scene.use_disk(b"written by domain 2, kept by domain 1");
-    let image = std::fs::read(folder.0.join("image")).unwrap();
+    let image = std::fs::read(folder.path().join("image")).unwrap();
     assert!(image[4096..].starts_with(b"written by domain 2"));
     // The frontend may read the backend's nodes, and nobody else but domain 0 may.
     let perms = scene.tool.get_perms(format!("{}/sectors", device.backend_path())).unwrap();
@@ -240,15 +230,15 @@ fn a_driver_domain_serves_a_disk_as_any_guest_may() {
     assert_eq!((scene.host.mapped(), scene.host.ports()), (0, 0));
     toolstack::forget(&mut scene.tool, &device).unwrap();
     scene.until_states((None, None));
-    let left = std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name());
+    let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["image"], "no record is left");
 }
 
 #[test]
 fn a_driver_domain_says_at_both_ends_why_it_serves_no_disk() {
-    let folder = Folder::new("xen-block-driver-domain-error");
-    let Some(mut scene) = Scene::new(&folder.0) else { return };
-    let device = folder.device("missing");
+    let folder = folder();
+    let Some(mut scene) = Scene::new(folder.path()) else { return };
+    let device = device_of(&folder.path().join("missing"));
     toolstack::add(&mut scene.tool, &device).unwrap();
     let nodes = [
         "/local/domain/1/backend/vbd/2/51712/error",

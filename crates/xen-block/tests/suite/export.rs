@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use tempfile::TempDir;
 use xen_block::disk::memory::Memory;
 use xen_block::front::export::Export;
 
@@ -15,21 +16,20 @@ const SECTORS: u64 = 16384;
 struct ServedDevice {
     scene: Scene,
     export: Export,
-    socket: PathBuf,
+    folder: TempDir,
 }
 
 impl ServedDevice {
-    fn new(name: &str) -> Option<Self> {
+    fn new() -> Option<Self> {
         let open = |_: &mut xenbus::Device<'_>| {
             Ok(Box::new(Memory::new(SECTORS)) as Box<dyn xen_block::disk::Disk>)
         };
         let mut setup = Setup::new(Box::new(open));
         setup.front.buffers = 1024;
         let scene = Scene::connected(setup)?;
-        let name = format!("xen-block-export-{name}-{}", std::process::id());
-        let socket = std::env::temp_dir().join(name);
-        let export = Export::listen(&socket).unwrap();
-        Some(Self { scene, export, socket })
+        let folder = tempfile::tempdir().unwrap();
+        let export = Export::listen(&folder.path().join("socket")).unwrap();
+        Some(Self { scene, export, folder })
     }
 
     fn turn(&mut self) {
@@ -60,8 +60,12 @@ impl ServedDevice {
         assert!(!text.contains("failed") && !text.contains("error"), "{text}");
     }
 
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
     fn url(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.socket.display())
+        format!("nbd+unix:///?socket={}", self.socket().display())
     }
 }
 
@@ -78,7 +82,7 @@ fn qemus_tools_use_the_device() {
     if no_tools("export") {
         return;
     }
-    let Some(mut served) = ServedDevice::new("tools") else { return };
+    let Some(mut served) = ServedDevice::new() else { return };
     let url = served.url();
     for command in [
         "write -q -P 0x11 0 4M",
@@ -93,7 +97,7 @@ fn qemus_tools_use_the_device() {
     ] {
         served.run("qemu-io", &["-f", "raw", "-c", command, &url]);
     }
-    let image = served.socket.with_extension("img");
+    let image = served.folder.path().join("image");
     let path = image.to_str().unwrap().to_owned();
     let mut seed = 1_u64;
     let bytes: Vec<u8> = (0..SECTORS * 512)
@@ -110,7 +114,7 @@ fn qemus_tools_use_the_device() {
 
 /// True if the server ends a connection that has sent these bytes.
 fn ends(served: &mut ServedDevice, bytes: &[u8]) -> bool {
-    let mut stream = UnixStream::connect(&served.socket).unwrap();
+    let mut stream = UnixStream::connect(served.socket()).unwrap();
     stream.set_nonblocking(true).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = [0; 4096];
@@ -127,7 +131,7 @@ fn ends(served: &mut ServedDevice, bytes: &[u8]) -> bool {
 
 #[test]
 fn nonsense_ends_its_own_connection() {
-    let Some(mut served) = ServedDevice::new("nonsense") else { return };
+    let Some(mut served) = ServedDevice::new() else { return };
     let option = |number: u32, len: u32| {
         let magic = 0x4948_4156_454f_5054_u64.to_be_bytes();
         [&3_u32.to_be_bytes()[..], &magic, &number.to_be_bytes(), &len.to_be_bytes()].concat()

@@ -3,15 +3,15 @@
 
 use crate::support::{Scene, Setup, device};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::process::{Command, Output};
+use tempfile::TempDir;
 use xen_block::front::{BufferSectors, Completion, DiskRequest};
 use xen_io::blkif::Status;
 use xenbus::{State, toolstack};
 
 /// A folder for images; `None`, with a printed line that gives the reason, if QEMU's tools are not
 /// available.
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
     pub(crate) fn new(name: &str) -> Option<Self> {
@@ -19,19 +19,11 @@ impl Folder {
             conformance::skip(name, "there is no qemu-img (Debian: qemu-utils)");
             return None;
         }
-        let path = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Some(Self(path))
+        Some(Self(tempfile::tempdir().unwrap()))
     }
 
     pub(crate) fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.0.path().join(name).to_str().unwrap().to_owned()
     }
 }
 

@@ -4,6 +4,7 @@ use crate::support::{Scene, Setup, device, once_free};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tempfile::NamedTempFile;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::front::{BufferSectors, DiskRequest};
@@ -14,7 +15,7 @@ const BYTES: usize = 4 << 20;
 /// A loop device over a file of bytes 7; both are removed with it, also if the test fails.
 struct LoopDevice {
     device: PathBuf,
-    file: PathBuf,
+    file: NamedTempFile,
 }
 
 impl LoopDevice {
@@ -24,9 +25,10 @@ impl LoopDevice {
             conformance::skip(test, "only root can make a loop device");
             return None;
         }
-        let file = std::env::temp_dir().join(format!("xen-block-{test}-{}", std::process::id()));
-        std::fs::write(&file, vec![7; BYTES]).unwrap();
-        let made = Command::new("losetup").args(["-b", "4096", "--show", "-f"]).arg(&file).output();
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7; BYTES]).unwrap();
+        let mut losetup = Command::new("losetup");
+        let made = losetup.args(["-b", "4096", "--show", "-f"]).arg(file.path()).output();
         let why = match made {
             Ok(made) if made.status.success() => {
                 let name = String::from_utf8(made.stdout).unwrap();
@@ -35,7 +37,6 @@ impl LoopDevice {
             Ok(made) => String::from_utf8_lossy(&made.stderr).trim().to_owned(),
             Err(error) => format!("losetup: {error}"),
         };
-        std::fs::remove_file(&file).unwrap();
         conformance::skip(test, &why);
         None
     }
@@ -44,7 +45,6 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
-        let _ = std::fs::remove_file(&self.file);
     }
 }
 
@@ -79,7 +79,7 @@ fn large_sectors_of_a_block_device() {
         (Cache::PageCache, IoMethod::Uring),
     ] {
         let what = format!("{cache:?} {way:?}");
-        std::fs::write(&disk.file, vec![7; BYTES]).unwrap();
+        std::fs::write(disk.file.path(), vec![7; BYTES]).unwrap();
         // The device's cache of the file is dropped.
         let device_file = std::fs::File::options().read(true).write(true).open(&disk.device);
         device_file.unwrap().write_all_at(&vec![7; BYTES], 0).unwrap();
@@ -111,7 +111,7 @@ fn large_sectors_of_a_block_device() {
         assert_eq!(scene.ask(|tag| DiskRequest::Flush { tag }, &[]), Status::Okay, "{what}");
         let mut wanted = vec![7; BYTES];
         wanted[4096..][..8192].copy_from_slice(&bytes);
-        let kept = std::fs::File::open(&disk.file).unwrap();
+        let kept = std::fs::File::open(disk.file.path()).unwrap();
         let mut found = vec![0; BYTES];
         kept.read_exact_at(&mut found, 0).unwrap();
         assert!(found == wanted, "{what}: what was refused has changed the disk");

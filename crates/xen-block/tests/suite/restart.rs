@@ -4,8 +4,8 @@
 use crate::support::{self, GUEST, ID, Scene, Setup, device, server};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::rc::Rc;
+use tempfile::TempDir;
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
 use xen_block::back::{self, OpenDisk};
@@ -32,24 +32,6 @@ impl Disk for PersistentDisk {
     }
 }
 
-/// A folder for the record, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("xen-block-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn random(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *seed >> 33
@@ -63,8 +45,8 @@ struct KillableServer {
 }
 
 impl KillableServer {
-    fn new(folder: &Folder) -> Self {
-        let rings = rings::RingOptions::recorded_in(&folder.0);
+    fn new(folder: &TempDir) -> Self {
+        let rings = rings::RingOptions::recorded_in(folder.path());
         let options = back::Options { rings, ..back::Options::default() };
         let disk = PersistentDisk(Rc::new(RefCell::new(Memory::new(8192))));
         Self { disk, hold: Rc::default(), options }
@@ -109,7 +91,7 @@ fn watch_state(scene: &mut Scene, path: &str) {
 
 #[test]
 fn a_guest_does_not_notice_that_its_backend_was_killed() {
-    let folder = Folder::new("killed");
+    let folder = tempfile::tempdir().unwrap();
     let killable = KillableServer::new(&folder);
     let mut setup = killable.setup();
     setup.front.rings = xenbus::negotiate::QueueLimits { order_max: 1, queues_max: 2 };
@@ -189,7 +171,7 @@ fn has_disk(scene: &mut Scene) -> bool {
 /// and no event announces their end.
 #[test]
 fn the_port_of_a_process_on_its_way_out_is_waited_for() {
-    let folder = Folder::new("port");
+    let folder = tempfile::tempdir().unwrap();
     let killable = KillableServer::new(&folder);
     let Some(mut scene) = Scene::connected(killable.setup()) else { return };
     let back = device().backend_path();
@@ -225,7 +207,7 @@ fn the_port_of_a_process_on_its_way_out_is_waited_for() {
 /// A barrier that was under way, and all requests that waited behind it.
 #[test]
 fn a_barrier_survives_its_backend() {
-    let folder = Folder::new("barrier");
+    let folder = tempfile::tempdir().unwrap();
     let killable = KillableServer::new(&folder);
     let Some(mut scene) = Scene::connected(killable.setup()) else { return };
     killable.hold.set(8);
@@ -256,7 +238,7 @@ fn a_barrier_survives_its_backend() {
 fn a_successor_that_is_killed_midway_loses_nothing() {
     const REQUESTS: u64 = 12;
     for point in 0..=REQUESTS {
-        let folder = Folder::new("midway");
+        let folder = tempfile::tempdir().unwrap();
         let killable = KillableServer::new(&folder);
         let Some(mut scene) = Scene::connected(killable.setup()) else { return };
         killable.hold.set(8);
@@ -308,10 +290,10 @@ fn a_successor_that_is_killed_midway_loses_nothing() {
 #[test]
 fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
     for (state, after) in [("4", State::Connected), ("5", State::Closed)] {
-        let folder = Folder::new("waits");
+        let folder = tempfile::tempdir().unwrap();
         let killable = KillableServer::new(&folder);
         let Some(mut scene) = Scene::connected(killable.setup()) else { return };
-        let record = folder.0.join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
+        let record = folder.path().join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
         let held = std::fs::File::open(&record).unwrap();
         killable.kill_and_start(&mut scene);
         rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -339,9 +321,9 @@ fn a_successor_waits_until_the_io_of_the_dead_has_ended() {
 /// number.
 #[test]
 fn a_new_device_waits_until_the_io_of_the_dead_has_ended() {
-    let folder = Folder::new("anew");
+    let folder = tempfile::tempdir().unwrap();
     let killable = KillableServer::new(&folder);
-    let record = folder.0.join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
+    let record = folder.path().join(format!("vbd-{GUEST}-{}.inflight", ID.devid));
     let held = std::fs::File::create(&record).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let Some(mut scene) = Scene::new(killable.setup()) else { return };
@@ -360,8 +342,8 @@ fn an_io_uring_keeps_the_record_locked() {
     use rustix::fs::{FlockOperation, flock};
     use xen_block::disk::DiskAccess;
     use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
-    let folder = Folder::new("held");
-    let (disk, guard) = (folder.0.join("disk"), folder.0.join("guard"));
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, guard) = (folder.path().join("disk"), folder.path().join("guard"));
     std::fs::write(&disk, [0; 4096]).unwrap();
     let held = std::fs::File::create(&guard).unwrap();
     flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();

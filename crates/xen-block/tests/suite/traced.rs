@@ -50,9 +50,8 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
         conformance::skip(name, "there is no strace");
         return None;
     }
-    let folder = std::env::temp_dir().join(format!("xen-block-traced-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let (file, log) = (folder.join(name), folder.join(format!("{name}-log")));
+    let folder = tempfile::tempdir().unwrap();
+    let (file, log) = (folder.path().join(name), folder.path().join("log"));
     make(&file);
     let output = Command::new("strace")
         .args([
@@ -73,11 +72,6 @@ fn steps(name: &str, make: impl FnOnce(&Path)) -> Option<Vec<&'static str>> {
     let text = std::fs::read_to_string(&log).unwrap();
     // `-y` shows the path of each descriptor, as the daemon and its build write files of their own.
     let disk = format!("<{}>", file.display());
-    for left in [file.with_extension("mark"), file, log] {
-        let _ = std::fs::remove_file(left);
-    }
-    // The last of the two tests removes the folder.
-    let _ = std::fs::remove_dir(&folder);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     // A call that is interrupted in the log by another thread has two lines; the second one counts.
     let mut begun = BTreeSet::new();

@@ -16,9 +16,10 @@ mod qcow2;
 use crate::support::{Scene, Setup};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
+use tempfile::TempDir;
 use xen_block::back::OpenDisk;
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, DiskIo, DiskOp, Finished, Geometry};
@@ -81,24 +82,14 @@ impl Disk for Recording {
     }
 }
 
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Option<Self> {
-        if Command::new("mkfs.ext4").arg("-V").output().is_err() {
-            conformance::skip(name, "there is no mkfs.ext4 (Debian: e2fsprogs)");
-            return None;
-        }
-        let path = std::env::temp_dir().join(format!("xen-block-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Some(Self(path))
+/// Makes a folder for images; `None`, with a printed line that gives the reason, if the tools of
+/// ext4 are not available.
+fn folder(test: &str) -> Option<TempDir> {
+    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
+        conformance::skip(test, "there is no mkfs.ext4 (Debian: e2fsprogs)");
+        return None;
     }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    Some(tempfile::tempdir().unwrap())
 }
 
 fn run(program: &str, args: &[&str], file: &Path) -> (Option<i32>, String) {
@@ -372,14 +363,15 @@ fn crash_everywhere(
 
 #[test]
 fn every_crash_recovers_to_what_was_answered() {
-    let Some(folder) = Folder::new("durable") else { return };
-    let workload = Workload::make(&folder.0);
+    let Some(folder) = folder("durable") else { return };
+    let workload = Workload::make(folder.path());
     let log = WriteLog::default();
     if !play(&workload, &log, FlushBehaviour::Honest) {
         return;
     }
     let start = (workload.start(), StoreFormat::Raw);
-    let (images, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.0.join("crash"));
+    let (images, lost) =
+        crash_everywhere(&workload, start, &log.borrow(), &folder.path().join("crash"));
     assert_eq!(lost, None, "image {images}");
     assert!(images > 100, "{images}");
 }
@@ -387,13 +379,13 @@ fn every_crash_recovers_to_what_was_answered() {
 /// Checks the test above: with a store that forgets flushes, it finds a lost transaction.
 #[test]
 fn a_store_that_forgets_flushes_is_found_out() {
-    let Some(folder) = Folder::new("forgets") else { return };
-    let workload = Workload::make(&folder.0);
+    let Some(folder) = folder("forgets") else { return };
+    let workload = Workload::make(folder.path());
     let log = WriteLog::default();
     if !play(&workload, &log, FlushBehaviour::ForgetsFlushes) {
         return;
     }
     let start = (workload.start(), StoreFormat::Raw);
-    let (_, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.0.join("crash"));
+    let (_, lost) = crash_everywhere(&workload, start, &log.borrow(), &folder.path().join("crash"));
     assert!(lost.is_some(), "nothing was lost without any flush");
 }

@@ -2,7 +2,7 @@
 //! write and each sync of the image's file.
 
 use super::{
-    Folder, StoreEvent, StoreFormat, TRANSACTIONS, Workload, crash_everywhere, play_on, put_at,
+    StoreEvent, StoreFormat, TRANSACTIONS, Workload, crash_everywhere, folder, play_on, put_at,
     recover,
 };
 use crate::support::once_free;
@@ -133,12 +133,12 @@ fn traced(workload: &Workload, folder: &Path) -> Option<(Vec<u8>, Vec<StoreEvent
 
 #[test]
 fn every_crash_of_an_image_recovers_to_what_was_answered() {
-    let Some(folder) = Folder::new("durable-qcow2") else { return };
-    let workload = Workload::make(&folder.0);
-    let Some((before, log)) = traced(&workload, &folder.0) else { return };
+    let Some(folder) = folder("durable-qcow2") else { return };
+    let workload = Workload::make(folder.path());
+    let Some((before, log)) = traced(&workload, folder.path()) else { return };
     let answers = log.iter().filter(|what| matches!(what, StoreEvent::Answered(_)));
     assert_eq!(answers.count(), TRANSACTIONS);
-    let file = folder.0.join("crash");
+    let file = folder.path().join("crash");
     let start = (before.clone(), StoreFormat::Qcow2);
     let (images, lost) = crash_everywhere(&workload, start, &log, &file);
     assert_eq!(lost, None, "image {images}");
