@@ -8,9 +8,9 @@
 #[expect(dead_code, reason = "the other benches use more of it")]
 mod machine;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -18,12 +18,12 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const MARK: &str = "<!-- xb table -->";
 
 /// A host in a folder of its own, gone at the end.
-struct Host(PathBuf);
+struct Host(TempDir);
 
 impl Host {
     fn xb(&self, args: &[&str]) -> Duration {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xb"));
-        command.arg("--host").arg(self.0.join("h")).args(args).env_remove("XB_HOST");
+        command.arg("--host").arg(self.0.path().join("h")).args(args).env_remove("XB_HOST");
         let begin = Instant::now();
         let output = command.output().expect("xb runs");
         assert!(output.status.success(), "xb {args:?}: {output:?}");
@@ -32,10 +32,10 @@ impl Host {
 
     /// Creates guest `number` with a raw disk of 1 MiB.
     fn create(&self, number: usize) -> Duration {
-        let image = self.0.join(format!("{number}.img"));
+        let image = self.0.path().join(format!("{number}.img"));
         let made = std::fs::File::create(&image).and_then(|file| file.set_len(1 << 20));
         made.expect("an image is made");
-        let config = self.0.join(format!("{number}.cfg"));
+        let config = self.0.path().join(format!("{number}.cfg"));
         let disk = format!("{},,xvda", image.display());
         let text = format!("name = \"g{number}\"\nmemory = 32\ndisk = [\"{disk}\"]\n");
         std::fs::write(&config, text).expect("a configuration is written");
@@ -47,10 +47,9 @@ impl Drop for Host {
     fn drop(&mut self) {
         let _ = Command::new(env!("CARGO_BIN_EXE_xb"))
             .arg("--host")
-            .arg(self.0.join("h"))
+            .arg(self.0.path().join("h"))
             .args(["host", "down"])
             .output();
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -69,9 +68,7 @@ fn row(work: &str, measured: f64, aim: f64, unit: &str) -> String {
 
 /// Makes the guests and lists them; the table.
 fn measure(guests: usize) -> String {
-    let folder: &Path = &std::env::temp_dir();
-    let host = Host(folder.join(format!("xb-bench-{}", std::process::id())));
-    std::fs::create_dir_all(&host.0).expect("a folder is made");
+    let host = Host(tempfile::tempdir().expect("a folder is made"));
     host.xb(&["host", "up"]);
     // The first pages of programs and images in, and the host's first arena.
     host.create(guests);

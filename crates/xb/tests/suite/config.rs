@@ -428,10 +428,9 @@ fn the_longest_configurations_are_read_in_no_time() {
 
 #[test]
 fn what_is_no_utf8_is_passed_over_in_comments_and_told_of_elsewhere() {
-    let folder = std::env::temp_dir().join(format!("xb-config-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let read = |name: &str, bytes: &[u8]| {
-        let path = folder.join(name);
+        let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         let text = config::load(&path).unwrap();
         config::parse(name, &text, Syntax::of(&path)).map_err(|error| error.to_string())
@@ -448,7 +447,6 @@ fn what_is_no_utf8_is_passed_over_in_comments_and_told_of_elsewhere() {
     // TOML is UTF-8 throughout.
     let refused = read("d.toml", b"name = 'web' # \xe9\n").unwrap_err();
     assert!(refused.starts_with("d.toml:1:16: a byte that is no UTF-8"), "{refused}");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Keys that came with Xen 4.18 to 4.23 are known, and reported as without effect.

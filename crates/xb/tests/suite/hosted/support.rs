@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Once;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// The longest time that any operation may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(60);
@@ -14,7 +15,7 @@ pub(crate) const XB: &str = env!("CARGO_BIN_EXE_xb");
 
 /// A folder of a test, with a hosted host in `h`.
 pub(crate) struct Host {
-    folder: PathBuf,
+    folder: TempDir,
     before: Traces,
     /// The store's nodes without any guest.
     nodes: Option<Vec<String>>,
@@ -29,10 +30,8 @@ impl Host {
             let output = Command::new(XB).args(["store", "--", "--help"]).output().unwrap();
             assert!(output.status.success(), "{output:?}");
         });
-        let folder = std::env::temp_dir().join(format!("xb-test-{}-{test}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        let before = traces::of(&folder);
+        let folder = tempfile::Builder::new().prefix(&format!("xb-{test}-")).tempdir().unwrap();
+        let before = traces::of(folder.path());
         Self { folder, before, nodes: None }
     }
 
@@ -45,13 +44,13 @@ impl Host {
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(XB);
         command.arg("--host").arg(self.path("h")).args(args);
-        command.env_remove("XB_HOST").env("TMPDIR", &self.folder);
+        command.env_remove("XB_HOST").env("TMPDIR", self.folder.path());
         // The programs were built by the first command.
         command.env_remove("CARGO");
         command
@@ -185,7 +184,7 @@ impl Host {
 
     /// Checks that all is down, and that nothing is left.
     pub(crate) fn nothing_is_left(&self) {
-        let left = traces::remaining(&self.folder, &self.before);
+        let left = traces::remaining(self.folder.path(), &self.before);
         assert!(left.is_empty(), "something is left: {left:#?}");
         assert!(!self.path("h").exists(), "the folder is gone");
     }
@@ -220,6 +219,5 @@ impl Drop for Host {
             assert!(down.status.success(), "{down:?}");
             self.nothing_is_left();
         }
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

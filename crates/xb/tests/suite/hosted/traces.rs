@@ -155,16 +155,16 @@ impl Drop for PlantedTrace<'_> {
 #[test]
 fn what_is_left_behind_is_found() {
     use std::process::{Command, Stdio};
-    let folder = std::env::temp_dir().join(format!("xb-test-{}-planted", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
     let found = |kind: &str, before: &Traces| {
-        let now = of(&folder);
+        let now = of(folder);
         assert!(
             now.difference(before).any(|trace| trace.starts_with(kind)),
             "{kind}: {now:#?}, before {before:#?}"
         );
     };
-    let before = of(&folder);
+    let before = of(folder);
     let output = std::fs::File::create(folder.join("output")).unwrap();
     let mut guest = Command::new("sleep").arg("1000").stdout(output).spawn().unwrap();
     found("process", &before);
@@ -200,6 +200,5 @@ fn what_is_left_behind_is_found() {
         let _planted = PlantedTrace("ip", vec!["link", "del", "xbplanted"]);
         found("interface", &before);
     }
-    assert_eq!(remaining(&folder, &before), Traces::new());
-    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(remaining(folder, &before), Traces::new());
 }
