@@ -133,8 +133,9 @@ fn bench(options: &Options) -> Result<ExitCode> {
         true => Some(conformance::Peers::get()?),
         false => None,
     };
-    let scratch = std::env::temp_dir().join(format!("store-bench-{}", std::process::id()));
-    let places = Places { release, peers, scratch };
+    // Removed at the end: then the logs of the daemons are no longer needed.
+    let scratch = tempfile::tempdir()?;
+    let places = Places { release, peers, scratch: scratch.path().to_owned() };
     let allowed = machine::allowed()?;
     let cpu = machine::last_cpu(&allowed)?;
     machine::pin(None, cpu)?;
@@ -163,10 +164,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
         let Some(file) = &options.json else { return Ok(()) };
         Ok(std::fs::write(file, format!("{:#}\n", results.json(&facts)))?)
     };
-    let results = run::run(&plan, keep);
-    // The daemons' logs are no longer needed, and the folder may be gone already.
-    let _ = std::fs::remove_dir_all(&places.scratch);
-    let results = results?;
+    let results = run::run(&plan, keep)?;
     let table = format!(
         "{}; {}; medians of {} rounds;\nDebian's daemons: {}{}\n\n{}",
         machine::today(),
