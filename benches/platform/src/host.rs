@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use xen::domctl::DomainControl;
 use xen_hosted::domain::{Config, Files};
 use xen_hosted::domctl::{Control, Created, Descriptors};
@@ -19,7 +20,7 @@ pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 /// Broker and daemon, ended when dropped.
 pub(crate) struct Host {
-    dir: PathBuf,
+    dir: TempDir,
     pub(crate) broker: Child,
     pub(crate) store: Option<Child>,
     /// The sender of the watchdog, which ends the broker unless this sender is dropped in time.
@@ -44,12 +45,10 @@ impl Host {
     /// Starts the broker that lies beside this program, and the daemon as a process of this
     /// program.
     pub(crate) fn start(limit: Duration) -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("platform-bench-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir)?;
+        let dir = tempfile::tempdir()?;
         let beside = std::env::current_exe()?.with_file_name("xen-hosted");
         let mut broker = Command::new(&beside)
-            .arg(dir.join("host"))
+            .arg(dir.path().join("host"))
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("{}: {error}; build it first", beside.display()))?;
@@ -60,12 +59,12 @@ impl Host {
         if !line.contains("serving") {
             return Err("the broker does not start".into());
         }
-        let log = File::create(host.dir.join("store.log"))?;
+        let log = File::create(host.dir.path().join("store.log"))?;
         let store = Command::new(std::env::current_exe()?)
-            .args(["store", &host.dir.join("host").to_string_lossy()])
+            .args(["store", &host.dir.path().join("host").to_string_lossy()])
             .env("XENSTORED_PATH", host.socket())
-            .env("XENSTORED_RUNDIR", &host.dir)
-            .env("XENSTORED_ROOTDIR", &host.dir)
+            .env("XENSTORED_RUNDIR", host.dir.path())
+            .env("XENSTORED_ROOTDIR", host.dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -82,11 +81,11 @@ impl Host {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.join("store")
+        self.dir.path().join("store")
     }
 
     pub(crate) fn dir(&self) -> HostDir {
-        HostDir::new(self.dir.join("host"))
+        HostDir::new(self.dir.path().join("host"))
     }
 
     pub(crate) fn control(&self) -> Result<Control> {
@@ -112,7 +111,6 @@ impl Drop for Host {
             let _ = kill_process(pid, Signal::TERM);
         }
         let _ = self.broker.wait();
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
