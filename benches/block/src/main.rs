@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use table::{Format, Place, Quantity, ROWS, Reader, Row};
+use tempfile::TempDir;
 use xen_block::disk::target::DiskTarget;
 
 const HELP: &str = "\
@@ -142,26 +143,25 @@ impl Options {
 
 /// The folders with the files, removed when dropped.
 struct Files {
-    tmpfs: PathBuf,
-    disk: PathBuf,
+    tmpfs: TempDir,
+    disk: TempDir,
 }
 
 impl Files {
     fn make(options: &Options) -> Result<Self> {
-        let name = format!("block-bench-{}", std::process::id());
-        let files = Self { tmpfs: options.tmpfs.join(&name), disk: options.disk.join(&name) };
-        for (folder, tmpfs) in [(&files.tmpfs, true), (&files.disk, false)] {
+        for (folder, tmpfs) in [(&options.tmpfs, true), (&options.disk, false)] {
             std::fs::create_dir_all(folder)?;
             if (rustix::fs::statfs(folder)?.f_type == TMPFS_MAGIC) != tmpfs {
                 let is = if tmpfs { "no tmpfs" } else { "a tmpfs" };
                 return Err(format!("{} is {is}; name another folder", folder.display()).into());
             }
         }
-        Ok(files)
+        let [tmpfs, disk] = [&options.tmpfs, &options.disk].map(tempfile::tempdir_in);
+        Ok(Self { tmpfs: tmpfs?, disk: disk? })
     }
 
     fn folder(&self, place: Place) -> &Path {
-        if place == Place::Disk { &self.disk } else { &self.tmpfs }
+        if place == Place::Disk { self.disk.path() } else { self.tmpfs.path() }
     }
 
     /// Returns the file of this format. The first call makes it.
@@ -214,7 +214,7 @@ impl Files {
         load: Load,
         time: Duration,
     ) -> Result<Throughput> {
-        let socket = || self.tmpfs.join("socket");
+        let socket = || self.tmpfs.path().join("socket");
         match reader {
             Reader::Direct => direct::read(&self.image(place, Format::Raw)?, load, time),
             Reader::Ring(format) => ring::read(&self.target(place, format)?, load, time),
@@ -233,14 +233,6 @@ impl Files {
                 let image = self.image(place, format)?;
                 nbd::through_qemu(format, &image, socket(), load, time)
             }
-        }
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        for folder in [&self.tmpfs, &self.disk] {
-            let _ = std::fs::remove_dir_all(folder);
         }
     }
 }
