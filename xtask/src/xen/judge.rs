@@ -296,13 +296,10 @@ fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
 mod tests {
     use super::*;
     use crate::xen::outcome::LostGuest;
-    use std::path::PathBuf;
+    use std::path::Path;
 
-    /// Returns a boot that has left these files.
-    fn outcome(name: &str, store: Store, files: &[(&str, &str)]) -> Outcome {
-        let folder = format!("xenbus-judge-{}-{name}-{}", std::process::id(), store.name());
-        let results: PathBuf = std::env::temp_dir().join(folder);
-        fs::create_dir_all(&results).unwrap();
+    /// Returns a boot that has left these files in `results`.
+    fn outcome(results: &Path, store: Store, files: &[(&str, &str)]) -> Outcome {
         for (file, text) in files {
             fs::write(results.join(file), text).unwrap();
         }
@@ -312,7 +309,7 @@ mod tests {
             boot: "sysv",
             expected,
             extent: Extent::Part,
-            results,
+            results: results.to_owned(),
             took: Some(Duration::ZERO),
             fault: None,
             disk_faults: Vec::new(),
@@ -320,45 +317,45 @@ mod tests {
         }
     }
 
-    fn judged(name: &str, files: &[(&str, &str)]) -> Vec<String> {
-        let outcome = outcome(name, Store::Ours, files);
-        let faults = faults_of(&outcome);
-        fs::remove_dir_all(&outcome.results).unwrap();
-        faults
+    fn judged(files: &[(&str, &str)]) -> Vec<String> {
+        let results = tempfile::tempdir().unwrap();
+        faults_of(&outcome(results.path(), Store::Ours, files))
     }
 
     #[test]
     fn every_step_has_to_say_that_it_is_ok() {
         let good = "STEP 10-start ok 1.0 s\nSTEP 20-pv ok 2.0 s\n";
-        assert_eq!(judged("good", &[("steps", good)]), Vec::<String>::new());
+        assert_eq!(judged(&[("steps", good)]), Vec::<String>::new());
         let bad = "STEP 10-start ok 1.0 s\nSTEP 20-pv FAIL no guest\n";
-        assert_eq!(judged("bad", &[("steps", bad)]), ["ours-sysv: 20-pv: FAIL no guest"]);
+        assert_eq!(judged(&[("steps", bad)]), ["ours-sysv: 20-pv: FAIL no guest"]);
         let files = [("steps", "STEP 10-start ok 1.0 s\n"), ("20-pv.log", "it hangs\n")];
-        assert_eq!(judged("hung", &files), ["ours-sysv: 20-pv: did not end\n    it hangs"]);
-        assert_eq!(judged("none", &[("console", "panic\n")]).len(), 3);
+        assert_eq!(judged(&files), ["ours-sysv: 20-pv: did not end\n    it hangs"]);
+        assert_eq!(judged(&[("console", "panic\n")]).len(), 3);
     }
 
     #[test]
     fn trees_are_the_same_and_all_are_there() {
-        let compared = |name: &str, extent, theirs: &[(&str, &str)], ours: &[(&str, &str)]| {
-            let mut both = [outcome(name, Store::C, theirs), outcome(name, Store::Ours, ours)];
+        let compared = |extent, theirs: &[(&str, &str)], ours: &[(&str, &str)]| {
+            let results = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let mut both = [
+                outcome(results[0].path(), Store::C, theirs),
+                outcome(results[1].path(), Store::Ours, ours),
+            ];
             both.iter_mut().for_each(|one| one.extent = extent);
             let mut faults = Vec::new();
             let same = compare(&both, &mut faults).unwrap();
-            both.iter().for_each(|one| fs::remove_dir_all(&one.results).unwrap());
             (same.len(), faults)
         };
         let (one, other) = (("tree-pv", "/a = \"1\""), ("tree-pv", "/a = \"2\""));
-        assert_eq!(compared("same", Extent::Part, &[one], &[one]), (1, vec![]));
-        assert_eq!(compared("value", Extent::Part, &[one], &[other]).1.len(), 2);
-        assert_eq!(compared("gone", Extent::Part, &[one], &[]).1.len(), 1);
-        assert_eq!(compared("few", Extent::Whole, &[one], &[one]).1, ["c-sysv: 1 trees of 4"]);
+        assert_eq!(compared(Extent::Part, &[one], &[one]), (1, vec![]));
+        assert_eq!(compared(Extent::Part, &[one], &[other]).1.len(), 2);
+        assert_eq!(compared(Extent::Part, &[one], &[]).1.len(), 1);
+        assert_eq!(compared(Extent::Whole, &[one], &[one]).1, ["c-sysv: 1 trees of 4"]);
     }
 
     #[test]
     fn a_whole_boot_fills_every_row() {
-        let mut outcome = outcome("rows", Store::Ours, &[]);
-        fs::remove_dir_all(&outcome.results).unwrap();
+        let mut outcome = outcome(Path::new("not read"), Store::Ours, &[]);
         let mut facts: Map<String, Value> =
             ROWS.iter().map(|row| (row.fact.to_owned(), 1.into())).collect();
         facts.remove("messages");
@@ -370,10 +367,11 @@ mod tests {
     #[test]
     fn a_third_flaky_boot_is_a_fault() {
         let flaky = |count: usize| {
-            let one = |number: usize| {
-                let mut outcome = outcome(&format!("flaky{count}-{number}"), Store::Ours, &[]);
+            let results = tempfile::tempdir().unwrap();
+            let files = [("20-pv.log", "the guest's last words\n")];
+            let one = |_| {
+                let mut outcome = outcome(results.path(), Store::Ours, &files);
                 let results = outcome.results.clone();
-                fs::write(results.join("20-pv.log"), "the guest's last words\n").unwrap();
                 let lost = LostGuest { step: "20-pv".to_owned(), why: "pv: silent".to_owned() };
                 outcome.first = Some(Box::new(FirstTry { lost, results }));
                 outcome
@@ -381,7 +379,6 @@ mod tests {
             let outcomes: Vec<Outcome> = (0..count).map(one).collect();
             let mut faults = Vec::new();
             let flaky = flaky_of(&outcomes, &mut faults);
-            outcomes.iter().for_each(|one| fs::remove_dir_all(&one.results).unwrap());
             (flaky, faults.len())
         };
         let (told, faults) = flaky(2);

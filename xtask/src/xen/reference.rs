@@ -126,10 +126,8 @@ mod tests {
     use super::*;
     use crate::xen::boot;
 
-    /// Makes a workspace with the scripts that a key needs.
-    fn lab(name: &str) -> Lab {
-        let project =
-            std::env::temp_dir().join(format!("xenbus-reference-{}-{name}", std::process::id()));
+    /// Makes a workspace in this folder, with the scripts that a key needs.
+    fn lab(project: &Path) -> Lab {
         let recipes = project.join("tests/xen");
         for folder in ["dom0/etc", "dom0/sysv", "domu"] {
             fs::create_dir_all(recipes.join(folder)).unwrap();
@@ -139,12 +137,14 @@ mod tests {
         }
         fs::write(recipes.join("dom0/lib.sh"), "").unwrap();
         fs::write(recipes.join("dom0/sysv/10-start"), "# bound: 60 s\n").unwrap();
-        Lab { dir: project.join("target"), programs: project.join("target"), project }
+        let target = project.join("target");
+        Lab { dir: target.clone(), programs: target, project: project.to_owned() }
     }
 
     #[test]
     fn a_boot_is_kept_until_its_scripts_or_packages_change() {
-        let lab = lab("kept");
+        let project = tempfile::tempdir().unwrap();
+        let lab = lab(project.path());
         let boot = boot::ALL.iter().find(|boot| boot.name == "sysv").unwrap();
         let packages = ["xen-utils-4.17 4.17.5".to_owned(), "libc6 2.36".to_owned()];
         let first = key(&lab, boot, &packages).unwrap();
@@ -176,6 +176,5 @@ mod tests {
         assert!(find(&lab, boot, &key(&lab, boot, &packages).unwrap()).unwrap().is_none());
         outcome.extent = Extent::Part;
         assert!(record(&lab, boot, &outcome, &first).is_err(), "a part is not kept");
-        fs::remove_dir_all(&lab.project).unwrap();
     }
 }

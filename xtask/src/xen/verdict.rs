@@ -86,27 +86,23 @@ mod tests {
 
     const LOST: &str = "STEP 10-start ok 1.0 s\nSTEP 20-pv LOST pv: silent for 60 s\n";
 
-    fn judged(name: &str, fault: Option<&str>, files: &[(&str, &str)]) -> Verdict {
-        let folder = format!("xenbus-verdict-{}-{name}", std::process::id());
-        let results = std::env::temp_dir().join(folder);
-        fs::create_dir_all(&results).unwrap();
+    fn judged(fault: Option<&str>, files: &[(&str, &str)]) -> Verdict {
+        let results = tempfile::tempdir().unwrap();
         for (file, text) in files {
-            fs::write(results.join(file), text).unwrap();
+            fs::write(results.path().join(file), text).unwrap();
         }
         let outcome = Outcome {
             store: Store::Ours,
             boot: "sysv",
             expected: vec!["10-start".to_owned(), "20-pv".to_owned()],
             extent: Extent::Part,
-            results: results.clone(),
+            results: results.path().to_owned(),
             took: Some(Duration::ZERO),
             fault: fault.map(str::to_owned),
             disk_faults: Vec::new(),
             first: None,
         };
-        let verdict = judge_try(&outcome);
-        fs::remove_dir_all(results).unwrap();
-        verdict
+        judge_try(&outcome)
     }
 
     #[test]
@@ -114,7 +110,7 @@ mod tests {
         let quiet =
             [("steps", LOST), ("dmesg", "all is well\n"), ("syslog", "xenstored: level=info\n")];
         let lost = LostGuest { step: "20-pv".to_owned(), why: "pv: silent for 60 s".to_owned() };
-        assert_eq!(judged("quiet", None, &quiet), Verdict::LostGuest(lost));
+        assert_eq!(judged(None, &quiet), Verdict::LostGuest(lost));
     }
 
     #[test]
@@ -139,14 +135,14 @@ mod tests {
             ("missing", None, vec![("steps", "STEP 10-start ok 1.0 s\n")]),
             ("went on", None, vec![("steps", &format!("{LOST}STEP 30-block ok 1.0 s\n"))]),
         ] {
-            assert_eq!(judged(name, fault, &files), Verdict::Failed, "{name}");
+            assert_eq!(judged(fault, &files), Verdict::Failed, "{name}");
         }
     }
 
     #[test]
     fn a_boot_whose_steps_are_all_ok_has_held() {
         let steps = [("steps", "STEP 10-start ok 1.0 s\nSTEP 20-pv ok 2.0 s\n")];
-        assert_eq!(judged("held", None, &steps), Verdict::Held);
-        assert_eq!(judged("held-not", Some("QEMU ended"), &steps), Verdict::Failed);
+        assert_eq!(judged(None, &steps), Verdict::Held);
+        assert_eq!(judged(Some("QEMU ended"), &steps), Verdict::Failed);
     }
 }
