@@ -2,20 +2,30 @@
 //! are not bound to a version of it.
 //!
 //! It reads text and knows no types: a foreign name counts that stands in a public item, or in the
-//! head of an `impl`. An alias of such a name under a private name is not found.
+//! head of an `impl`. An alias of such a name under a private name is not found. The modules of the package's
+//! programs have no users and do not count.
 
 use super::findings::Findings;
-use super::modules::imports;
+use super::modules::{Modules, Sources, imports};
 use super::source::{File, is_test};
 use super::tokens::{Token, behind_group, shipped_tokens};
 use crate::workspace::{Package, Workspace};
+use std::collections::BTreeSet;
 
 /// Checks every package that can be published.
 pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findings) {
+    let texts = files.iter().map(|file| (file.name.as_str(), file.text.as_str())).collect();
     for package in workspace.packages.iter().filter(|package| package.can_be_published) {
         let foreign = foreign_crates(workspace, package);
         let sources = format!("{}/src/", package.folder.to_string_lossy());
-        let is_source = |name: &str| name.starts_with(&sources) && name.ends_with(".rs");
+        let roots = package.roots.iter().map(|root| {
+            let root = root.strip_prefix(&workspace.root).unwrap_or(root);
+            root.to_string_lossy().into_owned()
+        });
+        let programs = program_files(&roots.collect::<Vec<_>>(), &texts);
+        let is_source = |name: &str| {
+            name.starts_with(&sources) && name.ends_with(".rs") && !programs.contains(name)
+        };
         for file in files.iter().filter(|file| is_source(&file.name) && !is_test(&file.name)) {
             for name in foreign_names(&file.text, &foreign) {
                 let advice = "a published interface names types of std and of our own packages";
@@ -23,6 +33,17 @@ pub(super) fn check(workspace: &Workspace, files: &[File], findings: &mut Findin
             }
         }
     }
+}
+
+/// The files of a package's programs that are not its library's as well, by the roots of all.
+fn program_files(roots: &[String], texts: &Sources<'_>) -> BTreeSet<String> {
+    let (libraries, programs): (Vec<_>, Vec<_>) =
+        roots.iter().partition(|root| root.ends_with("/lib.rs"));
+    let files = |roots: &[&String]| -> BTreeSet<String> {
+        let crates = roots.iter().map(|root| Modules::read(root, texts));
+        crates.flat_map(|one| one.files().map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
+    files(&programs).difference(&files(&libraries)).cloned().collect()
 }
 
 /// The names of the crates that a package is built on and that are not of this workspace.
@@ -150,5 +171,20 @@ mod tests {
         ] {
             assert_eq!(used(item), 0, "{item}");
         }
+    }
+
+    #[test]
+    fn a_file_of_programs_alone_has_no_users() {
+        let texts = [
+            ("src/lib.rs", "pub mod a;"),
+            ("src/a.rs", ""),
+            ("src/main.rs", "mod a; mod cli;"),
+            ("src/cli.rs", "mod json;"),
+            ("src/cli/json.rs", ""),
+            ("src/elsewhere.rs", ""),
+        ];
+        let files = program_files(&["src/lib.rs".into(), "src/main.rs".into()], &texts.into());
+        let expected = ["src/cli.rs", "src/cli/json.rs", "src/main.rs"];
+        assert_eq!(files.iter().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
     }
 }

@@ -162,6 +162,11 @@ impl<'a> Modules<'a> {
         end
     }
 
+    /// The files of the modules.
+    pub(super) fn files(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|module| module.file.as_str())
+    }
+
     /// The names that each file uses of others.
     pub(super) fn uses(&self) -> BTreeMap<String, Uses> {
         let mut uses: BTreeMap<String, Uses> = BTreeMap::new();
