@@ -12,6 +12,7 @@ mod control;
 mod debian;
 mod diff;
 mod export;
+mod export_file;
 mod failure;
 mod getopt;
 mod import;

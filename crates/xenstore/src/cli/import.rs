@@ -1,11 +1,13 @@
 //! `import`: writes an export below a path, in one transaction if it fits.
 
-use super::export::{ExportedNode, absolute, read_back};
+use super::export::absolute;
+use super::export_file::{self, ExportedNode};
 use super::failure::CommandFailure;
 use super::getopt::ParsedArgs;
 use super::program::ProgramNames;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use xenstore::{Client, Error, MsgType, Store, Ticket, Transaction};
@@ -18,6 +20,8 @@ const ONE_TRANSACTION_MAX: usize = 5000;
 /// The number of nodes in each transaction of a larger import. It is below C's quota
 /// transaction-nodes (1024) even if each node has a few new parents.
 const PART: usize = 500;
+/// The longest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 30;
 /// The most requests in flight.
 const IN_FLIGHT_MAX: usize = 128;
 
@@ -55,17 +59,27 @@ pub(super) fn run(program: &ProgramNames, parsed: &ParsedArgs) -> Result<u8, Com
 
 /// Reads the nodes in a file, or in stdin.
 pub(super) fn read_file(path: Option<&[u8]>) -> Result<Vec<ExportedNode>, CommandFailure> {
-    let mut text = Vec::new();
-    let (name, result) = match path {
+    let (name, text) = match path {
         Some(path) if path != b"-" => {
             let path = OsStr::from_bytes(path);
-            (path.to_string_lossy().into_owned(), std::fs::read(path).map(|bytes| text = bytes))
+            let text = File::open(path).and_then(|file| read_text(file, FILE_BYTES_MAX));
+            (path.to_string_lossy().into_owned(), text)
         }
-        _ => ("stdin".to_owned(), io::stdin().lock().read_to_end(&mut text).map(drop)),
+        _ => ("stdin".to_owned(), read_text(io::stdin().lock(), FILE_BYTES_MAX)),
     };
-    result.map_err(|error| CommandFailure::with_message(format!("{name}: {error}")).code(2))?;
-    read_back(&text)
-        .map_err(|wrong| CommandFailure::with_message(format!("{name}: {wrong}")).code(2))
+    let failure = |text: String| CommandFailure::with_message(format!("{name}: {text}")).code(2);
+    let text = text.map_err(|error| failure(error.to_string()))?;
+    export_file::parse(&text).map_err(failure)
+}
+
+/// Reads a text to its end. A text of more than `bytes_max` bytes is an error.
+fn read_text(file: impl Read, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let len = file.take(bytes_max.saturating_add(1)).read_to_end(&mut text)?;
+    if u64::try_from(len).is_ok_and(|len| len <= bytes_max) {
+        return Ok(text);
+    }
+    Err(io::Error::other(format!("longer than {bytes_max} bytes: export smaller subtrees")))
 }
 
 /// True if the error is one that several smaller transactions may avoid.
@@ -120,4 +134,16 @@ fn write(tx: &mut Transaction<'_>, root: &[u8], nodes: &[ExportedNode]) -> Resul
 
 fn take(client: &mut Client, sent: &mut VecDeque<Ticket>) -> Result<(), Error> {
     sent.pop_front().map_or(Ok(()), |ticket| client.wait(ticket).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_read_up_to_its_longest() {
+        assert_eq!(read_text(&b"abcd"[..], 4).unwrap(), b"abcd");
+        let wrong = read_text(io::repeat(b' '), 4).unwrap_err().to_string();
+        assert!(wrong.contains("longer than 4 bytes"), "{wrong}");
+    }
 }
