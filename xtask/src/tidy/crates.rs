@@ -9,14 +9,23 @@ use crate::workspace::{Package, Workspace};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("xen-platform", &[]),
     ("confine", &[]),
+    ("getopt-table", &[]),
     ("xenstore-core", &[]),
     ("xen-io", &["xen-platform"]),
     ("xen-linux", &["xen-platform"]),
     ("xen-hosted", &["xen-platform", "confine"]),
-    ("xenstore-client", &["xenstore-core", "xen-io", "xen-platform"]),
+    ("xenstore-client", &["xenstore-core", "xen-io", "xen-platform", "getopt-table"]),
     (
         "xenstored",
-        &["xenstore-core", "xen-io", "xen-platform", "xen-linux", "xen-hosted", "confine"],
+        &[
+            "xenstore-core",
+            "xen-io",
+            "xen-platform",
+            "xen-linux",
+            "xen-hosted",
+            "confine",
+            "getopt-table",
+        ],
     ),
     ("xenbus", &["xenstore-client", "xenstore-core", "xen-io", "xen-platform"]),
     (
@@ -66,11 +75,11 @@ const DEVICE_TYPES: &[&str] =
 /// Libraries with one user each, which shows the others no more than they need of it.
 const ONE_USER: &[(&str, &str)] = &[("seccompiler", "confine")];
 /// Crates that promise to have no dependency at all.
-const WITHOUT_DEPENDENCIES: &[&str] = &["xenstore-core"];
+const WITHOUT_DEPENDENCIES: &[&str] = &["xenstore-core", "getopt-table"];
 /// Crates that promise `no_std`.
 const WITHOUT_STD: &[&str] = &["xenstore-core"];
 /// Crates of checked copies and pure rules: no `unsafe` at all, and nothing that panics.
-const PURE: &[&str] = &["xenstore-core", "xen-io"];
+const PURE: &[&str] = &["xenstore-core", "xen-io", "getopt-table"];
 /// Modules of other crates that read what guests write, and deny the same lints of panics.
 const GUARDED: &[&str] = &[
     "crates/xen-block/src/back.rs",
