@@ -1,12 +1,10 @@
 //! The configuration of a daemon, from the command line and the environment.
 //!
 //! One table (`options`) describes every option of C xenstored, 4.17 to 4.23. The parser and the
-//! help use it. Parsing follows `getopt_long`: abbreviated long options, `--name=value` and `--name
-//! value`, combined short options, values attached to short ones. Source: `tools/xenstored/core.c`
-//! (`main`), `xenstored --help`.
+//! help use it. Source: `tools/xenstored/core.c` (`main`), `xenstored --help`.
 
 use crate::Error;
-use crate::options::{Meaning, OptionRow, split_word};
+use crate::options::{self, Meaning, OptionRow};
 use crate::paths::{self, Environment};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -101,7 +99,7 @@ pub enum Invocation {
 /// Returns the help text.
 #[must_use]
 pub fn help() -> String {
-    crate::options::help()
+    options::help()
 }
 
 /// Parses a command line, without the program's name.
@@ -127,14 +125,13 @@ pub fn parse(
         core: xenstore_core::server::Config::default(),
     };
     let mut priv_domain = None;
-    let mut words = args.into_iter().map(OsString::into_vec).peekable();
-    while let Some(word) = words.next() {
-        for (row, value) in split_word(&word, &mut words)? {
-            if row.3 == Meaning::Help {
+    for word in options::parse(args.into_iter().map(OsString::into_vec)) {
+        for (row, value) in word? {
+            if row.meaning == Meaning::Help {
                 return Ok(Invocation::Help);
             }
-            if row.3 == Meaning::PrivDomid {
-                priv_domain = Some(domid(row.1, &value)?);
+            if row.meaning == Meaning::PrivDomid {
+                priv_domain = Some(domid(row.long, &value)?);
             }
             apply(&mut config, row, &value, environment)?;
         }
@@ -151,7 +148,7 @@ fn apply(
     environment: &Environment,
 ) -> Result<(), Error> {
     let path = || environment.directory.join(OsStr::from_bytes(value));
-    match row.3 {
+    match row.meaning {
         Meaning::NoDomainInit => config.own_ring = Switch::Off,
         Meaning::PidFile => config.pid_file = Some(path()),
         Meaning::NoFork => config.mode = Mode::Foreground,
@@ -169,16 +166,16 @@ fn apply(
             config.trace_switches.push(switch);
         }
         Meaning::QuotaOf(name) => {
-            let mut number = number(row.1, value)?;
+            let mut number = number(row.long, value)?;
             if name == "path-max" {
                 number = number.min(limits::REL_PATH_MAX as u32);
             }
             config.quotas.push(QuotaSetting { name, kind: QuotaKind::Hard, value: number });
         }
-        Meaning::QuotaHard => config.quotas.push(quota(row.1, value, QuotaKind::Hard)?),
-        Meaning::QuotaSoft => config.quotas.push(quota(row.1, value, QuotaKind::Soft)?),
+        Meaning::QuotaHard => config.quotas.push(quota(row.long, value, QuotaKind::Hard)?),
+        Meaning::QuotaSoft => config.quotas.push(quota(row.long, value, QuotaKind::Soft)?),
         Meaning::Timeout => {
-            let (what, seconds) = pair(row.1, value)?;
+            let (what, seconds) = pair(row.long, value)?;
             if what != b"watch-event" {
                 let what = String::from_utf8_lossy(what);
                 return Err(Error::usage(format!(
@@ -199,7 +196,7 @@ fn apply(
             config.core.orphans = xenstore_core::server::Orphans::Keep;
         }
         Meaning::Verbose => config.verbose = Switch::On,
-        Meaning::StoreDomid => config.core.store_domain = domid(row.1, value)?,
+        Meaning::StoreDomid => config.core.store_domain = domid(row.long, value)?,
         Meaning::Event => {
             return Err(Error::usage(
                 "--event is for a store that runs in a stub domain; this one runs in a process",
