@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use table::{Command, CommandKind};
 
+mod args;
 mod chmod;
 mod completions;
 mod control;
@@ -14,7 +15,6 @@ mod diff;
 mod export;
 mod export_file;
 mod failure;
-mod getopt;
 mod import;
 mod json;
 mod ls;
@@ -86,7 +86,7 @@ fn dispatch(
         CommandKind::Control => control::run(program, args),
         CommandKind::Debian => debian::run(program, command, args),
         CommandKind::Own => {
-            let parsed = getopt::parse(program, command, args);
+            let parsed = args::parse(program, command, args);
             if parsed.flags.help {
                 return print(&table::usage(command)).map(|()| 0);
             }

@@ -1,7 +1,7 @@
 //! `chmod`, with the peculiarities of Debian's program.
 
+use super::args::{Flags, atoi};
 use super::failure::CommandFailure;
-use super::getopt::{Flags, atoi};
 use xenstore::{NodeAccess, Perm, Store, Transaction};
 
 /// The size in bytes of the buffer in which Debian's program builds paths for `-r`. A longer path

@@ -1,8 +1,8 @@
 //! `completions`: shell code generated from the table of commands and flags. The code completes a
 //! path by asking the store for the children of the node typed so far.
 
+use super::args::ParsedArgs;
 use super::failure::CommandFailure;
-use super::getopt::ParsedArgs;
 use super::program::print;
 use super::table::{COMMANDS, Command, CommandKind, OPTIONS, Opt};
 

@@ -1,7 +1,7 @@
 //! `control`: commands for the daemon, sent as Debian's xenstore-control sends them.
 
+use super::args::atoi;
 use super::failure::CommandFailure;
-use super::getopt::atoi;
 use super::program::{ProgramNames, print_to};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};

@@ -2,8 +2,8 @@
 //! write list ls rm exists chmod watch`. All of them run in a transaction that is restarted on
 //! EAGAIN, except `ls`, `watch`, and `read` and `write` of one node.
 
+use super::args::{Flags, ParsedArgs, parse};
 use super::failure::CommandFailure;
-use super::getopt::{Flags, ParsedArgs, parse};
 use super::program::ProgramNames;
 use super::table::Command;
 use super::value::{escape, unescape};

@@ -1,10 +1,10 @@
 //! `diff`: compares two subtrees, or a subtree and an export. The exit codes are those of diff(1):
 //! 0 for no difference, 1 for a difference, 2 for trouble.
 
+use super::args::ParsedArgs;
 use super::export::{consistency, snapshot, subtree};
 use super::export_file::ExportedNode;
 use super::failure::CommandFailure;
-use super::getopt::ParsedArgs;
 use super::import::read_file;
 use super::value::escape;
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! `export`: prints a subtree as JSON.
 
+use super::args::ParsedArgs;
 use super::export_file::{self, ExportedNode};
 use super::failure::CommandFailure;
-use super::getopt::ParsedArgs;
 use std::io::{self, BufWriter, Write};
 use xenstore::transaction::Retry;
 use xenstore::walk::{NodeParts, Options, walk};

@@ -1,9 +1,9 @@
 //! `import`: writes an export below a path, in one transaction if it fits.
 
+use super::args::ParsedArgs;
 use super::export::absolute;
 use super::export_file::{self, ExportedNode};
 use super::failure::CommandFailure;
-use super::getopt::ParsedArgs;
 use super::program::ProgramNames;
 use std::collections::VecDeque;
 use std::ffi::OsStr;

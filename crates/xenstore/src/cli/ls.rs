@@ -1,7 +1,7 @@
 //! `ls`: Debian's text, or a JSON object a line.
 
+use super::args::Flags;
 use super::failure::CommandFailure;
-use super::getopt::Flags;
 use super::json;
 use super::program::ProgramNames;
 use super::value::escape;

@@ -1,5 +1,7 @@
 //! The table of all commands and flags. The parser, the help and the completions read it.
 
+use getopt::{Argument, Entry};
+
 /// The handler of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum CommandKind {
@@ -77,6 +79,20 @@ impl Opt {
             CommandKind::Own => self.flag != Flag::Socket && self.fits(command),
             CommandKind::Control => false,
         }
+    }
+}
+
+impl Entry for Opt {
+    fn short(&self) -> Option<u8> {
+        self.short
+    }
+
+    fn long(&self) -> Option<&str> {
+        self.long
+    }
+
+    fn argument(&self) -> Argument {
+        if self.arg.is_some() { Argument::Required } else { Argument::None }
     }
 }
 

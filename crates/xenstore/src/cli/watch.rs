@@ -1,7 +1,7 @@
 //! `watch`: prints the path of each event, or a JSON object a line.
 
+use super::args::Flags;
 use super::failure::CommandFailure;
-use super::getopt::Flags;
 use super::json;
 use std::io::{self, Write};
 use xenstore::Client;
