@@ -2,7 +2,7 @@
 
 use crate::result::Result;
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
