@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// The tool that `xb store` runs.
-pub(crate) const XENSTORE: Program = Program::Beside { file: "xenstore", package: "xenstore" };
+pub(crate) const XENSTORE: Program =
+    Program::Beside { file: "xenstore", package: "xenstore-client" };
 
 /// Returns the file and the package of each program that is not this one.
 fn others() -> impl Iterator<Item = (&'static str, &'static str)> {
