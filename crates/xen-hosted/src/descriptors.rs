@@ -44,14 +44,6 @@ enum Cause {
     NotOpen,
 }
 
-impl MissingDescriptor {
-    /// Returns the name that was looked for.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-}
-
 impl fmt::Display for MissingDescriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name;

@@ -6,8 +6,7 @@ use crate::proto::Request;
 use crate::{HostDir, Platform, Role};
 use rustix::io::Errno;
 use rustix::process::Pid;
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
@@ -145,6 +144,7 @@ impl Control {
     }
 
     /// Makes the control over a connection that may not have the right to it: then each call fails.
+    /// For tests of a hostile guest.
     #[must_use]
     pub fn over(platform: &Platform) -> Self {
         Self { link: Arc::clone(&platform.link) }
@@ -171,23 +171,6 @@ impl Control {
             console_port: Port(answer.number(4)?),
             lacks: MissingFeature::all_of(answer.number(5)?),
         })
-    }
-
-    /// Creates a domain as [`Control::create`] does, with nothing to read and the caller's own
-    /// output.
-    ///
-    /// # Errors
-    /// As [`Control::create`].
-    pub fn create_quiet(&mut self, config: &Config, program: &File) -> Result<Created, Error> {
-        let input = File::open("/dev/null")?;
-        let (output, error) = (std::io::stdout(), std::io::stderr());
-        let descriptors = Descriptors {
-            program: program.as_fd(),
-            input: input.as_fd(),
-            output: output.as_fd(),
-            error: error.as_fd(),
-        };
-        self.create(config, descriptors)
     }
 
     /// Returns the resources that a domain uses.

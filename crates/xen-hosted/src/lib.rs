@@ -261,14 +261,6 @@ impl Platform {
         self.reserved(offers, GrantRef::XENSTORE, self.link.first_ports[1])
     }
 
-    /// Returns a guest's console ring: its page, and the port at which it waits.
-    ///
-    /// # Errors
-    /// [`Error::NoDev`] in domain 0, which has none.
-    pub fn console_ring(&self, offers: &mut gnttab::Offers) -> Result<(SharedPage, Port), Error> {
-        self.reserved(offers, GrantRef::CONSOLE, self.link.first_ports[0])
-    }
-
     fn reserved(
         &self,
         offers: &mut gnttab::Offers,

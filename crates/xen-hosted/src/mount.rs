@@ -35,7 +35,6 @@ use xen::gnttab::PageAccess;
 
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
-const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
@@ -61,7 +60,8 @@ struct LoopConfig {
 /// A loop device over a file of a guest. It is removed when nobody has it open or mounted any more.
 #[derive(Debug)]
 pub struct LoopDevice {
-    device: OwnedFd,
+    /// Only kept open: the kernel removes a loop device that nobody has open.
+    _device: OwnedFd,
     path: PathBuf,
     guest: GuestNamespaces,
 }
@@ -89,8 +89,6 @@ pub enum Step {
     Device(PathBuf),
     /// Opening this file in the guest, and giving it to a loop device.
     File(String),
-    /// Telling a loop device that its file has another size.
-    Resize(PathBuf),
     /// Making the mount of a loop device, whose file system is of this type.
     Mount {
         /// The loop device.
@@ -116,7 +114,6 @@ impl fmt::Display for Step {
             Self::Free => f.write_str("a free loop device"),
             Self::Device(path) => write!(f, "{}", path.display()),
             Self::File(file) => write!(f, "a loop device of the guest's {file}"),
-            Self::Resize(path) => write!(f, "the size of {}", path.display()),
             Self::Mount { device, fs_type } => {
                 write!(f, "mounting {} ({fs_type})", device.display())
             }
@@ -184,7 +181,7 @@ impl LoopDevice {
                 ioctl(device.as_fd(), LOOP_CONFIGURE, config as usize).map(drop)
             };
             match in_child(configure) {
-                Ok(()) => return Ok(Self { device, path, guest }),
+                Ok(()) => return Ok(Self { _device: device, path, guest }),
                 Err(Errno::BUSY) => {}
                 Err(errno) => return Err(at(Step::File(file.to_owned()))(errno)),
             }
@@ -196,18 +193,6 @@ impl LoopDevice {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Tells the loop device that the guest's device has another size.
-    ///
-    /// # Errors
-    /// [`Step::Resize`].
-    pub fn resize(&self) -> Result<(), Error> {
-        let resize = || {
-            self.guest.enter_as_user()?;
-            ioctl(self.device.as_fd(), LOOP_SET_CAPACITY, 0).map(drop)
-        };
-        in_child(resize).map_err(at(Step::Resize(self.path.clone())))
     }
 
     /// Mounts its file system at `to` in the guest, an existing folder (`/mnt`), without

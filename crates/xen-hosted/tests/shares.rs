@@ -19,7 +19,7 @@ fn busy(control: &mut Control, processes: u32, tasks_max: u32) -> DomId {
     config.args = ["sh", "-c", &format!("{more}while :; do :; done")].map(Into::into).to_vec();
     config.tasks_max = tasks_max;
     let shell = File::open("/bin/sh").unwrap();
-    let created = control.create_quiet(&config, &shell).unwrap();
+    let created = support::create_with(control, &config, &shell).unwrap();
     control.unpause(created.domid).unwrap();
     created.domid
 }
@@ -54,7 +54,7 @@ fn of_one_processor() -> Option<Host> {
     });
     let config = playing("none");
     let program = File::open("/bin/sh").unwrap();
-    let created = host.control().create_quiet(&config, &program).unwrap();
+    let created = support::create_with(&mut host.control(), &config, &program).unwrap();
     host.control().destroy(created.domid).unwrap();
     if created.lacks.contains(&xen_hosted::domain::MissingFeature::CpuLimit) {
         conformance::skip("shares of a processor", "no cpu control group may be made here");

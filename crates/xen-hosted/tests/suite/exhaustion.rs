@@ -108,7 +108,7 @@ fn a_creation_that_fails_leaves_no_process() {
         assert!(first < 200, "creation never succeeds: {last:?}");
         let refuse = support::raw::refusing_where(libc::SYS_epoll_ctl, &[(2, first)], libc::ENOSPC);
         let host = Host::start_with(|command| support::raw::before_exec(command, refuse));
-        let created = host.control().create_quiet(&support::playing("none"), &shell);
+        let created = support::create_with(&mut host.control(), &support::playing("none"), &shell);
         if created.is_ok() {
             break;
         }
@@ -171,7 +171,7 @@ fn a_late_release_does_not_free_a_page_that_is_mapped() {
     offers.offer_batch(of_guest, PageAccess::ReadWrite, left, &mut offered).unwrap();
     let ended = offered.remove(0);
     assert_eq!(ended.grant(), grant);
-    ended.end();
+    drop(ended);
     let next = offers.offer(of_guest, PageAccess::ReadWrite).unwrap().grant();
     assert!(next.0 >= xen_hosted::limits::ARENA_PAGES, "it is mapped, and its arena full: {next}");
 }

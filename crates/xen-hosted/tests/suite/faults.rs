@@ -198,7 +198,7 @@ fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
     let mut makes = host.control();
     let before = children(host);
     let building = std::thread::spawn(move || {
-        makes.create_quiet(&playing("frontend"), &support::this_program())
+        support::create_with(&mut makes, &playing("frontend"), &support::this_program())
     });
     std::thread::sleep(Duration::from_micros(chance.below(3000)));
     for pid in children(host).into_iter().filter(|pid| !before.contains(pid)) {
@@ -368,7 +368,7 @@ fn what_a_creator_holds_ends_with_it() {
     let create = |control: &mut Control, lifetime| {
         let mut config = playing("frontend");
         config.lifetime = lifetime;
-        control.create_quiet(&config, &support::this_program()).unwrap().domid
+        support::create_with(control, &config, &support::this_program()).unwrap().domid
     };
     let (mut creator, mut other) = (host.control(), host.control());
     let unheld = create(&mut creator, Lifetime::OfTheHost);
@@ -437,7 +437,7 @@ fn a_broker_that_dies_at_work_leaves_what_the_next_one_clears_up() {
         let busy = std::thread::spawn(move || {
             // Until the broker is gone.
             while let Ok(created) =
-                control.create_quiet(&playing("frontend"), &support::this_program())
+                support::create_with(&mut control, &playing("frontend"), &support::this_program())
             {
                 let _ = control.unpause(created.domid);
             }

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -16,7 +17,7 @@ use xen::DomId;
 use xen::domctl::{DomainControl, DomainInfo, RunState};
 use xen::evtchn::EventChannels;
 use xen_hosted::domain::{Config, Files};
-use xen_hosted::domctl::{Control, Created};
+use xen_hosted::domctl::{Control, Created, Descriptors};
 use xen_hosted::{HostDir, Platform};
 use xen_io::xs_ring::ClientRing;
 use xenstore_core::wire::MsgType;
@@ -220,7 +221,24 @@ pub(crate) fn this_program() -> File {
 
 /// Creates a domain that plays `role`, paused.
 pub(crate) fn create(control: &mut Control, role: &str) -> Created {
-    control.create_quiet(&playing(role), &this_program()).unwrap()
+    create_with(control, &playing(role), &this_program()).unwrap()
+}
+
+/// Creates a domain with nothing to read and this program's output, paused.
+pub(crate) fn create_with(
+    control: &mut Control,
+    config: &Config,
+    program: &File,
+) -> Result<Created, xen::Error> {
+    let input = File::open("/dev/null")?;
+    let (output, error) = (std::io::stdout(), std::io::stderr());
+    let descriptors = Descriptors {
+        program: program.as_fd(),
+        input: input.as_fd(),
+        output: output.as_fd(),
+        error: error.as_fd(),
+    };
+    control.create(config, descriptors)
 }
 
 /// Introduces a domain to the store, as the toolstack does between creation and start.
