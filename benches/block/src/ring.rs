@@ -41,7 +41,7 @@ impl Disk for InstantDisk {
 }
 
 fn opens(target: DiskTarget) -> Box<OpenDisk> {
-    Box::new(move |_| target.open(DiskAccess::ReadOnly, &ImageDirs::default()))
+    Box::new(move |_| Ok(target.open(DiskAccess::ReadOnly, &ImageDirs::default())?))
 }
 
 /// A backend in a thread of its own, and a frontend that is connected to it.
@@ -166,13 +166,17 @@ pub(crate) fn export(
     let client = std::thread::spawn(move || client(socket));
     while !client.is_finished() {
         let scene = &mut backend.scene;
-        if export.turn(scene.front())? > 0 || scene.front().final_check()? {
+        let mut done = Vec::new();
+        let moved = scene.front().take(|completion| done.push(completion))?;
+        for completion in done {
+            export.complete(scene.front(), completion);
+        }
+        if moved + export.serve(scene.front())? > 0 || scene.front().final_check()? {
             continue;
         }
         let mut evtchn = scene.front_evtchn.borrow_mut();
-        let output = if export.has_output() { PollFlags::OUT } else { PollFlags::empty() };
-        let clients = export.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN | output));
-        let mut fds: Vec<PollFd<'_>> = clients.collect();
+        let polled = export.polled().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
+        let mut fds: Vec<PollFd<'_>> = polled.collect();
         fds.push(PollFd::from_borrowed_fd(evtchn.fd(), PollFlags::IN));
         poll(&mut fds, Some(&Duration::from_millis(50).try_into()?))?;
         while let Some(port) = evtchn.pending()? {

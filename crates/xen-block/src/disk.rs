@@ -6,14 +6,12 @@
 //! | [`memory`] | sectors in this process's memory |
 //! | [`qcow2`] | qcow2 images, with backing files |
 //! | [`nbd`] | a server of the network block device protocol, over a Unix socket |
-//! | [`fault`] | a wrapper of another disk that injects faults |
 //! | [`image`], [`open`], [`image_dirs`] | faults of images, opening files, the permitted folders |
 //! | `escaped_path` | a path for a log |
 //! | [`target`] | disks by name, as toolstacks write them |
 //! | [`pool`] | threads for disks whose calls block |
 
 mod escaped_path;
-pub mod fault;
 pub mod file;
 pub mod image;
 pub mod image_dirs;

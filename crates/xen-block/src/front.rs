@@ -20,10 +20,10 @@ use resubmit::ResubmitQueue;
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
+use xen::DomId;
 use xen::evtchn::EventChannels;
 use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::shared::SharedPage;
-use xen::{DomId, Port};
 use xen_driver::frontend;
 use xen_driver::frontend::buffers::{Buffers, Trust};
 use xen_driver::frontend::rings;
@@ -156,8 +156,8 @@ impl BlockFrontend {
         self.users = users;
     }
 
-    /// Uses the layout of another processor, as a 32-bit guest does. To be called before the device
-    /// is opened.
+    /// Uses the layout of another processor, as a 32-bit guest does, for tests of backends. To be
+    /// called before the device is opened.
     #[must_use]
     pub fn with_layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
@@ -173,11 +173,6 @@ impl BlockFrontend {
     #[must_use]
     pub fn queue_count(&self) -> usize {
         self.queues.len()
-    }
-
-    /// Returns the ports of the rings.
-    pub fn ports(&self) -> impl Iterator<Item = Port> {
-        self.queues.iter().map(|queue| queue.channel.port())
     }
 
     /// Takes a free buffer. It shows a backend that is not trusted nothing of its earlier contents.

@@ -4,6 +4,7 @@
 
 use crate::disk::DiskAccess;
 use xen::DomId;
+use xen_io::blkif::names;
 use xenbus::Id;
 use xenbus::toolstack::NewDevice;
 
@@ -126,7 +127,7 @@ impl Vbd {
         ]);
         let trusted = if self.trust == Trust::Trusted { "1" } else { "0" };
         device.frontend_nodes = nodes(&[
-            ("virtual-device", &devid.to_string()),
+            (names::VIRTUAL_DEVICE, &devid.to_string()),
             ("device-type", "disk"),
             ("trusted", trusted),
         ]);

@@ -46,7 +46,7 @@ fn ask(scene: &mut Scene, want: DiskRequest, parts: &[BufferSectors]) -> Status 
 /// Serves `target` behind the filter, and uses it.
 fn serves(target: &DiskTarget, record_dir: &Path) {
     let open = |target: DiskTarget| -> Box<back::OpenDisk> {
-        Box::new(move |_| target.open(DiskAccess::ReadWrite, &ImageDirs::default()))
+        Box::new(move |_| Ok(target.open(DiskAccess::ReadWrite, &ImageDirs::default())?))
     };
     // The scene's own server is not used.
     let Some(mut scene) = Scene::new(Setup::new(open(target.clone()))) else { return };

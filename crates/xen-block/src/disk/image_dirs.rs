@@ -31,7 +31,7 @@ impl ImageDirs {
         Self { given, file: IMAGE_DIRS.into() }
     }
 
-    /// Replaces [`IMAGE_DIRS`] by another file.
+    /// Replaces [`IMAGE_DIRS`] by another file; for tests, which do not depend on the host's file.
     #[must_use]
     pub fn with_file(self, file: PathBuf) -> Self {
         Self { file, ..self }

@@ -31,7 +31,8 @@ impl Memory {
         Self { access: DiskAccess::ReadOnly, ..self }
     }
 
-    /// Sets a larger sector size; contents beyond the last whole sector are cut off.
+    /// Sets a larger sector size, for tests of devices; contents beyond the last whole sector are cut
+    /// off.
     #[must_use]
     pub fn with_sector_size(mut self, sector_size: u32) -> Self {
         let whole = self.bytes.len() / sector_size as usize * sector_size as usize;

@@ -66,17 +66,13 @@ impl DiskTarget {
         }
     }
 
-    /// Opens the disk, and the files that it names as far as `image_dirs` allow that.
+    /// Opens the disk, and the files that it names as far as `image_dirs` allow that. A thread
+    /// other than the one that will use it may open it.
     ///
     /// # Errors
     /// [`Error::Busy`] if another device writes to it; [`Error::Away`] if its server is not there;
     /// else the reason.
-    pub fn open(&self, access: DiskAccess, image_dirs: &ImageDirs) -> Result<Box<dyn Disk>, Error> {
-        Ok(self.open_anywhere(access, image_dirs)?)
-    }
-
-    /// Opens the disk in a thread other than the one that will use it.
-    fn open_anywhere(
+    pub fn open(
         &self,
         access: DiskAccess,
         image_dirs: &ImageDirs,
@@ -122,7 +118,7 @@ pub fn job(device: &mut Device<'_>, image_dirs: &ImageDirs) -> Result<OpenJob, E
     let text = String::from_utf8_lossy(&named);
     let target = DiskTarget::parse(&text).map_err(Error::Driver)?;
     let image_dirs = image_dirs.clone();
-    Ok(Box::new(move || target.open_anywhere(access, &image_dirs)))
+    Ok(Box::new(move || target.open(access, &image_dirs)))
 }
 
 #[cfg(test)]

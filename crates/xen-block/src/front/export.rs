@@ -5,7 +5,7 @@
 //! export name is the device. A request is one request of the ring, so it is at most
 //! [`Info::segments_max`](super::Info) pages long; clients are told so.
 //!
-//! It runs in one thread and never blocks: [`Export::turn`] does the work that is possible at the
+//! It runs in one thread and never blocks: [`Export::serve`] does the work that is possible at the
 //! moment. A client that violates the protocol, or does not take its answers, is bounded, and harms
 //! only itself.
 
@@ -108,32 +108,6 @@ impl Export {
             (client.stream.as_fd(), flags)
         });
         std::iter::once((self.listener.as_fd(), room)).chain(clients)
-    }
-
-    /// Returns the descriptors to poll for reading.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let clients = self.clients.values().map(|client| client.stream.as_fd());
-        std::iter::once(self.listener.as_fd()).chain(clients)
-    }
-
-    /// True if a client has answers to take: then its descriptor is to be polled for writing too.
-    #[must_use]
-    pub fn has_output(&self) -> bool {
-        self.clients.values().any(|client| !client.output.is_empty())
-    }
-
-    /// Takes answers and requests, makes the device's requests, and answers clients. Returns the
-    /// number of steps. Nobody else may take this device's completions.
-    ///
-    /// # Errors
-    /// The backend has broken the ring.
-    pub fn turn(&mut self, front: &mut BlockFrontend) -> Result<usize, Error> {
-        let mut done = Vec::new();
-        let moved = front.take(|completion| done.push(completion))?;
-        for completion in done {
-            self.complete(front, completion);
-        }
-        Ok(moved + self.serve(front)?)
     }
 
     /// Takes requests, makes the device's requests, and answers clients. Returns the number of

@@ -1,6 +1,7 @@
 //! A block device as a guest sees it: data reads as it was written, with every kind of ring and
 //! request.
 
+use crate::fault::{FaultAction, FaultInjector};
 use crate::support::{self, ID, PATIENCE, Scene, Setup, device, once_free};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
@@ -9,7 +10,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use xen_block::back::{self, LIMIT_BYTES, OpenDisk};
-use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry, Piece};

@@ -35,7 +35,12 @@ impl ServedDevice {
     fn turn(&mut self) {
         self.scene.turn();
         let front = self.scene.bus.driver(ID).unwrap();
-        self.export.turn(front).unwrap();
+        let mut done = Vec::new();
+        front.take(|completion| done.push(completion)).unwrap();
+        for completion in done {
+            self.export.complete(front, completion);
+        }
+        self.export.serve(front).unwrap();
     }
 
     /// Serves the device while a program runs.

@@ -5,6 +5,7 @@ mod device;
 mod driver_domain;
 mod durable;
 mod export;
+mod fault;
 mod hosted;
 mod hosted_fuse;
 mod images;

@@ -1,6 +1,7 @@
 //! A backend that is killed and started again: its guest notices nothing, no request is lost, and
 //! none is answered twice.
 
+use crate::fault::{FaultAction, FaultInjector};
 use crate::support::{self, GUEST, ID, Scene, Setup, device, server};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,7 +10,6 @@ use tempfile::TempDir;
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
 use xen_block::back::{self, OpenDisk};
-use xen_block::disk::fault::{FaultAction, FaultInjector};
 use xen_block::disk::memory::Memory;
 use xen_block::disk::{Disk, DiskIo, Finished, Geometry};
 use xen_block::front::{BufferSectors, DiskRequest};

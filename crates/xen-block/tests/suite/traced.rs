@@ -9,10 +9,10 @@ use crate::support::{Scene, Setup};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xen_block::disk::DiskAccess;
 use xen_block::disk::file::{Cache, FileDisk, IoMethod, Options};
 use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::target::DiskTarget;
+use xen_block::disk::{Disk, DiskAccess};
 use xen_block::front::DiskRequest;
 use xen_io::blkif::Status;
 
@@ -28,13 +28,13 @@ fn writes_flushes_and_says_so() {
     let qcow2 = path.extension().is_some_and(|extension| extension == "qcow2");
     let open = move |_: &mut xenbus::Device<'_>| {
         if qcow2 {
-            return DiskTarget::Qcow2(path.clone())
-                .open(DiskAccess::ReadWrite, &ImageDirs::default());
+            let target = DiskTarget::Qcow2(path.clone());
+            return Ok(target.open(DiskAccess::ReadWrite, &ImageDirs::default())? as Box<dyn Disk>);
         }
         let (access, cache) = (DiskAccess::ReadWrite, Cache::PageCache);
         let disk = FileDisk::open(&path, Options { access, cache, way: IoMethod::Threads });
         let disk = disk?;
-        Ok(Box::new(disk) as Box<dyn xen_block::disk::Disk>)
+        Ok(Box::new(disk) as Box<dyn Disk>)
     };
     let mut scene = Scene::connected(Setup::new(Box::new(open))).expect("a daemon");
     for round in 0..3 {

@@ -9,9 +9,9 @@ use crate::support::once_free;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xen_block::disk::DiskAccess;
 use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::target::DiskTarget;
+use xen_block::disk::{Disk, DiskAccess};
 
 const FOLDER: &str = "XEN_BLOCK_DURABLE_FOLDER";
 /// The line that the process writes into a file of its own when a transaction is safe; its number
@@ -27,7 +27,8 @@ fn writes_transactions() {
     let image = folder.join("image.qcow2");
     let mark = std::fs::File::create(folder.join("mark")).unwrap();
     let open = move |_: &mut xenbus::Device<'_>| {
-        DiskTarget::Qcow2(image.clone()).open(DiskAccess::ReadWrite, &ImageDirs::default())
+        let target = DiskTarget::Qcow2(image.clone());
+        Ok(target.open(DiskAccess::ReadWrite, &ImageDirs::default())? as Box<dyn Disk>)
     };
     let played = play_on(&workload, Box::new(open), |number| {
         mark.write_all_at(&[MARK, &[number as u8]].concat(), 0).unwrap();

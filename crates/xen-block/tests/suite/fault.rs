@@ -1,12 +1,12 @@
 //! A wrapper of another disk that injects faults.
 
-use super::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
+use xen_block::disk::{Disk, DiskIo, DiskOp, Finished, Geometry};
 
 /// The treatment of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FaultAction {
+pub(crate) enum FaultAction {
     /// The request goes to the disk.
     Pass,
     /// The request ends with this error, and does not get to the disk.
@@ -16,7 +16,7 @@ pub enum FaultAction {
 }
 
 /// A layer between a device and its disk that decides the treatment of each request.
-pub struct FaultInjector {
+pub(crate) struct FaultInjector {
     disk: Box<dyn Disk>,
     decide: Box<dyn FnMut(DiskOp, u64) -> FaultAction>,
     #[expect(clippy::vec_box, reason = "they go to the disk and back in their boxes")]
@@ -31,8 +31,7 @@ impl std::fmt::Debug for FaultInjector {
 
 impl FaultInjector {
     /// Wraps `disk`. `decide` is called for each request, with its operation and its first sector.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         disk: Box<dyn Disk>,
         decide: impl FnMut(DiskOp, u64) -> FaultAction + 'static,
     ) -> Self {
