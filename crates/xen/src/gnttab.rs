@@ -190,9 +190,6 @@ impl OfferedPage {
     pub fn page(&self) -> &SharedPage {
         &self.page
     }
-
-    /// Ends the grant; the same as dropping it.
-    pub fn end(self) {}
 }
 
 /// Grants pages of this domain to others.

@@ -127,7 +127,7 @@ fn ended(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     let grant = offered.grant();
     drop(done("map", b.maps.map(a.domid, grant, PageAccess::ReadWrite))?);
-    offered.end();
+    drop(offered);
     refused("mapping what was ended", &b.maps.map(a.domid, grant, PageAccess::ReadWrite)).map(drop)
 }
 
@@ -135,7 +135,7 @@ fn ended_while_mapped(a: &mut Party, b: &mut Party) -> CaseResult {
     let offered = offer(a, b, PageAccess::ReadWrite)?;
     offered.page().copy_in(0, b"kept").map_err(|error| error.to_string())?;
     let mapping = done("map", b.maps.map(a.domid, offered.grant(), PageAccess::ReadWrite))?;
-    offered.end();
+    drop(offered);
     // The page is not used again while the peer maps it.
     let mut others = Vec::new();
     for _ in 0..10 {
