@@ -182,7 +182,7 @@ impl Filter {
         seccompiler::apply_filter(&self.0).map_err(Error::Install)
     }
 
-    /// Returns the number of its instructions; the kernel accepts 4096.
+    /// Returns the number of its instructions; the kernel accepts 4096. For tests of the lists.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.0.len()
