@@ -79,7 +79,8 @@ impl Log {
         Self { sink: Sink::Stderr, most, window: Window::default() }
     }
 
-    /// Returns a log that gives its lines up to `most` to `taker`, without line ends.
+    /// Returns a log that gives its lines up to `most` to `taker`, without line ends. For
+    /// the owner of a [`SteppedDaemon`](crate::step::SteppedDaemon).
     #[must_use]
     pub fn to(most: Level, taker: Box<dyn FnMut(&str)>) -> Self {
         Self { sink: Sink::Taker(taker), most, window: Window::default() }
