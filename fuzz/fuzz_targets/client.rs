@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 /// The bytes that a daemon sends, and the boundaries between reads.
-struct Script {
+struct StreamScript {
     requests: Vec<RequestId>,
     stream: Vec<u8>,
     cuts: Vec<usize>,
@@ -22,7 +22,7 @@ struct Script {
 
 fn run(mut data: &[u8]) {
     let (mut one, mut other) = (Client::new(), Client::new());
-    let mut script = Script { requests: Vec::new(), stream: Vec::new(), cuts: vec![0] };
+    let mut script = StreamScript { requests: Vec::new(), stream: Vec::new(), cuts: vec![0] };
     while step(&mut data, &mut one, &mut other, &mut script).is_some() {}
     script.stream.extend_from_slice(data);
     script.cuts.push(script.stream.len());
@@ -49,7 +49,12 @@ fn run(mut data: &[u8]) {
 
 /// Performs one step: one request, one reply or some bytes. Returns `None` where the rest of the
 /// data is to be sent unchanged.
-fn step(data: &mut &[u8], one: &mut Client, other: &mut Client, script: &mut Script) -> Option<()> {
+fn step(
+    data: &mut &[u8],
+    one: &mut Client,
+    other: &mut Client,
+    script: &mut StreamScript,
+) -> Option<()> {
     let (choice, rest) = data.split_first()?;
     *data = rest;
     match choice % 8 {
@@ -119,7 +124,12 @@ fn check_output(client: &mut Client) -> usize {
     count
 }
 
-fn compare(mut one: Client, mut other: Client, script: &Script, whole: &Result<(), ProtocolError>) {
+fn compare(
+    mut one: Client,
+    mut other: Client,
+    script: &StreamScript,
+    whole: &Result<(), ProtocolError>,
+) {
     let mut answered = 0;
     for id in &script.requests {
         assert_eq!(one.has_reply(*id), other.has_reply(*id));

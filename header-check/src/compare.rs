@@ -1,6 +1,6 @@
 //! The comparison, by a C compiler.
 
-use crate::{Row, XenVersion};
+use crate::{CheckedNumber, XenVersion};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,7 +65,7 @@ pub struct Comparison {
 ///
 /// # Errors
 /// The output of the compiler.
-pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Comparison, String> {
+pub fn compare(rows: &[CheckedNumber], root: &Path, folder: &Path) -> Result<Comparison, String> {
     let compiler = Compiler::new(root, folder)?;
     let release = compiler.release()?;
     let mut comparison = Comparison::default();
@@ -93,7 +93,11 @@ pub fn compare(rows: &[Row], root: &Path, folder: &Path) -> Result<Comparison, S
 ///
 /// # Errors
 /// The output of the compiler, if it is not about a row.
-pub fn compare_32(rows: &[Row], root: &Path, folder: &Path) -> Result<Comparison, String> {
+pub fn compare_32(
+    rows: &[CheckedNumber],
+    root: &Path,
+    folder: &Path,
+) -> Result<Comparison, String> {
     let compiler = Compiler::new(root, folder)?;
     let mut text = HEADERS_32.to_owned();
     for (number, row) in rows.iter().enumerate() {

@@ -1,11 +1,11 @@
 //! The definitions of Linux's Xen drivers, as `libxen-dev` repeats them.
 
-use crate::{Row, layout, row};
+use crate::{CheckedNumber, layout, row};
 use xen_linux::abi;
 
 /// Returns all rows.
 #[must_use]
-pub fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<CheckedNumber> {
     let mut rows = vec![
         row("IOCTL_EVTCHN_BIND_VIRQ", abi::IOCTL_EVTCHN_BIND_VIRQ),
         row("IOCTL_EVTCHN_BIND_INTERDOMAIN", abi::IOCTL_EVTCHN_BIND_INTERDOMAIN),
@@ -27,7 +27,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-fn layouts(rows: &mut Vec<Row>) {
+fn layouts(rows: &mut Vec<CheckedNumber>) {
     layout!(
         rows,
         "struct ioctl_evtchn_bind_interdomain" =

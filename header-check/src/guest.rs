@@ -1,7 +1,7 @@
 //! The numbers and layouts of Xen that the guest of the conformance suite uses. The guest is a
 //! workspace of its own, for no operating system; its numbers are compiled here once more.
 
-use crate::{Row, layout, row};
+use crate::{CheckedNumber, layout, row};
 
 #[path = "../../tests/xen/guest/src/abi.rs"]
 #[allow(missing_docs)] // Each item has the name that its header gives it.
@@ -11,7 +11,7 @@ use abi::{clock, console, shared_info, store};
 
 /// Returns all rows.
 #[must_use]
-pub fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<CheckedNumber> {
     let mut rows = vec![
         row("1UL << XEN_PAGE_SHIFT", abi::PAGE_SIZE),
         row("__HYPERVISOR_update_va_mapping", abi::UPDATE_VA_MAPPING),
@@ -52,12 +52,12 @@ pub fn rows() -> Vec<Row> {
     ];
     let field = |name| format!("offsetof(struct start_info, {name})");
     rows.extend(start.map(|(name, ours)| row(field(name), ours)));
-    layout!(rows, "struct sched_poll" = abi::Poll { ports, nr_ports, timeout });
+    layout!(rows, "struct sched_poll" = abi::SchedPoll { ports, nr_ports, timeout });
     rows
 }
 
 /// Returns the rows of the two pages that the guest shares with domain 0.
-fn rings() -> Vec<Row> {
+fn rings() -> Vec<CheckedNumber> {
     let of_store = |name| format!("offsetof(struct xenstore_domain_interface, {name})");
     let of_console = |name| format!("offsetof(struct xencons_interface, {name})");
     vec![

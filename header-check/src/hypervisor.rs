@@ -1,6 +1,6 @@
 //! The definitions of the hypervisor's own headers.
 
-use crate::{Row, XenVersion, layout, row};
+use crate::{CheckedNumber, XenVersion, layout, row};
 use xen::domwatch::ShutdownReason;
 use xen::evtchn::Virq;
 use xen::gnttab::STATUSES;
@@ -10,7 +10,7 @@ use xen_linux::abi;
 
 /// Returns all rows.
 #[must_use]
-pub fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<CheckedNumber> {
     let mut rows = vocabulary();
     rows.extend(calls());
     layouts(&mut rows);
@@ -33,8 +33,8 @@ const ERRORS: [(Error, &str); 11] = [
 ];
 
 /// Returns the rows of the types of the crate `xen`.
-fn vocabulary() -> Vec<Row> {
-    let mut rows: Vec<Row> =
+fn vocabulary() -> Vec<CheckedNumber> {
+    let mut rows: Vec<CheckedNumber> =
         STATUSES.iter().map(|(status, name)| row(*name, *status as i16)).collect();
     // Both Xen's own number and Linux's, as answers of Linux's drivers carry the latter.
     for (error, name) in ERRORS {
@@ -62,7 +62,7 @@ fn vocabulary() -> Vec<Row> {
 }
 
 /// Returns the rows of the numbers of hypercalls and of their subcommands.
-fn calls() -> Vec<Row> {
+fn calls() -> Vec<CheckedNumber> {
     let mut rows = vec![
         row("__HYPERVISOR_xen_version", abi::HYPERVISOR_XEN_VERSION),
         row("__HYPERVISOR_sched_op", abi::HYPERVISOR_SCHED_OP),
@@ -115,7 +115,7 @@ fn calls() -> Vec<Row> {
     rows
 }
 
-fn layouts(rows: &mut Vec<Row>) {
+fn layouts(rows: &mut Vec<CheckedNumber>) {
     layout!(rows, "struct evtchn_status" = abi::evtchn_status { dom, port, status, vcpu, u });
     layout!(
         rows,
@@ -162,7 +162,7 @@ fn layouts(rows: &mut Vec<Row>) {
 }
 
 /// Adds the rows of the fields of unions, where the header has one for each use.
-fn unions(rows: &mut Vec<Row>) {
+fn unions(rows: &mut Vec<CheckedNumber>) {
     let status = std::mem::offset_of!(abi::evtchn_status, u);
     for field in ["unbound.dom", "interdomain.dom", "virq"] {
         rows.push(row(format!("offsetof(struct evtchn_status, u.{field})"), status));

@@ -4,7 +4,7 @@
 //! The place of a field is taken from the code that encodes it: two requests that differ in one
 //! field differ in that field's bytes.
 
-use crate::{Row, row};
+use crate::{CheckedNumber, row};
 use xen::GrantRef;
 use xen_io::blkif::{
     self, Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
@@ -15,7 +15,7 @@ use xen_io::xenbus::State;
 
 /// Returns the rows that are the same for every processor.
 #[must_use]
-pub fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<CheckedNumber> {
     let mut rows = vec![
         row("BLKIF_OP_READ", op::READ),
         row("BLKIF_OP_WRITE", op::WRITE),
@@ -48,7 +48,7 @@ pub fn rows() -> Vec<Row> {
 
 /// Returns the rows that depend on the layout of the frontend's processor.
 #[must_use]
-pub fn layout_rows(layout: Layout) -> Vec<Row> {
+pub fn layout_rows(layout: Layout) -> Vec<CheckedNumber> {
     let word = |name: &str| format!("offsetof(struct blkif_sring, {name})");
     let mut rows = vec![
         row(word("req_prod"), offset::REQ_PROD),
@@ -71,7 +71,7 @@ pub fn layout_rows(layout: Layout) -> Vec<Row> {
 }
 
 /// Adds the rows of a field's offset and size: the bytes in which `one` and `other` differ.
-fn field(rows: &mut Vec<Row>, of: &str, name: &str, one: &[u8], other: &[u8]) {
+fn field(rows: &mut Vec<CheckedNumber>, of: &str, name: &str, one: &[u8], other: &[u8]) {
     let differ: Vec<usize> = (0..one.len()).filter(|at| one[*at] != other[*at]).collect();
     let first = differ.first().copied().unwrap_or(usize::MAX);
     rows.push(row(format!("offsetof(struct {of}, {name})"), first));
@@ -80,7 +80,7 @@ fn field(rows: &mut Vec<Row>, of: &str, name: &str, one: &[u8], other: &[u8]) {
 
 /// Adds the rows of fields, as [`field`] does, for two requests.
 fn request_fields(
-    rows: &mut Vec<Row>,
+    rows: &mut Vec<CheckedNumber>,
     layout: Layout,
     of: &str,
     fields: &[(&str, Request)],
@@ -94,7 +94,7 @@ fn request_fields(
 
 const ALL_BITS: GrantRef = GrantRef(u32::MAX);
 
-fn direct(layout: Layout, rows: &mut Vec<Row>) {
+fn direct(layout: Layout, rows: &mut Vec<CheckedNumber>) {
     let segment = |grant, first, last| Segment { grant, first, last };
     let none = segment(GrantRef(0), 0, 0);
     let body = |transfer, sector, list: &[Segment]| Body::Direct {
@@ -117,7 +117,7 @@ fn direct(layout: Layout, rows: &mut Vec<Row>) {
     request_fields(rows, layout, "blkif_request", &fields, base);
 }
 
-fn discard(layout: Layout, rows: &mut Vec<Row>) {
+fn discard(layout: Layout, rows: &mut Vec<CheckedNumber>) {
     let body = |sector, sectors, secure| Body::Discard { sector, sectors, secure };
     let base = Request { id: 0, handle: 0, body: body(0, 0, Secure::No) };
     let secure = Request { body: body(0, 0, Secure::Yes), ..base };
@@ -133,7 +133,7 @@ fn discard(layout: Layout, rows: &mut Vec<Row>) {
     rows.push(row("BLKIF_DISCARD_SECURE", flag));
 }
 
-fn indirect(layout: Layout, rows: &mut Vec<Row>) {
+fn indirect(layout: Layout, rows: &mut Vec<CheckedNumber>) {
     // A count that needs all pages.
     const COUNT: u16 = 0x1000;
     let body = |transfer, sector, count, last| {
@@ -155,7 +155,7 @@ fn indirect(layout: Layout, rows: &mut Vec<Row>) {
     request_fields(rows, layout, "blkif_request_indirect", &fields, base);
 }
 
-fn response(layout: Layout, rows: &mut Vec<Row>) {
+fn response(layout: Layout, rows: &mut Vec<CheckedNumber>) {
     let base = Response { id: 0, operation: op::READ, status: Status::Okay };
     let fields = [
         ("id", Response { id: u64::MAX, ..base }),

@@ -2,7 +2,7 @@
 //!
 //! The promise: a constant, a size or an offset of Xen's that is written down in this project is
 //! the one that Debian's `libxen-dev` has. A number that its Xen is too old for is named and not
-//! compared. The comparison is a C program, compiled from [`Row`]s and run.
+//! compared. The comparison is a C program, compiled from [`CheckedNumber`]s and run.
 //!
 //! | module | what it lists |
 //! |---|---|
@@ -45,7 +45,7 @@ impl XenVersion {
 
 /// One number of ours.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct CheckedNumber {
     /// The name in the headers: an expression in C.
     pub c: String,
     /// The value in this project.
@@ -56,13 +56,13 @@ pub struct Row {
 
 /// Returns a row that every version of the headers has.
 #[must_use]
-pub fn row(c: impl Into<String>, ours: impl TryInto<i64>) -> Row {
+pub fn row(c: impl Into<String>, ours: impl TryInto<i64>) -> CheckedNumber {
     let c = c.into();
     let Ok(ours) = ours.try_into() else { panic!("{c}: beyond 63 bits") };
-    Row { c, ours, since: XenVersion::V4_17 }
+    CheckedNumber { c, ours, since: XenVersion::V4_17 }
 }
 
-impl Row {
+impl CheckedNumber {
     /// Returns this row for headers since `since` only.
     #[must_use]
     pub fn since(self, since: XenVersion) -> Self {

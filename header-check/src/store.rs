@@ -1,6 +1,6 @@
 //! The XenStore protocol and its ring: `io/xs_wire.h`.
 
-use crate::{Row, XenVersion, row};
+use crate::{CheckedNumber, XenVersion, row};
 use xen_io::xs_ring::{CONNECTED, ErrorWord, RECONNECT, RING_SIZE, offset};
 use xenstore_core::limits;
 use xenstore_core::wire::{ERRORS, TYPES, feature};
@@ -15,7 +15,7 @@ fn since(name: &str) -> XenVersion {
 
 /// Returns all rows.
 #[must_use]
-pub fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<CheckedNumber> {
     let mut rows = Vec::new();
     for (kind, name) in TYPES {
         rows.push(row(format!("XS_{name}"), kind.code()).since(since(name)));

@@ -2,7 +2,7 @@
 
 use conformance::peers::{Peers, target_dir};
 use header_check::compare::{compare, compare_32};
-use header_check::{Row, drivers, guest, hypervisor, io, row, store};
+use header_check::{CheckedNumber, drivers, guest, hypervisor, io, row, store};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use xen_io::blkif::Layout;
@@ -21,7 +21,7 @@ fn headers() -> Option<PathBuf> {
     }
 }
 
-fn native() -> Vec<Row> {
+fn native() -> Vec<CheckedNumber> {
     let all = [
         hypervisor::rows(),
         drivers::rows(),

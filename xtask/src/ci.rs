@@ -12,7 +12,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 /// One step that a change must pass.
-struct Step {
+struct CiStep {
     name: &'static str,
     environment: &'static [(&'static str, &'static str)],
     /// The arguments of cargo; a first `+nightly` selects that toolchain.
@@ -29,7 +29,7 @@ const TOO_LONG: &str = "--warn=clippy::too_many_lines";
 
 /// The steps, cheapest first. Those of one stage run side by side: at most one of them needs more
 /// than one processor.
-const STAGES: &[&[Step]] = &[
+const STAGES: &[&[CiStep]] = &[
     &[step("fmt", &["fmt", "--all", "--check"])],
     &[step("fmt-fuzz", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])],
     &[step("fmt-guest", &["fmt", "--manifest-path", GUEST, "--check"])],
@@ -68,7 +68,7 @@ const STAGES: &[&[Step]] = &[
         ],
     )],
     &[step("rust-version", &["xtask", "rust-version"])],
-    &[Step {
+    &[CiStep {
         name: "doc",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         arguments: &["doc", "--workspace", "--no-deps"],
@@ -77,7 +77,7 @@ const STAGES: &[&[Step]] = &[
     &[step("test-build", &["test", "--workspace", "--no-run"])],
     &[
         // It waits more than it computes.
-        Step { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
+        CiStep { name: "test", environment: NO_SKIPS, arguments: &["test", "--workspace"] },
         // All programs that later steps run.
         step("build", &["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]),
     ],
@@ -88,7 +88,7 @@ const STAGES: &[&[Step]] = &[
         step("fuzz", &["xtask", "fuzz", "--seconds", "15"]),
         step("fuzz-image", &["xtask", "fuzz", "image", "--seconds", "60"]),
         // A minute of fio, while the backend is killed.
-        Step {
+        CiStep {
             name: "test-long",
             environment: NO_SKIPS,
             arguments: &[
@@ -115,8 +115,8 @@ const STAGES: &[&[Step]] = &[
 ];
 
 /// Returns a step without an environment of its own.
-const fn step(name: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { name, environment: &[], arguments }
+const fn step(name: &'static str, arguments: &'static [&'static str]) -> CiStep {
+    CiStep { name, environment: &[], arguments }
 }
 
 /// The end of a step.
@@ -133,7 +133,7 @@ impl StepOutcome {
     }
 }
 
-impl Step {
+impl CiStep {
     fn command(&self) -> Command {
         // `cargo +nightly` is an option of rustup's cargo; this cargo does not know it.
         let (mut command, arguments) = match self.arguments {
@@ -181,8 +181,8 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
     let began = (Instant::now(), SystemTime::now());
     let mut outcomes = Vec::new();
     for stage in STAGES {
-        let is_named = |step: &&Step| names.is_empty() || names.contains(&step.name);
-        let stage: Vec<&Step> = stage.iter().filter(is_named).collect();
+        let is_named = |step: &&CiStep| names.is_empty() || names.contains(&step.name);
+        let stage: Vec<&CiStep> = stage.iter().filter(is_named).collect();
         match stage.as_slice() {
             [] => {}
             [step] => {
@@ -199,11 +199,11 @@ pub(crate) fn run(names: &[&str]) -> Result<ExitCode> {
 }
 
 /// Runs steps at once; the output of each is shown when it ends.
-fn side_by_side(steps: &[&Step], target: &Path) -> Result<Vec<StepOutcome>> {
+fn side_by_side(steps: &[&CiStep], target: &Path) -> Result<Vec<StepOutcome>> {
     let logs = target.join("ci");
     fs::create_dir_all(&logs)?;
     let printer = Mutex::new(());
-    let run = |step: &Step| -> Result<StepOutcome> {
+    let run = |step: &CiStep| -> Result<StepOutcome> {
         let log = logs.join(format!("{}.log", step.name));
         let outcome = step.run(Some(&log))?;
         let said = fs::read(&log)?;

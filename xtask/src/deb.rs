@@ -15,8 +15,8 @@ mod sources;
 use crate::Result;
 use crate::command::succeed;
 use crate::workspace::{Workspace, cargo};
-use recipe::Stage;
-use sources::Sources;
+use recipe::StagingFolder;
+use sources::PackageSources;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -83,7 +83,7 @@ pub(crate) fn build(profile: Profile, place: &Path) -> Result<Vec<PathBuf>> {
     let workspace = Workspace::load()?;
     build_programs(&workspace, profile)?;
     let programs = workspace.target.join(profile.name());
-    let sources = Sources::collect(workspace, programs)?;
+    let sources = PackageSources::collect(workspace, programs)?;
     if place.exists() {
         fs::remove_dir_all(place)?;
     }
@@ -111,9 +111,9 @@ fn build_programs(workspace: &Workspace, profile: Profile) -> Result<()> {
 }
 
 /// Builds one package in `place`; returns its file.
-fn package(sources: &Sources, place: &Path, name: &str) -> Result<PathBuf> {
+fn package(sources: &PackageSources, place: &Path, name: &str) -> Result<PathBuf> {
     let recipe = sources.root.join(RECIPES).join(name);
-    let mut stage = Stage::new(sources, place.join(STAGE).join(name))?;
+    let mut stage = StagingFolder::new(sources, place.join(STAGE).join(name))?;
     stage.follow(&recipe.join("files"))?;
     stage.document(name)?;
     control::write(sources, &recipe, &stage)?;

@@ -3,6 +3,7 @@
 //! | module | what it checks |
 //! |---|---|
 //! | `files` | lengths, forbidden words, crate roots, where `unsafe` may be |
+//! | `shared` | names of types that have more than one definition |
 //! | `words` | beginnings of doc comments, names, width of prose |
 //! | `crates` | who depends on whom, lint tables, the pure core |
 //! | `circles` | files of a crate that use each other |
@@ -20,6 +21,7 @@ mod findings;
 mod interfaces;
 mod links;
 mod modules;
+mod shared;
 mod source;
 mod tokens;
 mod words;
@@ -44,6 +46,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     interfaces::check(&workspace, &files, &mut findings);
     links::check(&workspace.root, &files, &mut findings);
     words::check(&files, &mut findings);
+    shared::check(&files, &mut findings);
     figures_agree(&files, &mut findings)?;
     for remark in &findings.remarks {
         println!("remark: {remark}");

@@ -46,10 +46,10 @@ mod verdict;
 
 use crate::Result;
 use crate::deb::{self, Profile};
-use boot::{Boot, Purpose, Selection};
+use boot::{Boot, BootPurpose, Selection};
 use debian_root::DebianPackages;
-use lab::{Lab, Store};
-use options::Options;
+use lab::{Lab, StoreDaemon};
+use options::LabOptions;
 use outcome::Outcome;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -88,8 +88,8 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let options = Options::parse(words).map_err(|why| format!("{why}\n{HELP}"))?;
-    check(&lab, &options, Purpose::Check)
+    let options = LabOptions::parse(words).map_err(|why| format!("{why}\n{HELP}"))?;
+    check(&lab, &options, BootPurpose::Check)
 }
 
 /// Runs `cargo xtask deb --check`: builds the project's Debian packages, and tests them in a Debian
@@ -107,13 +107,13 @@ pub(crate) fn check_debs() -> Result<ExitCode> {
 
 /// Runs `cargo xtask bench xen`: the boots that measure, one after the other.
 pub(crate) fn bench(words: &[&str]) -> Result<ExitCode> {
-    let mut options = Options::parse(words).map_err(|why| format!("bench xen: {why}"))?;
+    let mut options = LabOptions::parse(words).map_err(|why| format!("bench xen: {why}"))?;
     options.at_once = Some(1);
-    check(&Lab::new()?, &options, Purpose::Measure)
+    check(&Lab::new()?, &options, BootPurpose::Measure)
 }
 
 /// Fetches, builds, boots and judges.
-fn check(lab: &Lab, options: &Options, purpose: Purpose) -> Result<ExitCode> {
+fn check(lab: &Lab, options: &LabOptions, purpose: BootPurpose) -> Result<ExitCode> {
     let begin = Instant::now();
     let packages = fetch::packages(lab, options.update)?;
     programs::build(lab)?;
@@ -154,12 +154,12 @@ fn check(lab: &Lab, options: &Options, purpose: Purpose) -> Result<ExitCode> {
 fn kept(
     lab: &Lab,
     boot: &Boot,
-    store: Store,
-    options: &Options,
+    store: StoreDaemon,
+    options: &LabOptions,
     packages: &[String],
 ) -> Result<Option<Outcome>> {
-    let compared = options.stores.contains(&Store::Ours) && options.only.is_none();
-    if store != Store::C || !compared {
+    let compared = options.stores.contains(&StoreDaemon::Ours) && options.only.is_none();
+    if store != StoreDaemon::C || !compared {
         return Ok(None);
     }
     reference::find(lab, boot, &reference::key(lab, boot, packages)?)
@@ -167,7 +167,7 @@ fn kept(
 
 /// Keeps the outcomes of Debian's daemon.
 fn record(lab: &Lab, outcomes: &[Outcome], packages: &[String]) -> Result<()> {
-    for outcome in outcomes.iter().filter(|one| one.store == Store::C && one.took.is_some()) {
+    for outcome in outcomes.iter().filter(|one| one.store == StoreDaemon::C && one.took.is_some()) {
         let boot = boot::ALL.iter().find(|boot| boot.name == outcome.boot);
         let boot = boot.ok_or("every outcome is of a boot")?;
         reference::record(lab, boot, outcome, &reference::key(lab, boot, packages)?)?;

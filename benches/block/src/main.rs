@@ -33,7 +33,7 @@ pub(crate) use result::Result;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
-use table::{Format, Place, Quantity, ROWS, Reader, Row};
+use table::{FilePlace, Format, Quantity, ROWS, ReadMethod, Row};
 use tempfile::TempDir;
 use xen_block::disk::target::DiskTarget;
 
@@ -61,21 +61,21 @@ const DISK_BYTES: usize = 64 << 20;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// The command line.
-struct Options {
+struct BlockBenchOptions {
     only: Vec<String>,
     tmpfs: PathBuf,
     disk: PathBuf,
     rounds: Option<usize>,
-    extent: Extent,
+    extent: RunExtent,
     json: Option<PathBuf>,
     into: Option<PathBuf>,
     miss_policy: MissPolicy,
-    command: Action,
+    command: BenchCommand,
 }
 
 /// The extent of a run: the number of rounds and the time of each measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
+enum RunExtent {
     Full,
     Quick,
 }
@@ -88,24 +88,24 @@ enum MissPolicy {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Action {
+enum BenchCommand {
     Run,
     List,
     Help,
 }
 
-impl Options {
+impl BlockBenchOptions {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let mut options = Self {
             only: Vec::new(),
             tmpfs: "/dev/shm".into(),
             disk: std::env::temp_dir(),
             rounds: None,
-            extent: Extent::Full,
+            extent: RunExtent::Full,
             json: None,
             into: None,
             miss_policy: MissPolicy::Report,
-            command: Action::Run,
+            command: BenchCommand::Run,
         };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
@@ -114,12 +114,12 @@ impl Options {
                 "--tmpfs" => options.tmpfs = value()?.into(),
                 "--disk" => options.disk = value()?.into(),
                 "--rounds" => options.rounds = Some(value()?.parse()?),
-                "--quick" => options.extent = Extent::Quick,
+                "--quick" => options.extent = RunExtent::Quick,
                 "--json" => options.json = Some(value()?.into()),
                 "--into" => options.into = Some(value()?.into()),
                 "--check" => options.miss_policy = MissPolicy::Fail,
-                "--list" => options.command = Action::List,
-                "--help" | "-h" => options.command = Action::Help,
+                "--list" => options.command = BenchCommand::List,
+                "--help" | "-h" => options.command = BenchCommand::Help,
                 _ => return Err(format!("unknown option {arg}\n{HELP}").into()),
             }
         }
@@ -133,22 +133,22 @@ impl Options {
     }
 
     fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.extent == Extent::Quick { 1 } else { 5 })
+        self.rounds.unwrap_or(if self.extent == RunExtent::Quick { 1 } else { 5 })
     }
 
     fn time(&self) -> Duration {
-        Duration::from_millis(if self.extent == Extent::Quick { 100 } else { 1000 })
+        Duration::from_millis(if self.extent == RunExtent::Quick { 100 } else { 1000 })
     }
 }
 
 /// The folders with the files, removed when dropped.
-struct Files {
+struct DiskFiles {
     tmpfs: TempDir,
     disk: TempDir,
 }
 
-impl Files {
-    fn make(options: &Options) -> Result<Self> {
+impl DiskFiles {
+    fn make(options: &BlockBenchOptions) -> Result<Self> {
         for (folder, tmpfs) in [(&options.tmpfs, true), (&options.disk, false)] {
             std::fs::create_dir_all(folder)?;
             if (rustix::fs::statfs(folder)?.f_type == TMPFS_MAGIC) != tmpfs {
@@ -160,12 +160,12 @@ impl Files {
         Ok(Self { tmpfs: tmpfs?, disk: disk? })
     }
 
-    fn folder(&self, place: Place) -> &Path {
-        if place == Place::Disk { self.disk.path() } else { self.tmpfs.path() }
+    fn folder(&self, place: FilePlace) -> &Path {
+        if place == FilePlace::Disk { self.disk.path() } else { self.tmpfs.path() }
     }
 
     /// Returns the file of this format. The first call makes it.
-    fn image(&self, place: Place, format: Format) -> Result<PathBuf> {
+    fn image(&self, place: FilePlace, format: Format) -> Result<PathBuf> {
         let path = self.folder(place).join(format.name());
         if path.exists() {
             return Ok(path);
@@ -184,7 +184,7 @@ impl Files {
     }
 
     /// Returns the bytes of memory of a backend with `disks` disks of this format, of 64 MiB each.
-    fn memory(&self, place: Place, format: Format, disks: usize) -> Result<f64> {
+    fn memory(&self, place: FilePlace, format: Format, disks: usize) -> Result<f64> {
         let folder = self.folder(place).join("disks");
         std::fs::create_dir_all(&folder)?;
         let image = folder.join(format.name());
@@ -198,7 +198,7 @@ impl Files {
         bytes
     }
 
-    fn target(&self, place: Place, format: Format) -> Result<DiskTarget> {
+    fn target(&self, place: FilePlace, format: Format) -> Result<DiskTarget> {
         let path = self.image(place, format)?;
         Ok(match format {
             Format::Raw => DiskTarget::Raw(path),
@@ -209,27 +209,27 @@ impl Files {
     /// Runs one measurement.
     fn measure(
         &self,
-        place: Place,
-        reader: Reader,
+        place: FilePlace,
+        reader: ReadMethod,
         load: Load,
         time: Duration,
     ) -> Result<Throughput> {
         let socket = || self.tmpfs.path().join("socket");
         match reader {
-            Reader::Direct => direct::read(&self.image(place, Format::Raw)?, load, time),
-            Reader::Ring(format) => ring::read(&self.target(place, format)?, load, time),
-            Reader::AtOnce => {
+            ReadMethod::Direct => direct::read(&self.image(place, Format::Raw)?, load, time),
+            ReadMethod::Ring(format) => ring::read(&self.target(place, format)?, load, time),
+            ReadMethod::AtOnce => {
                 let allowed = machine::allowed()?;
                 machine::pin(None, machine::last_cpu(&allowed)?)?;
                 let throughput = ring::at_once(time);
                 rustix::thread::sched_setaffinity(None, &allowed)?;
                 throughput
             }
-            Reader::Export(format) => {
+            ReadMethod::Export(format) => {
                 let client = move |socket: PathBuf| nbd::read(&socket, load, time);
                 ring::export(&self.target(place, format)?, socket(), client)
             }
-            Reader::QemuNbd(format) => {
+            ReadMethod::QemuNbd(format) => {
                 let image = self.image(place, format)?;
                 nbd::through_qemu(format, &image, socket(), load, time)
             }
@@ -251,7 +251,7 @@ fn convert(raw: &Path, format: Format, path: &Path) -> Result<()> {
 }
 
 /// Measures a row once, ours and the other in turn. The order changes with each round.
-fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Result<Round> {
+fn round(files: &DiskFiles, row: &'static Row, number: usize, time: Duration) -> Result<Round> {
     let (load, ours, other) = match row.quantity {
         Quantity::Reads { load, ours, other } => (load, ours, other),
         Quantity::Memory { disks, format } => {
@@ -271,8 +271,8 @@ fn round(files: &Files, row: &'static Row, number: usize, time: Duration) -> Res
     }
 }
 
-fn run(options: &Options) -> Result<Results> {
-    let files = Files::make(options)?;
+fn run(options: &BlockBenchOptions) -> Result<Results> {
+    let files = DiskFiles::make(options)?;
     let (rounds, mut results) = (options.rounds(), Results::default());
     for row in options.rows() {
         for number in 0..rounds {
@@ -292,19 +292,19 @@ fn run(options: &Options) -> Result<Results> {
     Ok(results)
 }
 
-fn bench(options: &Options) -> Result<ExitCode> {
+fn bench(options: &BlockBenchOptions) -> Result<ExitCode> {
     match options.command {
-        Action::Help => {
+        BenchCommand::Help => {
             print!("{HELP}");
             return Ok(ExitCode::SUCCESS);
         }
-        Action::List => {
+        BenchCommand::List => {
             for row in options.rows() {
                 println!("{:18} {}", row.id, row.work);
             }
             return Ok(ExitCode::SUCCESS);
         }
-        Action::Run => {}
+        BenchCommand::Run => {}
     }
     let results = run(options)?;
     let facts = format!(
@@ -313,7 +313,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
         machine::facts(),
         options.rounds(),
         options.time(),
-        if options.extent == Extent::Quick { "; QUICK: these figures mean nothing" } else { "" },
+        if options.extent == RunExtent::Quick { "; QUICK: these figures mean nothing" } else { "" },
     );
     let table = format!("{facts}\n\n{}", results.markdown(options.rows()));
     println!("{table}");
@@ -334,7 +334,7 @@ fn main() -> ExitCode {
         [memory::PROCESS, image, format, disks] => {
             memory::process(image, format, disks).map(|()| ExitCode::SUCCESS)
         }
-        _ => Options::parse(args.into_iter()).and_then(|options| bench(&options)),
+        _ => BlockBenchOptions::parse(args.into_iter()).and_then(|options| bench(&options)),
     };
     match outcome {
         Ok(code) => code,

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::load::Throughput;
-use crate::table::{Goal, Quantity, Reader, Row};
+use crate::table::{Goal, Quantity, ReadMethod, Row};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -177,12 +177,12 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if odd { upper } else { f64::midpoint(*values.get(middle.checked_sub(1)?)?, upper) })
 }
 
-fn name(reader: Reader) -> &'static str {
+fn name(reader: ReadMethod) -> &'static str {
     match reader {
-        Reader::Direct => "io_uring",
-        Reader::Ring(_) | Reader::AtOnce => "our frontend",
-        Reader::Export(_) => "our NBD server",
-        Reader::QemuNbd(_) => "qemu-nbd",
+        ReadMethod::Direct => "io_uring",
+        ReadMethod::Ring(_) | ReadMethod::AtOnce => "our frontend",
+        ReadMethod::Export(_) => "our NBD server",
+        ReadMethod::QemuNbd(_) => "qemu-nbd",
     }
 }
 

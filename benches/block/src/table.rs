@@ -4,14 +4,14 @@ use crate::load::{Load, Order};
 
 /// The file system that holds the files.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Place {
+pub(crate) enum FilePlace {
     Tmpfs,
     Disk,
     /// No file is used.
     Nowhere,
 }
 
-impl Place {
+impl FilePlace {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tmpfs => "tmpfs",
@@ -39,7 +39,7 @@ impl Format {
 
 /// A way to read, with its programs and threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Reader {
+pub(crate) enum ReadMethod {
     /// One thread through io_uring.
     Direct,
     /// Our frontend in one thread, our backend in another.
@@ -69,7 +69,7 @@ pub(crate) enum Goal {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Quantity {
     /// The rate at which `ours` reads, and `other` in turn with it.
-    Reads { load: Load, ours: Reader, other: Option<Reader> },
+    Reads { load: Load, ours: ReadMethod, other: Option<ReadMethod> },
     /// The memory of a backend with `disks` disks.
     Memory { disks: usize, format: Format },
 }
@@ -79,7 +79,7 @@ pub(crate) enum Quantity {
 pub(crate) struct Row {
     pub(crate) id: &'static str,
     pub(crate) work: &'static str,
-    pub(crate) place: Place,
+    pub(crate) place: FilePlace,
     pub(crate) quantity: Quantity,
     pub(crate) goals: &'static [Goal],
 }
@@ -92,26 +92,26 @@ const DISKS: usize = 32;
 /// The most memory that it may use, in bytes.
 const MEMORY_MAX: f64 = (64 << 20) as f64;
 
-const fn reads(load: Load, ours: Reader, other: Reader) -> Quantity {
+const fn reads(load: Load, ours: ReadMethod, other: ReadMethod) -> Quantity {
     Quantity::Reads { load, ours, other: Some(other) }
 }
 
 const fn memory(id: &'static str, work: &'static str, format: Format) -> Row {
     let (quantity, goals) = (Quantity::Memory { disks: DISKS, format }, &[Goal::Bytes(MEMORY_MAX)]);
-    Row { id, work, place: Place::Disk, quantity, goals }
+    Row { id, work, place: FilePlace::Disk, quantity, goals }
 }
 
 macro_rules! rows {
     ($($id:literal, $work:literal, $quantity:expr, $goals:expr;)*) => {
         [$(
-            Row { id: concat!($id, "-tmpfs"), work: $work, place: Place::Tmpfs, quantity: $quantity, goals: $goals },
-            Row { id: concat!($id, "-disk"), work: $work, place: Place::Disk, quantity: $quantity, goals: $goals },
+            Row { id: concat!($id, "-tmpfs"), work: $work, place: FilePlace::Tmpfs, quantity: $quantity, goals: $goals },
+            Row { id: concat!($id, "-disk"), work: $work, place: FilePlace::Disk, quantity: $quantity, goals: $goals },
         )*
             Row {
                 id: "at-once",
                 work: "4 KiB reads before a disk that has them at once, not copied, both ends on one CPU",
-                place: Place::Nowhere,
-                quantity: Quantity::Reads { load: SMALL, ours: Reader::AtOnce, other: None },
+                place: FilePlace::Nowhere,
+                quantity: Quantity::Reads { load: SMALL, ours: ReadMethod::AtOnce, other: None },
                 goals: &[Goal::PerSecond(1_500_000.0)],
             },
             memory("memory-raw", "memory of a backend with 32 connected disks, beyond granted pages; raw", Format::Raw),
@@ -124,15 +124,15 @@ macro_rules! rows {
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &rows! {
     "random", "4 KiB random reads, 32 in flight, beside one io_uring thread on the same file",
-        reads(SMALL, Reader::Ring(Format::Raw), Reader::Direct), &[Goal::Rate(0.8), Goal::PerCpu(0.6)];
+        reads(SMALL, ReadMethod::Ring(Format::Raw), ReadMethod::Direct), &[Goal::Rate(0.8), Goal::PerCpu(0.6)];
     "sequential", "128 KiB sequential reads, the same",
-        reads(LARGE, Reader::Ring(Format::Raw), Reader::Direct), &[Goal::Rate(0.9)];
+        reads(LARGE, ReadMethod::Ring(Format::Raw), ReadMethod::Direct), &[Goal::Rate(0.9)];
     "front-raw", "4 KiB random reads by our frontend, beside an NBD client on qemu-nbd; raw",
-        reads(SMALL, Reader::Ring(Format::Raw), Reader::QemuNbd(Format::Raw)), &[Goal::Rate(4.0)];
+        reads(SMALL, ReadMethod::Ring(Format::Raw), ReadMethod::QemuNbd(Format::Raw)), &[Goal::Rate(4.0)];
     "front-qcow2", "the same; qcow2",
-        reads(SMALL, Reader::Ring(Format::Qcow2), Reader::QemuNbd(Format::Qcow2)), &[Goal::Rate(2.0)];
+        reads(SMALL, ReadMethod::Ring(Format::Qcow2), ReadMethod::QemuNbd(Format::Qcow2)), &[Goal::Rate(2.0)];
     "nbd-raw", "4 KiB random reads by one NBD client, through our NBD server, beside qemu-nbd; raw",
-        reads(SMALL, Reader::Export(Format::Raw), Reader::QemuNbd(Format::Raw)), &[Goal::Rate(0.8)];
+        reads(SMALL, ReadMethod::Export(Format::Raw), ReadMethod::QemuNbd(Format::Raw)), &[Goal::Rate(0.8)];
     "nbd-qcow2", "the same; qcow2",
-        reads(SMALL, Reader::Export(Format::Qcow2), Reader::QemuNbd(Format::Qcow2)), &[Goal::Rate(0.7)];
+        reads(SMALL, ReadMethod::Export(Format::Qcow2), ReadMethod::QemuNbd(Format::Qcow2)), &[Goal::Rate(0.7)];
 };

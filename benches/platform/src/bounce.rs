@@ -6,7 +6,7 @@
 //! domains. The time in domains is the lower bound for any platform that delivers by an eventfd.
 
 use crate::guest::pin;
-use crate::host::Host;
+use crate::host::MeasuredHost;
 use crate::result::Result;
 use crate::table::{Extent, Goal, Row, fastest_tenth};
 use crate::talker::Talker;
@@ -20,7 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 use xen::DomId;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Config, Files};
+use xen_hosted::domain::{DomainConfig, Files};
 use xen_hosted::domctl::{Control, Descriptors};
 use xen_hosted::limits::TASKS_DEFAULT;
 
@@ -55,13 +55,13 @@ impl WaitMethod {
 }
 
 /// The reading end of an eventfd.
-struct Waiter {
+struct EventfdReader {
     input: OwnedFd,
     epoll: Option<OwnedFd>,
     events: Vec<Event>,
 }
 
-impl Waiter {
+impl EventfdReader {
     fn new(input: OwnedFd, method: WaitMethod) -> Result<Self> {
         let epoll = match method {
             WaitMethod::Read => None,
@@ -98,7 +98,7 @@ fn notify(output: impl AsFd) -> Result<()> {
 
 /// Runs one round; returns the time of each round trip, in ns.
 #[inline(always)]
-fn round(output: impl AsFd, input: &mut Waiter, trips: usize) -> Result<f64> {
+fn round(output: impl AsFd, input: &mut EventfdReader, trips: usize) -> Result<f64> {
     let begin = Instant::now();
     for _ in 0..trips {
         notify(&output)?;
@@ -116,7 +116,7 @@ pub(crate) fn answer() -> Result<()> {
 /// Runs the answering process, in a domain, with this way to wait.
 pub(crate) fn answer_in_domain(method: WaitMethod) -> Result<()> {
     pin()?;
-    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, method)?;
+    let mut input = EventfdReader::new(std::io::stdin().as_fd().try_clone_to_owned()?, method)?;
     let output = std::io::stdout();
     loop {
         input.wait()?;
@@ -128,7 +128,7 @@ pub(crate) fn answer_in_domain(method: WaitMethod) -> Result<()> {
 /// time of each round to standard error.
 pub(crate) fn bounce(method: WaitMethod, trips: &str) -> Result<()> {
     pin()?;
-    let mut input = Waiter::new(std::io::stdin().as_fd().try_clone_to_owned()?, method)?;
+    let mut input = EventfdReader::new(std::io::stdin().as_fd().try_clone_to_owned()?, method)?;
     let (output, trips) = (std::io::stdout(), trips.parse()?);
     loop {
         input.wait()?;
@@ -161,7 +161,7 @@ impl ProcessPair {
         let bouncing = std::thread::spawn(move || -> std::result::Result<f64, String> {
             let all = || {
                 pin()?;
-                round(there, &mut Waiter::new(back, WaitMethod::Read)?, TRIPS)
+                round(there, &mut EventfdReader::new(back, WaitMethod::Read)?, TRIPS)
             };
             all().map_err(|error| error.to_string())
         });
@@ -194,7 +194,7 @@ impl DomainPair {
         let (times, error) = std::io::pipe()?;
         let program = File::open(std::env::current_exe()?)?;
         let mut create = |role: &str, input: &OwnedFd, output: &OwnedFd| -> Result<DomId> {
-            let mut config = Config::default();
+            let mut config = DomainConfig::default();
             config.files = Files::System;
             config.tasks_max = 1;
             let trips = TRIPS.to_string();
@@ -222,12 +222,12 @@ impl DomainPair {
 }
 
 /// Two domains that share an event channel.
-struct Channel {
+struct ChannelPair {
     pong: Talker,
     ping: Talker,
 }
 
-impl Channel {
+impl ChannelPair {
     fn create(control: &mut Control, tasks_max: u32) -> Result<Self> {
         let first = control.list()?.last().map_or(0, |last| last.domid.0) + 1;
         let mut of = |args: &[&str]| {
@@ -258,17 +258,17 @@ impl Channel {
 
 /// Measures the event channels alone, on a host of their own.
 pub(crate) fn measure_alone(extent: &Extent) -> Result<Vec<Row>> {
-    rows(&Host::start(extent.limit)?, extent)
+    rows(&MeasuredHost::start(extent.limit)?, extent)
 }
 
 /// Measures all contenders in each round.
-pub(crate) fn rows(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
+pub(crate) fn rows(host: &MeasuredHost, extent: &Extent) -> Result<Vec<Row>> {
     let mut control = host.control()?;
     let plain = ProcessPair::start()?;
     let mut read = DomainPair::create(&mut control, WaitMethod::Read)?;
     let mut epoll = DomainPair::create(&mut control, WaitMethod::Epoll)?;
-    let mut channel = Channel::create(&mut control, 1)?;
-    let mut of_more = Channel::create(&mut control, TASKS_DEFAULT)?;
+    let mut channel = ChannelPair::create(&mut control, 1)?;
+    let mut of_more = ChannelPair::create(&mut control, TASKS_DEFAULT)?;
     let mut times = [const { Vec::new() }; 5];
     for _ in 0..extent.bounces {
         times[0].push(plain.round()?);

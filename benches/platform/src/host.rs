@@ -11,15 +11,15 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Config, Files};
-use xen_hosted::domctl::{Control, Created, Descriptors};
+use xen_hosted::domain::{DomainConfig, Files};
+use xen_hosted::domctl::{Control, CreatedDomain, Descriptors};
 use xen_hosted::{HostDir, Role};
 
 /// The longest time that any operation may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 /// Broker and daemon, ended when dropped.
-pub(crate) struct Host {
+pub(crate) struct MeasuredHost {
     dir: TempDir,
     pub(crate) broker: Child,
     pub(crate) store: Option<Child>,
@@ -41,7 +41,7 @@ fn watchdog(broker: &Child, limit: Duration) -> Sender<()> {
     done
 }
 
-impl Host {
+impl MeasuredHost {
     /// Starts the broker that lies beside this program, and the daemon as a process of this
     /// program.
     pub(crate) fn start(limit: Duration) -> Result<Self> {
@@ -101,7 +101,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for MeasuredHost {
     fn drop(&mut self) {
         if let Some(store) = &mut self.store {
             let _ = store.kill();
@@ -115,8 +115,8 @@ impl Drop for Host {
 }
 
 /// Creates a domain that runs this program with these arguments and writes to `output`.
-pub(crate) fn create(control: &mut Control, args: &[&str], output: &File) -> Result<Created> {
-    let mut config = Config::default();
+pub(crate) fn create(control: &mut Control, args: &[&str], output: &File) -> Result<CreatedDomain> {
+    let mut config = DomainConfig::default();
     config.files = Files::System;
     config.args = ["guest"].iter().chain(args).map(Into::into).collect();
     let program = File::open(std::env::current_exe()?)?;
@@ -136,7 +136,7 @@ pub(crate) fn create(control: &mut Control, args: &[&str], output: &File) -> Res
 pub(crate) fn run(
     control: &mut Control,
     client: &mut xenstore::Client,
-    created: &Created,
+    created: &CreatedDomain,
 ) -> Result<()> {
     client.introduce(created.domid.0, created.store_gfn.0, created.store_port.0)?;
     control.unpause(created.domid)?;

@@ -1,6 +1,6 @@
 //! The creation of domains, and the cost of many.
 
-use crate::host::{Host, WITHIN, create, run};
+use crate::host::{MeasuredHost, WITHIN, create, run};
 use crate::result::Result;
 use crate::table::{Extent, Goal, Row};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -75,7 +75,7 @@ fn creation_rows(times: &[[Duration; 3]], rows: &mut Vec<Row>) {
 pub(crate) fn many(extent: &Extent) -> Result<Vec<Row>> {
     let (count, idle) = (extent.domains, extent.idle);
     let mut rows = Vec::new();
-    let host = Host::start(extent.limit)?;
+    let host = MeasuredHost::start(extent.limit)?;
     let (broker, store) =
         (host.broker.id(), host.store.as_ref().map_or(0, std::process::Child::id));
     let (mut control, mut client) = (host.control()?, host.client()?);

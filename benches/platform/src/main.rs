@@ -15,12 +15,12 @@ use std::process::ExitCode;
 use table::{Extent, Row};
 
 /// A part of the bench.
-type Part = fn(&Extent) -> Result<Vec<Row>>;
+type BenchPart = fn(&Extent) -> Result<Vec<Row>>;
 
 /// All parts.
-const ALL: [Part; 3] = [speed::all, neighbour::rows, life::many];
+const ALL: [BenchPart; 3] = [speed::all, neighbour::rows, life::many];
 
-fn measure(extent: &Extent, parts: &[Part]) -> Result<Vec<Row>> {
+fn measure(extent: &Extent, parts: &[BenchPart]) -> Result<Vec<Row>> {
     let mut all = Vec::new();
     for part in parts {
         for row in part(extent)? {

@@ -3,7 +3,7 @@
 //! the same cap.
 
 use crate::guest::RingStore;
-use crate::host::{Host, run};
+use crate::host::{MeasuredHost, run};
 use crate::result::Result;
 use crate::table::{Extent, Goal, Row, median};
 use crate::talker::Talker;
@@ -99,7 +99,7 @@ fn shell(script: &str) -> Command {
 
 /// Creates and runs a domain that the store knows and that has a name there.
 fn known(
-    host: &Host,
+    host: &MeasuredHost,
     control: &mut Control,
     args: &[&str],
     weight: u16,
@@ -121,7 +121,7 @@ fn known(
 /// Measures each activity beside the neighbour in turn, so that other work of the machine falls on
 /// all alike. The median of the rounds' ratios counts.
 pub(crate) fn rows(extent: &Extent) -> Result<Vec<Row>> {
-    let host = Host::start(extent.limit)?;
+    let host = MeasuredHost::start(extent.limit)?;
     let mut control = host.control()?;
     let mut neighbour = known(&host, &mut control, &["reader"], 1024, 0)?;
     let mut all = [const { Vec::new() }; BESIDE.len()];

@@ -1,7 +1,7 @@
 //! Grants, requests to the store, and the event channels of [`bounce`], each beside its reference.
 
 use crate::bounce;
-use crate::host::{Host, WITHIN, run};
+use crate::host::{MeasuredHost, WITHIN, run};
 use crate::result::Result;
 use crate::table::{Extent, Goal, Row, fastest_tenth, median};
 use crate::talker::Talker;
@@ -19,14 +19,14 @@ use xenstore_core::wire::{MsgType, split_message};
 
 /// Runs all of these measurements.
 pub(crate) fn all(extent: &Extent) -> Result<Vec<Row>> {
-    let host = Host::start(extent.limit)?;
+    let host = MeasuredHost::start(extent.limit)?;
     let mut rows = bounce::rows(&host, extent)?;
     rows.push(grants(&host, extent)?);
     rows.extend(requests(&host, extent)?);
     Ok(rows)
 }
 
-fn grants(host: &Host, extent: &Extent) -> Result<Row> {
+fn grants(host: &MeasuredHost, extent: &Extent) -> Result<Row> {
     let mut control = host.control()?;
     let pages: u32 = 512;
     let mut guest = Talker::create(&mut control, &["offer", &pages.to_string()])?;
@@ -91,7 +91,7 @@ fn over_socket(socket: &Path, path: &str, count: usize, depth: usize) -> Result<
     Ok(begin.elapsed().as_secs_f64())
 }
 
-fn requests(host: &Host, extent: &Extent) -> Result<Vec<Row>> {
+fn requests(host: &MeasuredHost, extent: &Extent) -> Result<Vec<Row>> {
     let per_round = extent.per_round;
     let mut rows = Vec::new();
     let (mut control, mut client) = (host.control()?, host.client()?);

@@ -4,12 +4,12 @@ use crate::result::Result;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::AsFd;
-use xen_hosted::domain::{Config, Files};
-use xen_hosted::domctl::{Control, Created, Descriptors};
+use xen_hosted::domain::{DomainConfig, Files};
+use xen_hosted::domctl::{Control, CreatedDomain, Descriptors};
 
 /// A domain of this program with a pipe to talk to.
 pub(crate) struct Talker {
-    pub(crate) created: Created,
+    pub(crate) created: CreatedDomain,
     input: PipeWriter,
     output: BufReader<PipeReader>,
 }
@@ -23,11 +23,11 @@ impl Talker {
     pub(crate) fn create_with(
         control: &mut Control,
         args: &[&str],
-        change: impl FnOnce(&mut Config),
+        change: impl FnOnce(&mut DomainConfig),
     ) -> Result<Self> {
         let (read_in, input) = std::io::pipe()?;
         let (output, write_out) = std::io::pipe()?;
-        let mut config = Config::default();
+        let mut config = DomainConfig::default();
         config.files = Files::System;
         config.args = ["guest"].iter().chain(args).map(Into::into).collect();
         change(&mut config);

@@ -25,7 +25,7 @@ pub(crate) fn become_program(mut words: impl Iterator<Item = String>) -> Result<
 
 /// A daemon that is measured.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum MeasuredDaemon {
     /// This project's daemon.
     Ours,
     /// Debian's C `xenstored`.
@@ -38,7 +38,7 @@ pub(crate) enum Kind {
     Echo,
 }
 
-impl Kind {
+impl MeasuredDaemon {
     /// All kinds, in the order of the table's columns.
     pub(crate) const ALL: [Self; 5] = [Self::Ours, Self::C, Self::O, Self::On, Self::Echo];
 
@@ -87,18 +87,20 @@ impl Places {
     }
 
     /// Returns the program that `kind` runs; with `guests`, one that can introduce domains.
-    fn program(&self, kind: Kind, guests: Guests<'_>) -> Result<PathBuf> {
+    fn program(&self, kind: MeasuredDaemon, guests: Guests<'_>) -> Result<PathBuf> {
         match (kind, guests) {
-            (Kind::Ours, Guests::None) => Ok(self.release.join("xenstored")),
-            (Kind::Ours, _) => Ok(self.release.join("xenstored-testbed")),
-            (Kind::C, _) => Ok(self.debian("usr/lib/xen-4.17/bin/xenstored")),
-            (Kind::O | Kind::On, _) => Ok(self.debian("usr/lib/xen-4.17/bin/oxenstored")),
-            (Kind::Echo, _) => Ok(std::env::current_exe()?),
+            (MeasuredDaemon::Ours, Guests::None) => Ok(self.release.join("xenstored")),
+            (MeasuredDaemon::Ours, _) => Ok(self.release.join("xenstored-testbed")),
+            (MeasuredDaemon::C, _) => Ok(self.debian("usr/lib/xen-4.17/bin/xenstored")),
+            (MeasuredDaemon::O | MeasuredDaemon::On, _) => {
+                Ok(self.debian("usr/lib/xen-4.17/bin/oxenstored"))
+            }
+            (MeasuredDaemon::Echo, _) => Ok(std::env::current_exe()?),
         }
     }
 
     /// Returns the reason if `kind` cannot be started.
-    pub(crate) fn missing(&self, kind: Kind, guests: Guests<'_>) -> Option<String> {
+    pub(crate) fn missing(&self, kind: MeasuredDaemon, guests: Guests<'_>) -> Option<String> {
         let program = self.program(kind, guests).ok()?;
         if !program.exists() {
             let name = program.file_name().unwrap_or_default().display();
@@ -130,7 +132,7 @@ impl Daemon {
     /// Starts `kind` on the CPU `cpu` and waits until it answers.
     pub(crate) fn start(
         places: &Places,
-        kind: Kind,
+        kind: MeasuredDaemon,
         cpu: usize,
         guests: Guests<'_>,
     ) -> Result<Self> {
@@ -143,16 +145,18 @@ impl Daemon {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(EXEC).arg(places.program(kind, guests)?);
         match kind {
-            Kind::Echo => {
+            MeasuredDaemon::Echo => {
                 command.arg("--echo").arg(&socket);
             }
-            Kind::Ours | Kind::C => {
+            MeasuredDaemon::Ours | MeasuredDaemon::C => {
                 command.arg("-N").env("XENSTORED_PATH", &socket);
                 command.env("XENSTORED_RUNDIR", &dir).env("XENSTORED_ROOTDIR", &dir);
             }
-            Kind::O | Kind::On => configure_oxenstored(places, kind, &dir, &mut command)?,
+            MeasuredDaemon::O | MeasuredDaemon::On => {
+                configure_oxenstored(places, kind, &dir, &mut command)?
+            }
         }
-        if matches!(kind, Kind::C | Kind::O | Kind::On) {
+        if matches!(kind, MeasuredDaemon::C | MeasuredDaemon::O | MeasuredDaemon::On) {
             command.env("LD_LIBRARY_PATH", places.debian_libs());
             if let Some(peers) = places.peers {
                 command.env("LD_PRELOAD", peers.shim());
@@ -172,7 +176,7 @@ impl Daemon {
     }
 
     /// Waits, with a bound, until the daemon takes connections.
-    fn wait(mut self, kind: Kind, dir: &Path) -> Result<Self> {
+    fn wait(mut self, kind: MeasuredDaemon, dir: &Path) -> Result<Self> {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             if Conn::open(&self.socket).is_ok() {
@@ -228,7 +232,7 @@ impl Drop for Daemon {
 /// Writes Debian's own oxenstored.conf with its pid and log files moved to `dir`.
 fn configure_oxenstored(
     places: &Places,
-    kind: Kind,
+    kind: MeasuredDaemon,
     dir: &Path,
     command: &mut Command,
 ) -> Result<()> {
@@ -245,7 +249,7 @@ fn configure_oxenstored(
     let file = dir.join("oxenstored.conf");
     fs::write(&file, conf)?;
     command.arg("--no-fork").arg("--config-file").arg(file);
-    if kind == Kind::On {
+    if kind == MeasuredDaemon::On {
         command.arg("--no-access-log");
     }
     command.env("XENSHIM_SOCKET", dir.join("socket"));

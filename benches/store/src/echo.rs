@@ -16,7 +16,7 @@ const VALUE: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
 const LISTENER: u64 = u64::MAX;
 
 /// One connection with its buffered bytes: a partial message, and replies that are not sent.
-struct Peer {
+struct EchoConnection {
     socket: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -29,7 +29,7 @@ pub(crate) fn serve(path: &Path) -> Result<()> {
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mark = epoll::EventData::new_u64(LISTENER);
     epoll::add(&poll, &listener, mark, epoll::EventFlags::IN)?;
-    let mut peers: Vec<Option<Peer>> = Vec::new();
+    let mut peers: Vec<Option<EchoConnection>> = Vec::new();
     let mut events = Vec::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -55,18 +55,18 @@ pub(crate) fn serve(path: &Path) -> Result<()> {
 fn accept_all(
     listener: &UnixListener,
     poll: &impl std::os::fd::AsFd,
-    peers: &mut Vec<Option<Peer>>,
+    peers: &mut Vec<Option<EchoConnection>>,
 ) -> Result<()> {
     while let Ok((socket, _)) = listener.accept() {
         socket.set_nonblocking(true)?;
         let mark = epoll::EventData::new_u64(peers.len() as u64);
         epoll::add(poll, &socket, mark, epoll::EventFlags::IN)?;
-        peers.push(Some(Peer { socket, input: Vec::new(), output: Vec::new() }));
+        peers.push(Some(EchoConnection { socket, input: Vec::new(), output: Vec::new() }));
     }
     Ok(())
 }
 
-impl Peer {
+impl EchoConnection {
     /// Answers every complete request of one receive; returns false if the connection has ended.
     fn answer(&mut self, buffer: &mut [u8]) -> bool {
         let got = match net::recv(&self.socket, &mut *buffer, RecvFlags::empty()) {

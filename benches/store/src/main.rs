@@ -23,7 +23,7 @@ mod scenario;
 mod swarm;
 mod table;
 
-use daemon::{Kind, Places};
+use daemon::{MeasuredDaemon, Places};
 pub(crate) use result::Result;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,9 +46,9 @@ Debian's daemons are those in $XENBUS_PEERS; without it their packages are fetch
 
 /// The command line.
 #[derive(Default)]
-struct Options {
+struct StoreBenchOptions {
     only: Vec<String>,
-    daemons: Vec<Kind>,
+    daemons: Vec<MeasuredDaemon>,
     rounds: Option<usize>,
     quick: bool,
     json: Option<PathBuf>,
@@ -59,7 +59,7 @@ struct Options {
     echo: Option<PathBuf>,
 }
 
-impl Options {
+impl StoreBenchOptions {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let mut options = Self::default();
         while let Some(arg) = args.next() {
@@ -87,10 +87,10 @@ impl Options {
     }
 }
 
-fn parse_kinds(list: &str) -> Result<Vec<Kind>> {
+fn parse_kinds(list: &str) -> Result<Vec<MeasuredDaemon>> {
     list.split(',')
         .map(|name| {
-            let known = Kind::ALL.into_iter().find(|kind| kind.short() == name);
+            let known = MeasuredDaemon::ALL.into_iter().find(|kind| kind.short() == name);
             Ok(known.ok_or_else(|| format!("no daemon is called {name:?}"))?)
         })
         .collect()
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
     let outcome = if args.next_if(|arg| arg == daemon::EXEC).is_some() {
         daemon::become_program(args).map(|()| ExitCode::SUCCESS)
     } else {
-        Options::parse(args).and_then(|options| bench(&options))
+        StoreBenchOptions::parse(args).and_then(|options| bench(&options))
     };
     match outcome {
         Ok(code) => code,
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench(options: &Options) -> Result<ExitCode> {
+fn bench(options: &StoreBenchOptions) -> Result<ExitCode> {
     if options.help {
         print!("{HELP}");
         return Ok(ExitCode::SUCCESS);
@@ -128,7 +128,8 @@ fn bench(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let release = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
-    let wanted = |kind: &Kind| !matches!(kind, Kind::Ours | Kind::Echo);
+    let wanted =
+        |kind: &MeasuredDaemon| !matches!(kind, MeasuredDaemon::Ours | MeasuredDaemon::Echo);
     let peers = match options.daemons.is_empty() || options.daemons.iter().any(wanted) {
         true => Some(conformance::Peers::get()?),
         false => None,
@@ -139,7 +140,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
     let allowed = machine::allowed()?;
     let cpu = machine::last_cpu(&allowed)?;
     machine::pin(None, cpu)?;
-    let plan = run::Plan {
+    let plan = run::RunPlan {
         places: &places,
         cpu,
         allowed,
@@ -148,7 +149,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
         quick: options.quick,
         scenarios: rows().map(|row| row.scenario).collect(),
         kinds: if options.daemons.is_empty() {
-            Kind::ALL.to_vec()
+            MeasuredDaemon::ALL.to_vec()
         } else {
             options.daemons.clone()
         },

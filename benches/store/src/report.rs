@@ -1,7 +1,7 @@
 //! Medians, verdicts, the Markdown table and the JSON file.
 
-use crate::daemon::Kind;
-use crate::table::{Comparison, ROWS, Reference, Row, Unit};
+use crate::daemon::MeasuredDaemon;
+use crate::table::{ROWS, Reference, Row, RowComparison, Unit};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,9 +9,9 @@ use std::fmt::Write as _;
 /// Every number of the run: by daemon and metric, one for each round.
 #[derive(Default)]
 pub(crate) struct Results {
-    samples: BTreeMap<(Kind, String), Vec<f64>>,
+    samples: BTreeMap<(MeasuredDaemon, String), Vec<f64>>,
     /// The reason why a daemon has no numbers in a scenario.
-    troubles: BTreeMap<(Kind, &'static str), String>,
+    troubles: BTreeMap<(MeasuredDaemon, &'static str), String>,
 }
 
 /// The verdict on a row.
@@ -40,30 +40,30 @@ impl Verdict {
 
 impl Results {
     /// Adds one number.
-    pub(crate) fn add(&mut self, kind: Kind, metric: String, value: f64) {
+    pub(crate) fn add(&mut self, kind: MeasuredDaemon, metric: String, value: f64) {
         self.samples.entry((kind, metric)).or_default().push(value);
     }
 
     /// Records why `kind` has no numbers in `scenario`.
-    pub(crate) fn trouble(&mut self, kind: Kind, scenario: &'static str, why: String) {
+    pub(crate) fn trouble(&mut self, kind: MeasuredDaemon, scenario: &'static str, why: String) {
         self.troubles.insert((kind, scenario), why);
     }
 
     /// Returns the median over the rounds.
-    pub(crate) fn median(&self, kind: Kind, metric: &str) -> Option<f64> {
+    pub(crate) fn median(&self, kind: MeasuredDaemon, metric: &str) -> Option<f64> {
         median(self.samples.get(&(kind, metric.to_owned()))?.clone())
     }
 
     /// Returns the ratio of ours to another. It is taken within each round, where other work of the
     /// machine affects both, and the median over the rounds counts. A daemon that failed in some
     /// rounds has its median compared.
-    fn ratio(&self, metric: &str, kind: Kind, other: &str) -> Option<f64> {
-        let ours = self.samples.get(&(Kind::Ours, metric.to_owned()))?;
+    fn ratio(&self, metric: &str, kind: MeasuredDaemon, other: &str) -> Option<f64> {
+        let ours = self.samples.get(&(MeasuredDaemon::Ours, metric.to_owned()))?;
         let others = self.samples.get(&(kind, other.to_owned()))?;
         if ours.len() == others.len() {
             return median(ours.iter().zip(others).map(|(ours, other)| ours / other).collect());
         }
-        Some(self.median(Kind::Ours, metric)? / self.median(kind, other)?)
+        Some(self.median(MeasuredDaemon::Ours, metric)? / self.median(kind, other)?)
     }
 
     /// Returns the verdict on a row, with each ratio in words.
@@ -85,7 +85,7 @@ impl Results {
             }
         }
         // Only `xenstore ls` has bounds on other daemons' numbers.
-        let others = [(Kind::C, "C", 2.0), (Kind::O, "oxenstored", 3.0)];
+        let others = [(MeasuredDaemon::C, "C", 2.0), (MeasuredDaemon::O, "oxenstored", 3.0)];
         for (kind, name, most) in others.into_iter().filter(|_| row.id == "ls") {
             match self.median(kind, "store.ls.ours") {
                 Some(time) => {
@@ -101,8 +101,8 @@ impl Results {
         (verdict, words.join("; "))
     }
 
-    fn compare(&self, comparison: &Comparison) -> Option<(bool, String)> {
-        let ours = self.median(Kind::Ours, comparison.metric)?;
+    fn compare(&self, comparison: &RowComparison) -> Option<(bool, String)> {
+        let ours = self.median(MeasuredDaemon::Ours, comparison.metric)?;
         let side = if comparison.at_most { "at most" } else { "at least" };
         let (value, text) = match comparison.reference {
             Reference::Fixed => {
@@ -128,7 +128,7 @@ impl Results {
         ))
     }
 
-    fn cell(&self, row: &Row, kind: Kind) -> String {
+    fn cell(&self, row: &Row, kind: MeasuredDaemon) -> String {
         let values: Vec<_> =
             row.numbers.iter().map(|show| self.median(kind, show.metric)).collect();
         if values.iter().all(Option::is_none) {
@@ -152,21 +152,21 @@ impl Results {
     /// Returns the Markdown table of the rows that `chosen` accepts.
     pub(crate) fn markdown(&self, chosen: impl Fn(&Row) -> bool) -> String {
         let mut text = String::from("| work | must reach |");
-        for kind in Kind::ALL {
+        for kind in MeasuredDaemon::ALL {
             let _ = write!(text, " {} |", kind.title());
         }
         text.push_str(" verdict | ratios |\n|---|---|");
-        text.push_str(&"---|".repeat(Kind::ALL.len() + 2));
+        text.push_str(&"---|".repeat(MeasuredDaemon::ALL.len() + 2));
         text.push('\n');
         for row in ROWS.iter().filter(|row| chosen(row)) {
             let (verdict, ratios) = self.judge(row);
             let _ = write!(text, "| {} | {} |", row.work, row.bound);
-            for kind in Kind::ALL {
+            for kind in MeasuredDaemon::ALL {
                 let _ = write!(text, " {} |", self.cell(row, kind));
             }
             let _ = writeln!(text, " {} | {ratios} |", verdict.text());
         }
-        let mut reasons: BTreeMap<(Kind, &str), Vec<&str>> = BTreeMap::new();
+        let mut reasons: BTreeMap<(MeasuredDaemon, &str), Vec<&str>> = BTreeMap::new();
         for ((kind, scenario), why) in &self.troubles {
             reasons.entry((*kind, why)).or_default().push(scenario);
         }
@@ -235,23 +235,23 @@ mod tests {
     fn medians_of_odd_and_even_counts() {
         let mut results = Results::default();
         for value in [3.0, 1.0, 2.0] {
-            results.add(Kind::C, "x".into(), value);
+            results.add(MeasuredDaemon::C, "x".into(), value);
         }
-        assert_eq!(results.median(Kind::C, "x"), Some(2.0));
-        results.add(Kind::C, "x".into(), 10.0);
-        assert_eq!(results.median(Kind::C, "x"), Some(2.5));
-        assert_eq!(results.median(Kind::Ours, "x"), None);
+        assert_eq!(results.median(MeasuredDaemon::C, "x"), Some(2.0));
+        results.add(MeasuredDaemon::C, "x".into(), 10.0);
+        assert_eq!(results.median(MeasuredDaemon::C, "x"), Some(2.5));
+        assert_eq!(results.median(MeasuredDaemon::Ours, "x"), None);
     }
 
     #[test]
     fn a_row_is_met_missed_or_not_measured() {
         let row = ROWS.iter().find(|row| row.id == "pipelined-write").unwrap();
         let mut results = Results::default();
-        results.add(Kind::C, "rates.write32.cpu".into(), 6.0e-6);
+        results.add(MeasuredDaemon::C, "rates.write32.cpu".into(), 6.0e-6);
         assert_eq!(results.judge(row).0, Verdict::NotMeasured);
-        results.add(Kind::Ours, "rates.write32.cpu".into(), 0.5e-6);
+        results.add(MeasuredDaemon::Ours, "rates.write32.cpu".into(), 0.5e-6);
         assert_eq!(results.judge(row).0, Verdict::Met);
-        results.add(Kind::Ours, "rates.write32.cpu".into(), 3.0e-6);
+        results.add(MeasuredDaemon::Ours, "rates.write32.cpu".into(), 3.0e-6);
         assert_eq!(results.judge(row).0, Verdict::Missed);
     }
 
@@ -261,12 +261,12 @@ mod tests {
         // The machine was slow in the second round, and slower still between ours and C's of the
         // third.
         for (ours, c) in [(1.0, 2.0), (5.0, 10.0), (9.0, 1.0)] {
-            results.add(Kind::Ours, "x".into(), ours);
-            results.add(Kind::C, "x".into(), c);
+            results.add(MeasuredDaemon::Ours, "x".into(), ours);
+            results.add(MeasuredDaemon::C, "x".into(), c);
         }
-        assert_eq!(results.ratio("x", Kind::C, "x"), Some(0.5));
-        results.add(Kind::Ours, "x".into(), 9.0);
-        assert_eq!(results.ratio("x", Kind::C, "x"), Some(3.5));
+        assert_eq!(results.ratio("x", MeasuredDaemon::C, "x"), Some(0.5));
+        results.add(MeasuredDaemon::Ours, "x".into(), 9.0);
+        assert_eq!(results.ratio("x", MeasuredDaemon::C, "x"), Some(3.5));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The rounds: every scenario with every daemon, in alternation, with progress and an estimate.
 
 use crate::Result;
-use crate::daemon::{Guests, Kind, Places};
+use crate::daemon::{Guests, MeasuredDaemon, Places};
 use crate::report::Results;
 use crate::scenario::{Context, SCENARIOS, Scenario};
 use rustix::thread::CpuSet;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The plan of a run.
-pub(crate) struct Plan<'a> {
+pub(crate) struct RunPlan<'a> {
     /// The places of the programs.
     pub(crate) places: &'a Places,
     /// The CPU of all processes.
@@ -25,20 +25,20 @@ pub(crate) struct Plan<'a> {
     /// Names of the scenarios.
     pub(crate) scenarios: Vec<&'static str>,
     /// The daemons.
-    pub(crate) kinds: Vec<Kind>,
+    pub(crate) kinds: Vec<MeasuredDaemon>,
 }
 
 /// Measured and guessed durations, for the estimate.
 #[derive(Default)]
-struct Durations(BTreeMap<(&'static str, Kind), (f64, usize)>);
+struct Durations(BTreeMap<(&'static str, MeasuredDaemon), (f64, usize)>);
 
 impl Durations {
-    fn add(&mut self, scenario: &'static str, kind: Kind, seconds: f64) {
+    fn add(&mut self, scenario: &'static str, kind: MeasuredDaemon, seconds: f64) {
         let entry = self.0.entry((scenario, kind)).or_default();
         *entry = (entry.0 + seconds, entry.1 + 1);
     }
 
-    fn expected(&self, scenario: &Scenario, kind: Kind) -> f64 {
+    fn expected(&self, scenario: &Scenario, kind: MeasuredDaemon) -> f64 {
         let known = self.0.get(&(scenario.name, kind));
         known.map_or(scenario.seconds, |(sum, count)| sum / *count as f64)
     }
@@ -46,9 +46,9 @@ impl Durations {
 
 /// Runs the plan. A daemon that fails in a scenario is noted and not tried in it again. `keep` gets
 /// the results after each measurement, so that an interrupted run leaves its figures.
-pub(crate) fn run(plan: &Plan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Result<Results> {
+pub(crate) fn run(plan: &RunPlan<'_>, keep: impl Fn(&Results) -> Result<()>) -> Result<Results> {
     let mut results = Results::default();
-    let mut left: Vec<(usize, &Scenario, Kind)> = Vec::new();
+    let mut left: Vec<(usize, &Scenario, MeasuredDaemon)> = Vec::new();
     for scenario in SCENARIOS.iter().filter(|one| plan.scenarios.contains(&one.name)) {
         let guests = if scenario.guests { Guests::Any } else { Guests::None };
         let mut kinds: Vec<_> =

@@ -13,7 +13,7 @@ use std::time::Instant;
 use xenstore_core::wire::{Header, MsgType, split_message};
 
 /// The behaviour of one client.
-pub(crate) trait Script {
+pub(crate) trait ClientScript {
     /// Appends the next request to `out`, or nothing to stop. Called once with `None`, then with
     /// each reply.
     fn next(&mut self, reply: Option<(Header, &[u8])>, out: &mut Vec<u8>) -> Result<()>;
@@ -24,7 +24,7 @@ pub(crate) trait Script {
     }
 }
 
-struct Client {
+struct SwarmClient {
     socket: UnixStream,
     input: Vec<u8>,
     running: bool,
@@ -33,7 +33,7 @@ struct Client {
 /// Clients that stay connected.
 pub(crate) struct Swarm {
     poll: rustix::fd::OwnedFd,
-    clients: Vec<Client>,
+    clients: Vec<SwarmClient>,
 }
 
 impl Swarm {
@@ -45,13 +45,13 @@ impl Swarm {
             let socket = UnixStream::connect(path)?;
             let mark = epoll::EventData::new_u64(index as u64);
             epoll::add(&poll, &socket, mark, epoll::EventFlags::IN)?;
-            clients.push(Client { socket, input: Vec::new(), running: false });
+            clients.push(SwarmClient { socket, input: Vec::new(), running: false });
         }
         Ok(Self { poll, clients })
     }
 
     /// Runs one script for each client until all have stopped.
-    pub(crate) fn run<S: Script>(&mut self, scripts: &mut [S]) -> Result<()> {
+    pub(crate) fn run<S: ClientScript>(&mut self, scripts: &mut [S]) -> Result<()> {
         let mut out = Vec::new();
         let mut running = 0;
         for (client, script) in self.clients.iter_mut().zip(scripts.iter_mut()) {
@@ -80,7 +80,7 @@ impl Swarm {
     }
 }
 
-impl Client {
+impl SwarmClient {
     /// Sends the script's next request; returns false if there is none.
     fn send(&self, out: &[u8]) -> Result<bool> {
         if !out.is_empty() && net::send(&self.socket, out, SendFlags::NOSIGNAL)? != out.len() {
@@ -92,7 +92,7 @@ impl Client {
     /// Takes the bytes that have come and goes on; returns true if the script has just stopped.
     fn serve(
         &mut self,
-        script: &mut impl Script,
+        script: &mut impl ClientScript,
         buffer: &mut [u8],
         out: &mut Vec<u8>,
     ) -> Result<bool> {
@@ -137,7 +137,7 @@ impl MixedScript {
     }
 }
 
-impl Script for MixedScript {
+impl ClientScript for MixedScript {
     fn next(&mut self, reply: Option<(Header, &[u8])>, out: &mut Vec<u8>) -> Result<()> {
         if let Some((header, payload)) = reply {
             if header.kind == MsgType::Error.code() {
@@ -156,7 +156,7 @@ impl Script for MixedScript {
 
 /// Counts of one client's transactions.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Counts {
+pub(crate) struct TransactionCounts {
     /// Transactions committed.
     pub(crate) commits: u64,
     /// Commits refused with EAGAIN.
@@ -176,7 +176,7 @@ pub(crate) enum SendMode {
 
 /// A script that repeats a transaction, again after each EAGAIN, until a time or a number of
 /// commits.
-pub(crate) struct Transactions<F> {
+pub(crate) struct TransactionScript<F> {
     /// A function that returns the requests of transaction number `n` with its id, one `Vec` a
     /// request.
     steps: F,
@@ -189,7 +189,7 @@ pub(crate) struct Transactions<F> {
     tries: u64,
     stop: StopCondition,
     /// The counts up to now.
-    pub(crate) counts: Counts,
+    pub(crate) counts: TransactionCounts,
 }
 
 /// The condition on which a client stops.
@@ -201,10 +201,10 @@ pub(crate) enum StopCondition {
     Commits(u64),
 }
 
-impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Transactions<F> {
+impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> TransactionScript<F> {
     /// Makes a script; `steps(number, tx_id)` returns the requests between start and commit.
     pub(crate) fn new(steps: F, stop: StopCondition) -> Self {
-        let counts = Counts::default();
+        let counts = TransactionCounts::default();
         let (mode, requests) = (SendMode::OneByOne, Vec::new());
         Self { steps, requests, at: 0, mode, awaited: 0, tx_id: 0, tries: 0, stop, counts }
     }
@@ -227,7 +227,7 @@ impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Transactions<F> {
     }
 }
 
-impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> Script for Transactions<F> {
+impl<F: FnMut(u64, u32) -> Vec<Vec<u8>>> ClientScript for TransactionScript<F> {
     fn next(&mut self, reply: Option<(Header, &[u8])>, out: &mut Vec<u8>) -> Result<()> {
         let Some((header, payload)) = reply else {
             self.start(out);
@@ -298,8 +298,8 @@ fn put_end(requests: &mut Vec<Vec<u8>>, tx_id: u32) {
 }
 
 /// Returns the sum of all clients' counts.
-pub(crate) fn total(counts: impl Iterator<Item = Counts>) -> Counts {
-    counts.fold(Counts::default(), |sum, one| Counts {
+pub(crate) fn total(counts: impl Iterator<Item = TransactionCounts>) -> TransactionCounts {
+    counts.fold(TransactionCounts::default(), |sum, one| TransactionCounts {
         commits: sum.commits + one.commits,
         again: sum.again + one.again,
         tries_max: sum.tries_max.max(one.tries_max),

@@ -1,7 +1,7 @@
 //! The table as data: the work, the bound and the numbers of each row, and the comparisons that
 //! decide it.
 
-use crate::daemon::Kind;
+use crate::daemon::MeasuredDaemon;
 
 /// The unit of a number, which decides its format.
 #[derive(Clone, Copy)]
@@ -32,13 +32,13 @@ pub(crate) struct CellNumber {
 #[derive(Clone, Copy)]
 pub(crate) enum Reference {
     /// Another daemon's number, or another number of ours.
-    Metric(Kind, &'static str),
+    Metric(MeasuredDaemon, &'static str),
     /// A fixed number; `factor` is then the limit itself.
     Fixed,
 }
 
 /// A comparison of `ours.metric` with `factor` times the other number.
-pub(crate) struct Comparison {
+pub(crate) struct RowComparison {
     /// The name in the sentence.
     pub(crate) label: &'static str,
     /// Our number.
@@ -66,7 +66,7 @@ pub(crate) struct Row {
     /// The numbers in each cell.
     pub(crate) numbers: &'static [CellNumber],
     /// The comparisons that decide; without any, the row only informs.
-    pub(crate) comparisons: &'static [Comparison],
+    pub(crate) comparisons: &'static [RowComparison],
 }
 
 const fn show(label: &'static str, metric: &'static str, unit: Unit) -> CellNumber {
@@ -93,29 +93,34 @@ const fn at_most(
     label: &'static str,
     metric: &'static str,
     factor: f64,
-    kind: Kind,
+    kind: MeasuredDaemon,
     other: &'static str,
-) -> Comparison {
+) -> RowComparison {
     let reference = Reference::Metric(kind, other);
-    Comparison { label, metric, at_most: true, factor, reference, unit: Unit::Count }
+    RowComparison { label, metric, at_most: true, factor, reference, unit: Unit::Count }
 }
 
 const fn at_least(
     label: &'static str,
     metric: &'static str,
     factor: f64,
-    kind: Kind,
+    kind: MeasuredDaemon,
     other: &'static str,
-) -> Comparison {
+) -> RowComparison {
     let reference = Reference::Metric(kind, other);
-    Comparison { label, metric, at_most: false, factor, reference, unit: Unit::Count }
+    RowComparison { label, metric, at_most: false, factor, reference, unit: Unit::Count }
 }
 
-const fn limit(label: &'static str, metric: &'static str, factor: f64, unit: Unit) -> Comparison {
-    Comparison { label, metric, at_most: true, factor, reference: Reference::Fixed, unit }
+const fn limit(
+    label: &'static str,
+    metric: &'static str,
+    factor: f64,
+    unit: Unit,
+) -> RowComparison {
+    RowComparison { label, metric, at_most: true, factor, reference: Reference::Fixed, unit }
 }
 
-use Kind::{C, Echo, Ours};
+use MeasuredDaemon::{C, Echo, Ours};
 
 /// All rows, in the order of the table.
 pub(crate) const ROWS: &[Row] = &[

@@ -18,9 +18,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const MARK: &str = "<!-- xb table -->";
 
 /// A host in a folder of its own, gone at the end.
-struct Host(TempDir);
+struct BenchHost(TempDir);
 
-impl Host {
+impl BenchHost {
     fn xb(&self, args: &[&str]) -> Duration {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xb"));
         command.arg("--host").arg(self.0.path().join("h")).args(args).env_remove("XB_HOST");
@@ -43,7 +43,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for BenchHost {
     fn drop(&mut self) {
         let _ = Command::new(env!("CARGO_BIN_EXE_xb"))
             .arg("--host")
@@ -68,7 +68,7 @@ fn row(work: &str, measured: f64, aim: f64, unit: &str) -> String {
 
 /// Makes the guests and lists them; the table.
 fn measure(guests: usize) -> String {
-    let host = Host(tempfile::tempdir().expect("a folder is made"));
+    let host = BenchHost(tempfile::tempdir().expect("a folder is made"));
     host.xb(&["host", "up"]);
     // The first pages of programs and images in, and the host's first arena.
     host.create(guests);

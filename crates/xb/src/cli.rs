@@ -54,7 +54,7 @@ fn refuse_without_effect(options: &GlobalOptions, command: &Command) -> Result<(
 enum Command {
     /// Bring a hosted host up or down, or see how it is.
     #[command(subcommand, after_help = "Example: xb host up")]
-    Host(host::Command),
+    Host(host::HostCommand),
     /// Create a guest from a configuration (xl.cfg or .toml) and start it.
     #[command(after_help = "Example: xb create web.cfg --wait")]
     Create(create::Create),
@@ -84,19 +84,19 @@ enum Command {
     Destroy(domain::DomainArguments),
     /// Show what a guest has printed.
     #[command(after_help = "Example: xb log web --follow")]
-    Log(log::Log),
+    Log(log::LogArguments),
     /// Attach, detach, list and resize disks.
     #[command(
         subcommand,
         after_help = "Example: xb disk attach web /images/data.qcow2,qcow2,xvdb,w"
     )]
-    Disk(disk::Command),
+    Disk(disk::DiskCommand),
     /// Read and write the host's store: all commands of the tool xenstore.
     #[command(after_help = "Example: xb store ls /local/domain")]
-    Store(store::Store),
+    Store(store::StoreArguments),
     /// Check configurations, and convert between xl.cfg and TOML.
     #[command(subcommand, after_help = "Example: xb config convert web.cfg")]
-    Config(config::Command),
+    Config(config::ConfigCommand),
     /// Show everything once: a host, guests, disks, a backend that is killed and comes back.
     #[command(after_help = "Example: xb demo --keep")]
     Demo(demo::Demo),
@@ -127,13 +127,12 @@ impl Command {
     /// Returns the command's use of `--json` and of `--timeout`.
     fn argument_uses(&self) -> (ArgumentUse, ArgumentUse) {
         match self {
-            Self::Config(config::Command::Check { .. }) | Self::Host(host::Command::Status) => {
-                (ArgumentUse::Yes, ArgumentUse::No)
-            }
+            Self::Config(config::ConfigCommand::Check { .. })
+            | Self::Host(host::HostCommand::Status) => (ArgumentUse::Yes, ArgumentUse::No),
             Self::Demo(_) => (ArgumentUse::No, ArgumentUse::Yes),
             Self::Store(_) => (ArgumentUse::Yes, ArgumentUse::No),
             Self::Log(_)
-            | Self::Config(config::Command::Convert { .. })
+            | Self::Config(config::ConfigCommand::Convert { .. })
             | Self::Completions(_)
             | Self::Man(_)
             | Self::Keeper
@@ -171,7 +170,7 @@ fn run(line: Line) -> Result<u8, Error> {
             return crate::keeper::run(&folder).map(|()| 0);
         }
         Command::Store(store) => return store::run(options, &store),
-        Command::Demo(_) | Command::Host(host::Command::Up { .. }) => {
+        Command::Demo(_) | Command::Host(host::HostCommand::Up { .. }) => {
             wait::catch_signals(Signals::All);
         }
         _ => wait::catch_signals(Signals::Interrupt),
@@ -188,8 +187,10 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Info(which) => info::run(options, &which),
         Command::Pause(which) => domain::pause(options, &which),
         Command::Unpause(which) => domain::unpause(options, &which),
-        Command::Shutdown(ask) => domain::ask(options, &ask, crate::domain::Request::Poweroff),
-        Command::Reboot(ask) => domain::ask(options, &ask, crate::domain::Request::Reboot),
+        Command::Shutdown(ask) => {
+            domain::ask(options, &ask, crate::domain::ControlRequest::Poweroff)
+        }
+        Command::Reboot(ask) => domain::ask(options, &ask, crate::domain::ControlRequest::Reboot),
         Command::Destroy(which) => domain::destroy(options, &which),
         Command::Log(log) => log::run(options, &log),
         Command::Disk(command) => disk::run(options, &command),

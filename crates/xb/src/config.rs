@@ -18,7 +18,7 @@ use std::path::Path;
 pub use description::{Action, Description};
 pub use disk::DiskSpec;
 pub(crate) use setting::NO_TEXT;
-pub use setting::{DEPTH_MAX, Error, Kind, Place, Setting, Value, Warning, number};
+pub use setting::{DEPTH_MAX, Error, Place, Setting, Value, ValueKind, Warning, number};
 
 /// The limit of a configuration file, in bytes.
 pub const FILE_MAX: u64 = 1 << 20;

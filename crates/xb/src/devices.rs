@@ -1,6 +1,6 @@
 //! Devices of domains, of any kind: both ends written at once, awaited, and taken away.
 //!
-//! Each kind has a module of its own, which makes a [`Device`] of a description, and reads the
+//! Each kind has a module of its own, which makes a [`AttachableDevice`] of a description, and reads the
 //! nodes of a backend that are of that kind alone.
 
 mod attach;
@@ -13,7 +13,7 @@ mod ends;
 pub use attach::{add, attach, await_connected};
 pub use attached::{AttachedDevice, list, list_of_kind};
 pub use detach::{CLOSES_WITHIN, Force, detach};
-pub use device::Device;
+pub use device::AttachableDevice;
 
 pub(crate) use attached::backend_of;
 pub(crate) use detach::{ask_all, release_all};

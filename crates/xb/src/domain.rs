@@ -112,14 +112,14 @@ pub fn find(host: &mut Host, which: &str) -> Result<Domain, Error> {
 
 /// A request to a domain, written to its `control/shutdown`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Request {
+pub enum ControlRequest {
     /// To end.
     Poweroff,
     /// To end and be started again.
     Reboot,
 }
 
-impl Request {
+impl ControlRequest {
     /// Returns the word in the node.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -134,7 +134,7 @@ impl Request {
 ///
 /// # Errors
 /// [`Error::Store`], or an error where it has ended.
-pub fn request(host: &mut Host, domain: &Domain, request: Request) -> Result<(), Error> {
+pub fn request(host: &mut Host, domain: &Domain, request: ControlRequest) -> Result<(), Error> {
     if let RunState::Shutdown(_) | RunState::Dying = domain.info.state {
         let (name, state) = (&domain.name, domain.state());
         return Err(Error::Refused(format!(

@@ -47,7 +47,7 @@ enum ShutdownRequest {
 }
 
 /// The state of the program.
-enum Program {
+enum ProgramState {
     /// It waits until as many disks are there as were at the start.
     Waiting(usize),
     /// It runs.
@@ -59,7 +59,7 @@ enum Program {
 struct Init {
     guest: Guest,
     disks: Disks,
-    program: Program,
+    program: ProgramState,
     line: String,
     request: Option<ShutdownRequest>,
     /// The time at which a program that was asked to end is killed.
@@ -99,7 +99,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
     if !Path::new("/proc").exists() {
         disks.serve_sockets("/tmp");
     }
-    let (program, request, kill_at) = (Program::Waiting(expected), None, None);
+    let (program, request, kill_at) = (ProgramState::Waiting(expected), None, None);
     let guest = open.guest();
     Init { guest, disks, program, line: line.to_owned(), request, kill_at, children }.serve()
 }
@@ -107,7 +107,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
 impl Init {
     fn serve(mut self) -> Result<u8, Error> {
         loop {
-            if let Program::Waiting(expected) = self.program
+            if let ProgramState::Waiting(expected) = self.program
                 && self.disks.devices().count() >= expected
             {
                 self.start()?;
@@ -145,7 +145,7 @@ impl Init {
             _ => self.request,
         };
         if self.request.is_some()
-            && let Program::Running(pid) = self.program
+            && let ProgramState::Running(pid) = self.program
         {
             let _ = rustix::process::kill_process_group(pid, Signal::TERM);
             self.kill_at = Some(Instant::now() + ENDS_WITHIN);
@@ -155,7 +155,7 @@ impl Init {
 
     fn start(&mut self) -> Result<(), Error> {
         if self.line.is_empty() {
-            self.program = Program::Ended(None);
+            self.program = ProgramState::Ended(None);
             return Ok(());
         }
         let names: Vec<String> = self.disks.devices().map(|(name, _)| name).collect();
@@ -167,7 +167,7 @@ impl Init {
         }
         let child = command.spawn().map_err(Error::io("/bin/sh"))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        self.program = pid.map_or(Program::Ended(Some(127)), Program::Running);
+        self.program = pid.map_or(ProgramState::Ended(Some(127)), ProgramState::Running);
         Ok(())
     }
 
@@ -176,13 +176,13 @@ impl Init {
         let mut bytes = [0; 64];
         while self.children.read(&mut bytes).is_ok_and(|count| count > 0) {}
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if matches!(self.program, Program::Running(program) if program == pid) {
+            if matches!(self.program, ProgramState::Running(program) if program == pid) {
                 let status = exit_status(status);
                 self.guest.store().write("data/exit-status", status.to_string())?;
-                self.program = Program::Ended(Some(status));
+                self.program = ProgramState::Ended(Some(status));
             }
         }
-        if let (Some(at), Program::Running(pid)) = (self.kill_at, &self.program)
+        if let (Some(at), ProgramState::Running(pid)) = (self.kill_at, &self.program)
             && Instant::now() >= at
         {
             say("the program does not end by SIGTERM; SIGKILL");
@@ -195,11 +195,11 @@ impl Init {
     /// Returns the domain's exit status, if the domain is to end.
     fn domain_status(&self) -> Option<u8> {
         match (&self.program, self.request) {
-            (Program::Running(_), _) => None,
+            (ProgramState::Running(_), _) => None,
             (_, Some(ShutdownRequest::Reboot)) => Some(SHUTDOWN_STATUS + 1),
-            (_, Some(ShutdownRequest::Poweroff)) | (Program::Ended(Some(0)), None) => Some(0),
-            (Program::Ended(Some(_)), None) => Some(1),
-            (Program::Waiting(_) | Program::Ended(None), None) => None,
+            (_, Some(ShutdownRequest::Poweroff)) | (ProgramState::Ended(Some(0)), None) => Some(0),
+            (ProgramState::Ended(Some(_)), None) => Some(1),
+            (ProgramState::Waiting(_) | ProgramState::Ended(None), None) => None,
         }
     }
 }

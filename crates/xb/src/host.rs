@@ -28,7 +28,7 @@ pub struct Host {
     /// Its store.
     pub store: Client,
     /// Its platform.
-    pub platform: Platform,
+    pub platform: HostPlatform,
 }
 
 impl std::fmt::Debug for Host {
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Host {
 }
 
 /// The platform of a host.
-pub enum Platform {
+pub enum HostPlatform {
     /// A hosted host: its domains are processes.
     Hosted {
         /// Its folder.
@@ -50,7 +50,7 @@ pub enum Platform {
     Xen(xen_linux::domctl::Domctl),
 }
 
-impl Platform {
+impl HostPlatform {
     /// Control of domains.
     pub fn control(&mut self) -> &mut dyn DomainControl {
         match self {
@@ -156,13 +156,13 @@ impl Host {
                     let dir = folder.path().display();
                     Error::Refused(format!("{error}; xb --host {dir} host up starts what is down"))
                 })?;
-                Ok(Self { store, platform: Platform::Hosted { folder, control } })
+                Ok(Self { store, platform: HostPlatform::Hosted { folder, control } })
             }
             HostChoice::Xen => {
                 let said = |error: xen_linux::Error| Error::Refused(error.to_string());
                 let privcmd = xen_linux::privcmd::Privcmd::open().map_err(said)?;
                 let control = xen_linux::domctl::Domctl::open(&privcmd).map_err(said)?;
-                Ok(Self { store: Client::open()?, platform: Platform::Xen(control) })
+                Ok(Self { store: Client::open()?, platform: HostPlatform::Xen(control) })
             }
         }
     }
@@ -176,8 +176,8 @@ impl Host {
     #[must_use]
     pub fn folder(&self) -> Option<&Folder> {
         match &self.platform {
-            Platform::Hosted { folder, .. } => Some(folder),
-            Platform::Xen(_) => None,
+            HostPlatform::Hosted { folder, .. } => Some(folder),
+            HostPlatform::Xen(_) => None,
         }
     }
 }

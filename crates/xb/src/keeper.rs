@@ -20,13 +20,13 @@ mod settle;
 
 use crate::Error;
 use crate::host::daemons::DAEMONS;
-use crate::host::files::Watch;
+use crate::host::files::FileWatch;
 use crate::host::folder::Folder;
 use crate::host::guest_folder::GuestFolder;
 use crate::host::handover::{self, Output};
 use crate::host::{Host, HostChoice};
 use clean::Cleaner;
-use log::{LOG_MAX, Log, say};
+use log::{GuestLog, LOG_MAX, say};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use settle::LifeTable;
 use std::collections::HashSet;
@@ -54,7 +54,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     listener.set_nonblocking(true).map_err(Error::io(path.display()))?;
     host.store.watch("@releaseDomain", "ended")?;
     say(&format!("serving {}", folder.path().display()));
-    let (mut logs, mut settled) = (Log::open_all(folder), HashSet::new());
+    let (mut logs, mut settled) = (GuestLog::open_all(folder), HashSet::new());
     let lives = LifeTable::default();
     let cleaner = Cleaner::start(folder);
     let daemons = folder.watch_logs().map_err(Error::io("the logs"))?;
@@ -76,7 +76,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
             }
         }
         let before = logs.len();
-        logs.retain_mut(Log::take);
+        logs.retain_mut(GuestLog::take);
         // The store has no event for a domain that it was never told of, but such a domain no
         // longer prints.
         if changed || logs.len() < before {
@@ -107,10 +107,10 @@ fn bound_logs(folder: &Folder) {
 fn wait(
     host: &Host,
     listener: &UnixListener,
-    daemons: &Watch,
-    logs: &mut [Log],
+    daemons: &FileWatch,
+    logs: &mut [GuestLog],
 ) -> Result<(), Error> {
-    let rests: Vec<Option<Duration>> = logs.iter_mut().map(Log::rest_time).collect();
+    let rests: Vec<Option<Duration>> = logs.iter_mut().map(GuestLog::rest_time).collect();
     let soonest = rests.iter().flatten().min().and_then(|rest| Timespec::try_from(*rest).ok());
     let mut fds = vec![
         PollFd::new(&host.store, PollFlags::IN),
@@ -126,9 +126,9 @@ fn wait(
 }
 
 /// Takes the log of the guest whose output a connection brings, and answers once the log exists.
-fn take_log(folder: &Folder, stream: &UnixStream, lives: &LifeTable) -> std::io::Result<Log> {
+fn take_log(folder: &Folder, stream: &UnixStream, lives: &LifeTable) -> std::io::Result<GuestLog> {
     let Output { name, pipe } = Output::receive(stream)?;
-    let log = Log::new(folder.guest(&name), pipe)?;
+    let log = GuestLog::new(folder.guest(&name), pipe)?;
     lives.begin(&name);
     handover::confirm(stream)?;
     Ok(log)
@@ -159,7 +159,7 @@ fn settle_all(
 }
 
 /// Removes the folders of the guests that ended longest ago, where there are too many.
-fn forget_old(folder: &Folder, host: &mut Host, logs: &[Log], lives: &LifeTable) {
+fn forget_old(folder: &Folder, host: &mut Host, logs: &[GuestLog], lives: &LifeTable) {
     let mut ended: Vec<GuestFolder> = folder.guest_folders().collect();
     if ended.len() <= logs.len() + KEPT {
         return;

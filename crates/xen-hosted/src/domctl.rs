@@ -1,8 +1,8 @@
 //! Control of domains, over the broker's socket for it.
 
-use crate::domain::{Config, MissingFeature};
+use crate::domain::{DomainConfig, MissingFeature};
 use crate::link::{Answer, Link};
-use crate::proto::Request;
+use crate::proto::BrokerRequest;
 use crate::{HostDir, Platform, Role};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -78,7 +78,7 @@ pub struct Descriptors<'a> {
 /// A new domain. It is paused: [`DomainControl::unpause`] runs its program for the first time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Created {
+pub struct CreatedDomain {
     /// Its number.
     pub domid: DomId,
     /// Its identity, which differs from that of other domains with the same number.
@@ -157,13 +157,13 @@ impl Control {
     /// step of the sandbox failed with, which the broker's log names.
     pub fn create(
         &mut self,
-        config: &Config,
+        config: &DomainConfig,
         descriptors: Descriptors<'_>,
-    ) -> Result<Created, Error> {
+    ) -> Result<CreatedDomain, Error> {
         let Descriptors { program, input, output, error } = descriptors;
         let fds = [program, input, output, error];
-        let answer = self.link.call_with(&Request::Create(config.encode()), &fds)?;
-        Ok(Created {
+        let answer = self.link.call_with(&BrokerRequest::Create(config.encode()), &fds)?;
+        Ok(CreatedDomain {
             domid: DomId(answer.number(0)?),
             identity: answer.number(1)?,
             store_gfn: Gfn(answer.number(2)?),
@@ -178,7 +178,7 @@ impl Control {
     /// # Errors
     /// As [`DomainControl::info`].
     pub fn accounts(&mut self, domid: DomId) -> Result<Accounts, Error> {
-        let answer = self.link.call(&Request::Accounts { domid })?;
+        let answer = self.link.call(&BrokerRequest::Accounts { domid })?;
         Ok(Accounts {
             cpu_time_ns: answer.number(0)?,
             memory_kib: answer.number(1)?,
@@ -197,7 +197,7 @@ impl Control {
     /// # Errors
     /// As [`DomainControl::info`].
     pub fn process(&mut self, domid: DomId) -> Result<OwnedFd, Error> {
-        self.link.call(&Request::Process { domid })?.fd()
+        self.link.call(&BrokerRequest::Process { domid })?.fd()
     }
 
     /// Returns the connection that a domain ends with
@@ -206,7 +206,7 @@ impl Control {
     /// # Errors
     /// As [`DomainControl::info`]; [`Error::Inval`] of domain 0.
     pub fn holder(&mut self, domid: DomId) -> Result<Option<Holder>, Error> {
-        let word = self.link.call(&Request::Holder { domid })?.number(0)?;
+        let word = self.link.call(&BrokerRequest::Holder { domid })?.number(0)?;
         Ok((word != 0).then_some(Holder(word)))
     }
 
@@ -216,7 +216,7 @@ impl Control {
     /// # Errors
     /// As [`DomainControl::info`]; [`Error::Inval`] of a domain that this connection does not hold.
     pub fn hand_over(&mut self, domid: DomId, holder: Holder) -> Result<(), Error> {
-        self.done(&Request::HandOver { domid, holder: holder.0 })
+        self.done(&BrokerRequest::HandOver { domid, holder: holder.0 })
     }
 
     /// Makes a domain no longer end with this connection. If another connection holds the domain by
@@ -225,10 +225,10 @@ impl Control {
     /// # Errors
     /// As [`DomainControl::info`]; [`Error::Inval`] of domain 0.
     pub fn keep(&mut self, domid: DomId) -> Result<(), Error> {
-        self.done(&Request::Keep { domid })
+        self.done(&BrokerRequest::Keep { domid })
     }
 
-    fn done(&mut self, request: &Request) -> Result<(), Error> {
+    fn done(&mut self, request: &BrokerRequest) -> Result<(), Error> {
         self.link.call(request).map(drop)
     }
 }
@@ -247,7 +247,7 @@ impl DomainControl for Control {
         let mut all: Vec<DomainInfo> = Vec::new();
         let mut from = DomId(0);
         loop {
-            let some = infos(&self.link.call(&Request::List { from })?)?;
+            let some = infos(&self.link.call(&BrokerRequest::List { from })?)?;
             let Some(last) = some.last() else { return Ok(all) };
             from = DomId(last.domid.0 + 1);
             all.extend(some);
@@ -255,38 +255,38 @@ impl DomainControl for Control {
     }
 
     fn info(&mut self, domid: DomId) -> Result<DomainInfo, Error> {
-        let answer = self.link.call(&Request::Info { domid })?;
+        let answer = self.link.call(&BrokerRequest::Info { domid })?;
         infos(&answer)?.pop().ok_or(Error::Srch)
     }
 
     fn pause(&mut self, domid: DomId) -> Result<(), Error> {
-        self.done(&Request::Pause { domid })
+        self.done(&BrokerRequest::Pause { domid })
     }
 
     fn unpause(&mut self, domid: DomId) -> Result<(), Error> {
-        self.done(&Request::Unpause { domid })
+        self.done(&BrokerRequest::Unpause { domid })
     }
 
     fn shutdown(&mut self, domid: DomId, reason: ShutdownReason) -> Result<(), Error> {
-        self.done(&Request::Shutdown { domid, reason: reason.code() })
+        self.done(&BrokerRequest::Shutdown { domid, reason: reason.code() })
     }
 
     fn destroy(&mut self, domid: DomId) -> Result<(), Error> {
-        self.done(&Request::Destroy { domid })
+        self.done(&BrokerRequest::Destroy { domid })
     }
 
     fn set_memory_max(&mut self, domid: DomId, memory_max_kib: u64) -> Result<(), Error> {
-        self.done(&Request::SetMemoryMax { domid, kib: memory_max_kib })
+        self.done(&BrokerRequest::SetMemoryMax { domid, kib: memory_max_kib })
     }
 
     fn scheduling(&mut self, domid: DomId) -> Result<Scheduling, Error> {
-        let answer = self.link.call(&Request::Scheduling { domid })?;
+        let answer = self.link.call(&BrokerRequest::Scheduling { domid })?;
         Ok(Scheduling { weight: answer.number(0)?, cap: answer.number(1)? })
     }
 
     fn set_scheduling(&mut self, domid: DomId, scheduling: Scheduling) -> Result<(), Error> {
         let Scheduling { weight, cap } = scheduling;
-        self.done(&Request::SetScheduling { domid, weight, cap })
+        self.done(&BrokerRequest::SetScheduling { domid, weight, cap })
     }
 }
 

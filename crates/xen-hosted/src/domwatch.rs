@@ -1,7 +1,7 @@
 //! The watch on the life of domains, as the broker reports it.
 
 use crate::link::Link;
-use crate::proto::Request;
+use crate::proto::BrokerRequest;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
@@ -10,7 +10,7 @@ use xen::{DomId, Error};
 
 /// The watch on the domains of a host.
 #[derive(Debug)]
-pub struct Watch {
+pub struct BrokerWatch {
     link: Arc<Link>,
     pending: VecDeque<DomainEvent>,
     /// True where the last answer contained all changes.
@@ -41,14 +41,14 @@ pub(crate) fn decode(word: u64) -> Option<DomainEvent> {
     }
 }
 
-impl Watch {
+impl BrokerWatch {
     /// Makes a watch over this connection.
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self { link, pending: VecDeque::new(), is_complete: false }
     }
 }
 
-impl DomainWatch for Watch {
+impl DomainWatch for BrokerWatch {
     fn identity(&mut self, domid: DomId) -> Option<u64> {
         let identities = self.link.identities.as_ref()?;
         if !domid.is_real() {
@@ -60,7 +60,7 @@ impl DomainWatch for Watch {
 
     fn poll_change(&mut self) -> Result<Option<DomainEvent>, Error> {
         if self.pending.is_empty() && !std::mem::take(&mut self.is_complete) {
-            let answer = self.link.call(&Request::Changes)?;
+            let answer = self.link.call(&BrokerRequest::Changes)?;
             let (more, changes) = answer.words.split_first().ok_or(Error::Inval)?;
             self.pending.extend(changes.iter().filter_map(|word| decode(*word)));
             self.is_complete = *more == 0 && !self.pending.is_empty();

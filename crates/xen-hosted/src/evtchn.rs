@@ -13,7 +13,7 @@
 use crate::counters::Counter;
 use crate::errno::from_errno;
 use crate::link::{Answer, Link};
-use crate::proto::{Message, Request};
+use crate::proto::{BrokerMessage, BrokerRequest};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
@@ -80,15 +80,16 @@ struct PortSlot {
 #[derive(Debug)]
 struct Ports {
     epoll: OwnedFd,
-    table: RefCell<Table>,
+    table: RefCell<LocalPorts>,
 }
 
+/// The ports by number.
 #[derive(Debug, Default)]
-struct Table {
+struct LocalPorts {
     slots: Vec<PortSlot>,
 }
 
-impl Table {
+impl LocalPorts {
     #[inline]
     fn get(&self, port: Port) -> Result<&HeldPort, Error> {
         self.slots.get(port.0 as usize).and_then(|slot| slot.held.as_ref()).ok_or(Error::Inval)
@@ -135,16 +136,16 @@ impl Ports {
     }
 
     /// Applies a message of the broker about a port.
-    fn apply(&self, message: &Message, fds: Vec<OwnedFd>) {
+    fn apply(&self, message: &BrokerMessage, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         match message {
-            Message::Bound { port } => {
+            BrokerMessage::Bound { port } => {
                 if let Some(wait) = fds.next() {
                     // Without room in the epoll the port stays as it was: unbound.
                     let _ = self.bound(*port, wait, fds.next());
                 }
             }
-            Message::Unbound { port } => {
+            BrokerMessage::Unbound { port } => {
                 if let Ok(held) = self.table.borrow_mut().get_mut(*port) {
                     let ends = held.ends.take();
                     self.forget(ends);
@@ -220,7 +221,7 @@ impl Ports {
 
     /// Puts a port that is asleep back into the epoll.
     #[cold]
-    fn wake(&self, table: &mut Table, port: Port) -> Result<(), Error> {
+    fn wake(&self, table: &mut LocalPorts, port: Port) -> Result<(), Error> {
         let token = EventData::new_u64(table.token(port));
         let held = table.get_mut(port)?;
         if let Some(ends) = &held.ends {
@@ -317,7 +318,7 @@ impl Channels {
 
     /// Makes a call as [`Link::call`] does, and applies the messages about ports that came before
     /// the answer.
-    fn call(&self, request: &Request) -> Result<Answer, Error> {
+    fn call(&self, request: &BrokerRequest) -> Result<Answer, Error> {
         let answer = self.link.call(request);
         self.take_news();
         answer
@@ -431,14 +432,14 @@ impl Channels {
     /// Binds a port. It is closed again where this process has no room for its descriptors.
     fn bind(
         &mut self,
-        request: &Request,
+        request: &BrokerRequest,
         notify: impl FnOnce(&mut Answer) -> Result<Option<OwnedFd>, Error>,
     ) -> Result<Port, Error> {
         let mut answer = self.call(request)?;
         let port = Port(answer.number(0)?);
         let held = answer.fd().and_then(|wait| Ok((wait, notify(&mut answer)?)));
         if let Err(error) = held.and_then(|(wait, notify)| self.ports.bound(port, wait, notify)) {
-            let _ = self.call(&Request::Close { port });
+            let _ = self.call(&BrokerRequest::Close { port });
             self.ports.remove(port);
             return Err(error);
         }
@@ -452,19 +453,19 @@ impl EventChannels for Channels {
     }
 
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
-        let answer = self.call(&Request::AllocUnbound { remote })?;
+        let answer = self.call(&BrokerRequest::AllocUnbound { remote })?;
         let port = Port(answer.number(0)?);
         self.ports.allocated(port);
         Ok(port)
     }
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
-        let request = Request::BindInterdomain { remote, port: remote_port };
+        let request = BrokerRequest::BindInterdomain { remote, port: remote_port };
         self.bind(&request, |answer| answer.fd().map(Some))
     }
 
     fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
-        self.bind(&Request::BindVirq { virq: virq.number() }, |_| Ok(None))
+        self.bind(&BrokerRequest::BindVirq { virq: virq.number() }, |_| Ok(None))
     }
 
     #[inline(always)]
@@ -501,14 +502,14 @@ impl EventChannels for Channels {
             self.link.count_refusal();
             return Err(error);
         }
-        let closed = self.call(&Request::Close { port }).map(drop);
+        let closed = self.call(&BrokerRequest::Close { port }).map(drop);
         // Not earlier: a message before the answer may be a binding of this port.
         self.ports.remove(port);
         closed
     }
 
     fn status(&mut self, port: Port) -> Result<PortStatus, Error> {
-        let answer = self.call(&Request::Status { port })?;
+        let answer = self.call(&BrokerRequest::Status { port })?;
         let remote = DomId(answer.number(1)?);
         Ok(match answer.number(0)? {
             0_u64 => PortStatus::Closed,

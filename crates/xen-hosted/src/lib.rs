@@ -249,8 +249,8 @@ impl Platform {
 
     /// Returns the watch on domains.
     #[must_use]
-    pub fn watch(&self) -> domwatch::Watch {
-        domwatch::Watch::new(Arc::clone(&self.link))
+    pub fn watch(&self) -> domwatch::BrokerWatch {
+        domwatch::BrokerWatch::new(Arc::clone(&self.link))
     }
 
     /// Returns a guest's ring to the store: its page, and the port at which it waits.
@@ -312,7 +312,7 @@ pub struct StorePlatform {
     /// The mapping of their ring pages.
     pub grants: gnttab::Grants,
     /// The watch on their creation and end.
-    pub domains: domwatch::Watch,
+    pub domains: domwatch::BrokerWatch,
 }
 
 /// The variable that names the host's directory to a process of domain 0 that is started for the

@@ -5,7 +5,7 @@ use crate::counters::{Counter, IDENTITIES_LEN, counters_len};
 use crate::errno::from_errno;
 use crate::limits::{ANSWER_WITHIN_S, PACKET_MAX};
 use crate::map::Map;
-use crate::proto::{self, Message, Request};
+use crate::proto::{self, BrokerMessage, BrokerRequest};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -50,7 +50,7 @@ impl Answer {
 }
 
 /// A message of the broker about a port, with its descriptors.
-pub(crate) type News = (Message, Vec<OwnedFd>);
+pub(crate) type News = (BrokerMessage, Vec<OwnedFd>);
 
 /// A table of other domains' arenas that this process has looked up.
 pub(crate) trait ArenaFollower: fmt::Debug + Send + Sync {
@@ -124,7 +124,7 @@ impl Link {
         let mut news = Vec::new();
         let apply = |message, fds| news.push((message, fds));
         let mut hello =
-            call(socket.as_fd(), &mut buffer, &broker_gone, &Request::Hello, &[], apply)?;
+            call(socket.as_fd(), &mut buffer, &broker_gone, &BrokerRequest::Hello, &[], apply)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let news_event = eventfd(u32::from(!news.is_empty()), flags).map_err(from_errno)?;
         let ports_max: u32 = hello.number(4)?;
@@ -157,14 +157,14 @@ impl Link {
     ///
     /// # Errors
     /// [`Error::NoDev`] where the broker is gone, or the error in its answer.
-    pub(crate) fn call(&self, request: &Request) -> Result<Answer, Error> {
+    pub(crate) fn call(&self, request: &BrokerRequest) -> Result<Answer, Error> {
         self.call_with(request, &[])
     }
 
     /// Makes a call as [`Link::call`] does, with descriptors.
     pub(crate) fn call_with(
         &self,
-        request: &Request,
+        request: &BrokerRequest,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Answer, Error> {
         let mut buffer = lock(&self.buffer);
@@ -184,7 +184,8 @@ impl Link {
             match proto::receive(self.socket.as_fd(), &mut buffer, &mut fds, flags) {
                 Ok(0) => self.broker_gone.store(true, Ordering::Relaxed),
                 Ok(count) => {
-                    if let Some(message) = Message::decode(buffer.get(..count).unwrap_or_default())
+                    if let Some(message) =
+                        BrokerMessage::decode(buffer.get(..count).unwrap_or_default())
                     {
                         self.apply(message, fds);
                     }
@@ -222,8 +223,8 @@ impl Link {
         std::mem::take(&mut *news)
     }
 
-    fn apply(&self, message: Message, fds: Vec<OwnedFd>) {
-        if let Message::ArenaEnded { granter, slot } = &message {
+    fn apply(&self, message: BrokerMessage, fds: Vec<OwnedFd>) {
+        if let BrokerMessage::ArenaEnded { granter, slot } = &message {
             self.taken_messages.fetch_add(1, Ordering::Relaxed);
             let all: Vec<_> = lock(&self.followers).iter().filter_map(Weak::upgrade).collect();
             for follower in all {
@@ -240,7 +241,7 @@ impl Link {
     }
 
     /// Sends the broker a message that it does not answer.
-    pub(crate) fn tell(&self, request: &Request) {
+    pub(crate) fn tell(&self, request: &BrokerRequest) {
         // A broker that is gone needs no message.
         let _ = proto::send(self.socket.as_fd(), &request.encode(), &[], SendFlags::empty());
     }
@@ -273,9 +274,9 @@ fn call(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     broker_gone: &AtomicBool,
-    request: &Request,
+    request: &BrokerRequest,
     fds: &[BorrowedFd<'_>],
-    mut apply: impl FnMut(Message, Vec<OwnedFd>),
+    mut apply: impl FnMut(BrokerMessage, Vec<OwnedFd>),
 ) -> Result<Answer, Error> {
     if broker_gone.load(Ordering::Relaxed) {
         return Err(Error::NoDev);
@@ -306,11 +307,11 @@ fn call(
                 return Err(late(error));
             }
         };
-        match Message::decode(buffer.get(..count).unwrap_or_default()) {
-            Some(Message::Reply { errno: 0, words }) => {
+        match BrokerMessage::decode(buffer.get(..count).unwrap_or_default()) {
+            Some(BrokerMessage::Reply { errno: 0, words }) => {
                 return Ok(Answer { words, fds: fds.into() });
             }
-            Some(Message::Reply { errno, .. }) => return Err(Error::from_errno(errno)),
+            Some(BrokerMessage::Reply { errno, .. }) => return Err(Error::from_errno(errno)),
             Some(message) => apply(message, fds),
             None => return Err(from_errno(Errno::PROTO)),
         }

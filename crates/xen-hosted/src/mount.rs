@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 use crate::domctl::process_number;
+use crate::sys::MountAttr;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -363,23 +364,13 @@ fn users_as(outer: u32) -> Result<OwnedFd, Errno> {
     made.map_err(|error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// `struct mount_attr`.
-#[repr(C)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-
 /// Maps the owners of files in a mount that is attached to no path yet to the ids that they have in
 /// `users`.
 fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<(), Errno> {
     let attr = MountAttr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
         userns_fd: u64::from(users.as_raw_fd().unsigned_abs()),
+        ..MountAttr::default()
     };
     // SAFETY: the path ends with a null, and the structure has the size that is given.
     result(unsafe {

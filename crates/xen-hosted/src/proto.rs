@@ -3,7 +3,7 @@
 //!
 //! Both ends run on one machine and are of one build, so numbers have its byte order. A peer is
 //! identified by its socket, never by its messages. A peer's messages are hostile:
-//! [`Request::decode`] accepts or rejects each, and no size is taken from them.
+//! [`BrokerRequest::decode`] accepts or rejects each, and no size is taken from them.
 
 use crate::limits::PACKET_FDS;
 use rustix::io::Errno;
@@ -18,7 +18,7 @@ use xen::{DomId, Port};
 
 /// A request of a peer; each needs one of its socket's [`Rights`](crate::Rights).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Request {
+pub(crate) enum BrokerRequest {
     /// A request for the peer's own state. Answer: domid, identity, console port, store port, ports
     /// at most; descriptors: counters, and with DomainWatch the table of identities.
     Hello,
@@ -59,12 +59,12 @@ pub(crate) enum Request {
         granter: DomId,
         slot: u32,
         /// The number of the arena among those that have had that slot, as the answer to
-        /// [`Request::FindArena`] said.
+        /// [`BrokerRequest::FindArena`] said.
         number: u64,
     },
     /// The changes of domains since the last such request.
     Changes,
-    /// The configuration of a new domain, encoded by [`crate::domain::Config`].
+    /// The configuration of a new domain, encoded by [`crate::domain::DomainConfig`].
     Create(Vec<u8>),
     List {
         from: DomId,
@@ -145,7 +145,7 @@ fn port(word: u64) -> Option<Port> {
     cut(word).map(Port)
 }
 
-impl Request {
+impl BrokerRequest {
     /// The packet.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let words: Vec<u64> = match self {
@@ -244,7 +244,7 @@ impl Request {
 
 /// A message of the broker.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Message {
+pub(crate) enum BrokerMessage {
     /// The answer to the oldest request: an error's number or 0, and what was asked for.
     Reply { errno: i32, words: Vec<u64> },
     /// A port of this peer was bound; descriptors: to wait at, to notify by.
@@ -259,7 +259,7 @@ pub(crate) enum Message {
     Run,
 }
 
-impl Message {
+impl BrokerMessage {
     /// The packet.
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
@@ -355,48 +355,48 @@ mod tests {
     fn requests_and_messages_round_trip() {
         let of = DomId(7);
         let requests = [
-            Request::Hello,
-            Request::AllocUnbound { remote: of },
-            Request::BindInterdomain { remote: of, port: Port(4095) },
-            Request::BindVirq { virq: 3 },
-            Request::Close { port: Port(1) },
-            Request::Status { port: Port(1) },
-            Request::FindArena { granter: of, slot: 1 },
-            Request::OfferArena { peer: of, writable: 1, at: 2 },
-            Request::ArenaMapped { slot: 1 },
-            Request::Release { granter: of, slot: 1, number: u64::MAX },
-            Request::Changes,
-            Request::Create(b"any bytes".to_vec()),
-            Request::List { from: of },
-            Request::Info { domid: of },
-            Request::Pause { domid: of },
-            Request::Unpause { domid: of },
-            Request::Shutdown { domid: of, reason: 3 },
-            Request::Destroy { domid: of },
-            Request::SetMemoryMax { domid: of, kib: 1 << 40 },
-            Request::Scheduling { domid: of },
-            Request::SetScheduling { domid: of, weight: 1, cap: 2 },
-            Request::Accounts { domid: of },
-            Request::Process { domid: of },
-            Request::Holder { domid: of },
-            Request::HandOver { domid: of, holder: 1 << 56 },
-            Request::Keep { domid: of },
-            Request::SandboxDone { lacks: 5, connection: 9 },
-            Request::SandboxFailed { step: 2, errno: 13 },
+            BrokerRequest::Hello,
+            BrokerRequest::AllocUnbound { remote: of },
+            BrokerRequest::BindInterdomain { remote: of, port: Port(4095) },
+            BrokerRequest::BindVirq { virq: 3 },
+            BrokerRequest::Close { port: Port(1) },
+            BrokerRequest::Status { port: Port(1) },
+            BrokerRequest::FindArena { granter: of, slot: 1 },
+            BrokerRequest::OfferArena { peer: of, writable: 1, at: 2 },
+            BrokerRequest::ArenaMapped { slot: 1 },
+            BrokerRequest::Release { granter: of, slot: 1, number: u64::MAX },
+            BrokerRequest::Changes,
+            BrokerRequest::Create(b"any bytes".to_vec()),
+            BrokerRequest::List { from: of },
+            BrokerRequest::Info { domid: of },
+            BrokerRequest::Pause { domid: of },
+            BrokerRequest::Unpause { domid: of },
+            BrokerRequest::Shutdown { domid: of, reason: 3 },
+            BrokerRequest::Destroy { domid: of },
+            BrokerRequest::SetMemoryMax { domid: of, kib: 1 << 40 },
+            BrokerRequest::Scheduling { domid: of },
+            BrokerRequest::SetScheduling { domid: of, weight: 1, cap: 2 },
+            BrokerRequest::Accounts { domid: of },
+            BrokerRequest::Process { domid: of },
+            BrokerRequest::Holder { domid: of },
+            BrokerRequest::HandOver { domid: of, holder: 1 << 56 },
+            BrokerRequest::Keep { domid: of },
+            BrokerRequest::SandboxDone { lacks: 5, connection: 9 },
+            BrokerRequest::SandboxFailed { step: 2, errno: 13 },
         ];
         for request in requests {
-            assert_eq!(Request::decode(&request.encode()), Some(request));
+            assert_eq!(BrokerRequest::decode(&request.encode()), Some(request));
         }
         let messages = [
-            Message::Reply { errno: 22, words: vec![1, 2] },
-            Message::Bound { port: Port(9) },
-            Message::Unbound { port: Port(9) },
-            Message::ArenaEnded { granter: of, slot: 3 },
-            Message::Mapped,
-            Message::Run,
+            BrokerMessage::Reply { errno: 22, words: vec![1, 2] },
+            BrokerMessage::Bound { port: Port(9) },
+            BrokerMessage::Unbound { port: Port(9) },
+            BrokerMessage::ArenaEnded { granter: of, slot: 3 },
+            BrokerMessage::Mapped,
+            BrokerMessage::Run,
         ];
         for message in messages {
-            assert_eq!(Message::decode(&message.encode()), Some(message));
+            assert_eq!(BrokerMessage::decode(&message.encode()), Some(message));
         }
     }
 
@@ -404,8 +404,8 @@ mod tests {
     fn what_is_no_request_is_refused() {
         let bad: [&[u64]; 6] = [&[], &[1], &[1, 1 << 16], &[2, 1, 1 << 32], &[99], &[0, 0]];
         for words in bad {
-            assert_eq!(Request::decode(&to_bytes(words)), None, "{words:?}");
+            assert_eq!(BrokerRequest::decode(&to_bytes(words)), None, "{words:?}");
         }
-        assert_eq!(Request::decode(b"odd"), None);
+        assert_eq!(BrokerRequest::decode(b"odd"), None);
     }
 }

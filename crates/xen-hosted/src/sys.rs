@@ -171,11 +171,11 @@ pub(crate) fn run_program(file: BorrowedFd<'_>, args: &[CString], env: &[CString
 /// `struct mount_attr`.
 #[repr(C)]
 #[derive(Default)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
+pub(crate) struct MountAttr {
+    pub(crate) attr_set: u64,
+    pub(crate) attr_clr: u64,
+    pub(crate) propagation: u64,
+    pub(crate) userns_fd: u64,
 }
 
 /// Adds attributes (`MOUNT_ATTR_*`) to the mount at `path` and to those below it.

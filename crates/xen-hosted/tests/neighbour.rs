@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Instant;
 use support::puppet::{self, Puppet};
-use support::{Host, introduce, playing, raw};
+use support::{BrokerHost, introduce, playing, raw};
 use xen::domctl::DomainControl;
 use xen::evtchn::EventChannels;
 use xen::{DomId, Port};
@@ -65,7 +65,7 @@ fn a_neighbour_is_as_fast_beside_a_hostile_domain_as_beside_a_harmless_one() {
 /// harmless program, on a host of its own. Each flood is compared with the harmless program of the
 /// same round, so that other work on the machine affects both.
 fn ratios() -> [f64; 2] {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     host.start_store();
     let mut control = host.control();
     let mut client = host.client();

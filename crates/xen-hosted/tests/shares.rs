@@ -7,7 +7,7 @@ mod support;
 
 use std::fs::File;
 use std::time::Duration;
-use support::{Host, playing};
+use support::{BrokerHost, playing};
 use xen::DomId;
 use xen::domctl::{DomainControl, Scheduling};
 use xen_hosted::domctl::Control;
@@ -44,8 +44,8 @@ fn weight(control: &mut Control, domid: DomId, weight: u16) {
 }
 
 /// Makes a host whose domains share one processor, where they can be limited.
-fn of_one_processor() -> Option<Host> {
-    let host = Host::start_with(|command| {
+fn of_one_processor() -> Option<BrokerHost> {
+    let host = BrokerHost::start_with(|command| {
         support::raw::before_exec(command, || {
             let mut one = rustix::thread::CpuSet::new();
             one.set(0);

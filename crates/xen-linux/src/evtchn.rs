@@ -8,7 +8,7 @@ mod fired;
 
 use crate::abi;
 use crate::privcmd::Privcmd;
-use crate::sys::{Device, errno};
+use crate::sys::{DeviceFile, errno};
 use fired::{FiredPorts, ReadOutcome};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,7 +24,7 @@ const NOT_BOUND: i32 = 107;
 /// The event channels of this process.
 #[derive(Debug)]
 pub struct Evtchn {
-    device: Device,
+    device: DeviceFile,
     /// For [`EventChannels::status`]; `None` where there is no `/dev/xen/privcmd`.
     privcmd: Option<Rc<Privcmd>>,
     bound: BTreeSet<u32>,
@@ -37,7 +37,7 @@ impl Evtchn {
     /// # Errors
     /// [`crate::Error::Device`].
     pub fn open(privcmd: Option<Rc<Privcmd>>) -> Result<Self, crate::Error> {
-        let device = Device::open("/dev/xen/evtchn")?;
+        let device = DeviceFile::open("/dev/xen/evtchn")?;
         Ok(Self { device, privcmd, bound: BTreeSet::new(), fired: FiredPorts::default() })
     }
 
@@ -56,7 +56,7 @@ impl Evtchn {
 }
 
 /// Reads the ports that have fired.
-fn read(device: &Device, bound: &BTreeSet<u32>, into: &mut [u8]) -> Result<ReadOutcome, Error> {
+fn read(device: &DeviceFile, bound: &BTreeSet<u32>, into: &mut [u8]) -> Result<ReadOutcome, Error> {
     match rustix::io::read(device, into) {
         Ok(len) => Ok(ReadOutcome::Bytes(len)),
         Err(rustix::io::Errno::AGAIN) => Ok(ReadOutcome::Bytes(0)),

@@ -5,14 +5,14 @@
 #![allow(unsafe_code)]
 
 use crate::abi;
-use crate::sys::Device;
+use crate::sys::DeviceFile;
 use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::{DomId, Error, GrantRef};
 
 /// The device.
 #[derive(Debug)]
 pub struct Gntalloc {
-    device: Device,
+    device: DeviceFile,
 }
 
 impl Gntalloc {
@@ -21,7 +21,7 @@ impl Gntalloc {
     /// # Errors
     /// [`crate::Error::Device`].
     pub fn open() -> Result<Self, crate::Error> {
-        Ok(Self { device: Device::open("/dev/xen/gntalloc")? })
+        Ok(Self { device: DeviceFile::open("/dev/xen/gntalloc")? })
     }
 }
 

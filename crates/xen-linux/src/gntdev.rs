@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::abi::{self, gntdev_copy_end, gntdev_copy_foreign, gntdev_grant_copy_segment};
-use crate::sys::{Device, Region};
+use crate::sys::{DeviceFile, Region};
 use xen::gnttab::{CopySegment, GrantMap, GrantStatus, Mapping, PageAccess, check_buffer};
 use xen::shared::PAGE_SIZE;
 use xen::{DomId, Error, GrantRef};
@@ -22,7 +22,7 @@ enum Direction {
 /// The device.
 #[derive(Debug)]
 pub struct Gntdev {
-    device: Device,
+    device: DeviceFile,
 }
 
 impl Gntdev {
@@ -31,7 +31,7 @@ impl Gntdev {
     /// # Errors
     /// [`crate::Error::Device`].
     pub fn open() -> Result<Self, crate::Error> {
-        Ok(Self { device: Device::open("/dev/xen/gntdev")? })
+        Ok(Self { device: DeviceFile::open("/dev/xen/gntdev")? })
     }
 
     /// Maps `grants` side by side: all or none.

@@ -8,7 +8,7 @@
 use crate::abi;
 use crate::domctl::{Domctl, call, shutdown_reason};
 use crate::privcmd::Privcmd;
-use crate::sys::Device;
+use crate::sys::DeviceFile;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use xen::domwatch::{DomainEvent, DomainWatch, OwnRing, ShutdownReason};
@@ -219,19 +219,19 @@ fn bare(error: &crate::Error) -> Error {
 fn own_ring_of_xenfs() -> Result<OwnRing, Error> {
     let text = std::fs::read_to_string("/proc/xen/xsd_port")?;
     let port = Port(text.trim().parse().map_err(|_| Error::Inval)?);
-    map_own_ring(&Device::open("/proc/xen/xsd_kva").map_err(|error| bare(&error))?, port)
+    map_own_ring(&DeviceFile::open("/proc/xen/xsd_kva").map_err(|error| bare(&error))?, port)
 }
 
 /// The ring as `/dev/xen/xenbus_backend` offers it, where xenfs is not mounted.
 #[allow(unsafe_code)]
 fn own_ring_of_device() -> Result<OwnRing, Error> {
-    let device = Device::open("/dev/xen/xenbus_backend").map_err(|error| bare(&error))?;
+    let device = DeviceFile::open("/dev/xen/xenbus_backend").map_err(|error| bare(&error))?;
     // SAFETY: the request takes no argument.
     let port = unsafe { device.call(abi::IOCTL_XENBUS_BACKEND_EVTCHN, &mut ()) }?;
     map_own_ring(&device, Port(u32::try_from(port).map_err(|_| Error::Inval)?))
 }
 
-fn map_own_ring(device: &Device, port: Port) -> Result<OwnRing, Error> {
+fn map_own_ring(device: &DeviceFile, port: Port) -> Result<OwnRing, Error> {
     let mut pages = device.map(0, 1, PageAccess::ReadWrite)?.into_pages();
     Ok(OwnRing { page: pages.next().ok_or(Error::Inval)?, port })
 }

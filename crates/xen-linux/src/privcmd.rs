@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::abi;
-use crate::sys::{Device, Region};
+use crate::sys::{DeviceFile, Region};
 use std::cell::RefCell;
 use std::rc::Rc;
 use xen::foreignmem::ForeignMemory;
@@ -37,7 +37,7 @@ unsafe impl PlainData for [u8; abi::XEN_EXTRAVERSION_LEN] {}
 /// The device, and memory that a hypercall may use.
 #[derive(Debug)]
 pub struct Privcmd {
-    device: Device,
+    device: DeviceFile,
     buffer: RefCell<Region>,
 }
 
@@ -47,7 +47,7 @@ impl Privcmd {
     /// # Errors
     /// [`crate::Error::Device`].
     pub fn open() -> Result<Rc<Self>, crate::Error> {
-        let device = Device::open("/dev/xen/privcmd")?;
+        let device = DeviceFile::open("/dev/xen/privcmd")?;
         let buffer = hypercall_buffer().map_err(|error| crate::Error::Device {
             path: "/dev/xen/hypercall",
             error,
@@ -153,7 +153,7 @@ impl Privcmd {
 
 /// Memory for hypercalls: from the kernel's own device, which keeps it in place, else locked.
 fn hypercall_buffer() -> Result<Region, Error> {
-    if let Ok(device) = Device::open("/dev/xen/hypercall") {
+    if let Ok(device) = DeviceFile::open("/dev/xen/hypercall") {
         return device.map(0, BUFFER_PAGES, PageAccess::ReadWrite);
     }
     let region = Region::anonymous(BUFFER_PAGES * PAGE_SIZE)?;

@@ -23,9 +23,9 @@ pub(crate) fn errno(error: rustix::io::Errno) -> xen::Error {
 
 /// An open device of Xen.
 #[derive(Debug)]
-pub(crate) struct Device(OwnedFd);
+pub(crate) struct DeviceFile(OwnedFd);
 
-impl Device {
+impl DeviceFile {
     /// Opens `path` for reading and writing, not blocking.
     pub(crate) fn open(path: &'static str) -> Result<Self, Error> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -47,17 +47,17 @@ impl Device {
         unsafe { self.call_at(request, argument.cast()) }
     }
 
-    /// As [`Device::call`], with the argument's address: for those that end in an array.
+    /// As [`DeviceFile::call`], with the argument's address: for those that end in an array.
     ///
     /// # Safety
-    /// As [`Device::call`].
+    /// As [`DeviceFile::call`].
     pub(crate) unsafe fn call_at(
         &self,
         request: u32,
         argument: *mut c_void,
     ) -> Result<i32, xen::Error> {
         // SAFETY: the caller vouches for request and argument.
-        unsafe { ioctl(&self.0, Request { number: request, argument }) }.map_err(errno)
+        unsafe { ioctl(&self.0, IoctlRequest { number: request, argument }) }.map_err(errno)
     }
 
     /// Maps `pages` pages at `offset` of the device, shared.
@@ -78,21 +78,21 @@ impl Device {
     }
 }
 
-impl AsFd for Device {
+impl AsFd for DeviceFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
 /// One request, as rustix wants it.
-struct Request {
+struct IoctlRequest {
     number: u32,
     argument: *mut c_void,
 }
 
-// SAFETY: the output is the plain number that the driver returned; `Device::call` has its callers
+// SAFETY: the output is the plain number that the driver returned; `DeviceFile::call` has its callers
 // vouch for the argument.
-unsafe impl Ioctl for Request {
+unsafe impl Ioctl for IoctlRequest {
     type Output = i32;
     const IS_MUTATING: bool = true;
 
@@ -168,7 +168,7 @@ impl Unmap for Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: mapped with this length by `Device::map` or `anonymous`; no page of it is left.
+        // SAFETY: mapped with this length by `DeviceFile::map` or `anonymous`; no page of it is left.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

@@ -24,14 +24,14 @@ enum RingEvent {
 
 /// The machine around the store.
 #[derive(Default)]
-pub(crate) struct Machine {
+pub(crate) struct FuzzHost {
     pub(crate) existing: BTreeSet<u16>,
     lives: BTreeMap<u16, u64>,
     refuses: bool,
     ring_events: Vec<RingEvent>,
 }
 
-impl StoreHost for Machine {
+impl StoreHost for FuzzHost {
     fn domain_identity(&mut self, domid: DomId) -> Option<u64> {
         let lives = self.lives.get(&domid.0).copied().unwrap_or_default();
         self.existing.contains(&domid.0).then_some(lives)
@@ -66,7 +66,7 @@ struct PendingRequest {
 }
 
 /// One client.
-pub(crate) struct Peer {
+pub(crate) struct FuzzClient {
     pub(crate) conn: ConnId,
     /// The domain, if it is a ring.
     pub(crate) domid: Option<u16>,
@@ -77,7 +77,7 @@ pub(crate) struct Peer {
     ended: bool,
 }
 
-impl Peer {
+impl FuzzClient {
     fn new(conn: ConnId, domid: Option<u16>) -> Self {
         let (read, pending, transactions) = Default::default();
         Self { conn, domid, read, pending, transactions, ended: false }
@@ -130,9 +130,9 @@ impl Peer {
 /// The store and its clients.
 pub(crate) struct Run {
     pub(crate) server: Server,
-    pub(crate) machine: Machine,
+    pub(crate) machine: FuzzHost,
     pub(crate) now: u64,
-    pub(crate) peers: Vec<Peer>,
+    pub(crate) peers: Vec<FuzzClient>,
     pub(crate) warnings: Vec<String>,
     next_id: u32,
     last: Option<(usize, u32, u32, Vec<u8>)>,
@@ -142,7 +142,7 @@ impl Run {
     pub(crate) fn new() -> Self {
         let mut run = Self {
             server: Server::new(Config::default()),
-            machine: Machine::default(),
+            machine: FuzzHost::default(),
             now: 0,
             peers: Vec::new(),
             warnings: Vec::new(),
@@ -329,7 +329,7 @@ impl Run {
     pub(crate) fn socket(&mut self) -> usize {
         let conn = self.server.connect_socket();
         assert!(self.server.output(conn).is_empty(), "a new connection has output");
-        self.peers.push(Peer::new(conn, None));
+        self.peers.push(FuzzClient::new(conn, None));
         self.peers.len() - 1
     }
 
@@ -384,11 +384,14 @@ impl Run {
             match ring {
                 RingEvent::Attached(conn, domid) => {
                     assert!(self.peers.iter().all(|peer| peer.conn != conn), "{conn:?} is in use");
-                    self.peers.push(Peer::new(conn, Some(domid)));
+                    self.peers.push(FuzzClient::new(conn, Some(domid)));
                     fresh.push(conn);
                 }
                 RingEvent::Reattached(conn) => {
-                    self.peers.iter_mut().filter(|peer| peer.conn == conn).for_each(Peer::forget);
+                    self.peers
+                        .iter_mut()
+                        .filter(|peer| peer.conn == conn)
+                        .for_each(FuzzClient::forget);
                     fresh.push(conn);
                 }
                 RingEvent::Detached(conn) => self.peers.retain(|peer| peer.conn != conn),

@@ -6,6 +6,7 @@ use crate::host::StoreRun;
 use crate::hostile::Probe;
 use crate::hypervisor::Reuse;
 use crate::link::clear;
+use crate::model::ModelReply;
 use crate::plan::collect;
 use crate::slot::{DomainStage, SlotActor};
 use crate::toolstack::{ToolstackPending, ToolstackRequest};
@@ -22,8 +23,6 @@ const BURST: u32 = 400;
 const FILLS: u32 = 90;
 /// A time longer than a guest may leave an event unread, in microseconds.
 const UNREAD_US: u64 = 25_000_000;
-
-type ModelReply = Result<String, String>;
 
 impl StoreRun {
     /// Returns the slot of the domain that a request was about; `None` if that domain is gone.

@@ -45,7 +45,7 @@ pub struct Rates {
 
 /// The number of faults of each kind so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct FaultCounts {
     /// Events lost.
     pub lost: u64,
     /// Events that arrived late.
@@ -59,14 +59,14 @@ pub struct Counts {
 pub(crate) struct Faults {
     rng: Rng,
     pub(crate) rates: Rates,
-    pub(crate) counts: Counts,
+    pub(crate) counts: FaultCounts,
     /// True while faults occur.
     pub(crate) armed: bool,
 }
 
 impl Faults {
     pub(crate) fn new(rng: Rng, rates: Rates) -> Self {
-        Self { rng, rates, counts: Counts::default(), armed: false }
+        Self { rng, rates, counts: FaultCounts::default(), armed: false }
     }
 
     pub(crate) fn draw_delivery(&mut self) -> EventDelivery {

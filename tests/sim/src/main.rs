@@ -11,7 +11,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let Some(Options { from, seeds, devices }) = parse(&args) else {
+    let Some(RunOptions { from, seeds, devices }) = parse(&args) else {
         let types = DeviceType::ALL.map(DeviceType::name).join(" or ");
         eprintln!("usage: sim [--devices TYPE] [--seeds N] [--from SEED]; TYPE is {types}");
         return ExitCode::from(2);
@@ -46,15 +46,15 @@ fn main() -> ExitCode {
 }
 
 /// The command line.
-struct Options {
+struct RunOptions {
     from: u64,
     seeds: u64,
     /// The device type to simulate; `None` for the store with guests of all sorts.
     devices: Option<DeviceType>,
 }
 
-fn parse(args: &[String]) -> Option<Options> {
-    let mut asked = Options { from: 0, seeds: 200, devices: None };
+fn parse(args: &[String]) -> Option<RunOptions> {
+    let mut asked = RunOptions { from: 0, seeds: 200, devices: None };
     for option in args.chunks(2) {
         let [name, value] = option else { return None };
         match name.as_str() {

@@ -20,7 +20,7 @@ pub(crate) enum Op {
     SetPerms(String, String),
     Start,
     /// The end of the open transaction: a commit or an abort.
-    End(TransactionEnd),
+    End(TransactionOutcome),
     Watch(String),
     Unwatch(String),
     /// The read of a private node of another domain.
@@ -33,7 +33,7 @@ pub(crate) enum Op {
 
 /// The requested end of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum TransactionEnd {
+pub(crate) enum TransactionOutcome {
     Commit,
     Abort,
 }
@@ -159,7 +159,7 @@ impl ModelState {
             Op::End(outcome) => {
                 let mut fired = Vec::new();
                 if let Some((nodes, touched)) = self.transaction.take()
-                    && *outcome == TransactionEnd::Commit
+                    && *outcome == TransactionOutcome::Commit
                 {
                     for path in touched {
                         if nodes.contains_key(&path) && nodes.get(&path) != self.nodes.get(&path) {
@@ -285,8 +285,8 @@ impl Op {
             Self::Remove(at) => (MsgType::Rm, format!("{}\0", path(at))),
             Self::SetPerms(at, perms) => (MsgType::SetPerms, format!("{}\0{perms}", path(at))),
             Self::Start => (MsgType::TransactionStart, "\0".to_owned()),
-            Self::End(TransactionEnd::Commit) => (MsgType::TransactionEnd, "T\0".to_owned()),
-            Self::End(TransactionEnd::Abort) => (MsgType::TransactionEnd, "F\0".to_owned()),
+            Self::End(TransactionOutcome::Commit) => (MsgType::TransactionEnd, "T\0".to_owned()),
+            Self::End(TransactionOutcome::Abort) => (MsgType::TransactionEnd, "F\0".to_owned()),
             // The payload is the path as sent, and the token.
             Self::Watch(what) => (MsgType::Watch, what.clone()),
             Self::Unwatch(what) => (MsgType::Unwatch, what.clone()),
@@ -336,12 +336,14 @@ mod tests {
     fn a_transaction_is_seen_when_it_is_committed() {
         let mut model = Model::new(DomId(3));
         let read = Op::Read("a".to_owned());
-        for (outcome, after) in [(TransactionEnd::Abort, "ENOENT"), (TransactionEnd::Commit, "")] {
+        for (outcome, after) in
+            [(TransactionOutcome::Abort, "ENOENT"), (TransactionOutcome::Commit, "")]
+        {
             model.answered(&Op::Start, &ok()).unwrap();
             assert_eq!(model.answered(&write("a", "1"), &ok()), Ok(Vec::new()));
             model.answered(&read, &Ok("1".to_owned())).unwrap();
             let fired = model.answered(&Op::End(outcome), &ok()).unwrap();
-            assert_eq!(fired.len(), usize::from(outcome == TransactionEnd::Commit));
+            assert_eq!(fired.len(), usize::from(outcome == TransactionOutcome::Commit));
             let after = if after.is_empty() { Ok("1".to_owned()) } else { Err(after.to_owned()) };
             model.answered(&read, &after).unwrap();
         }

@@ -1,6 +1,6 @@
 //! One run, from its seed to its verdict.
 
-use crate::faults::Counts;
+use crate::faults::FaultCounts;
 use crate::host::StoreRun;
 use crate::plan::{EventTally, RunTrace};
 use crate::subject::Subject;
@@ -15,7 +15,7 @@ const UNCHECKED_MAX: u64 = 400;
 pub struct RunSummary {
     runs: u64,
     tally: EventTally,
-    counts: Counts,
+    counts: FaultCounts,
 }
 
 /// Runs one seed.

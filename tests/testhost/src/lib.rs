@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use xen::DomId;
 use xen::domctl::DomainControl;
 use xen_hosted::HostDir;
-use xen_hosted::domain::{Config, Files, MissingFeature};
+use xen_hosted::domain::{DomainConfig, Files, MissingFeature};
 use xen_hosted::domctl::{Control, Descriptors};
 use xenstore::{Client, Perm, Store};
 
@@ -237,8 +237,8 @@ impl Guest {
     /// Starts a guest that runs this executable to play the part `guest`: `test` is the test that
     /// calls [`play`]. `shape` changes the guest's configuration.
     #[must_use]
-    pub fn create(host: &mut Host, test: &str, shape: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config::default();
+    pub fn create(host: &mut Host, test: &str, shape: impl FnOnce(&mut DomainConfig)) -> Self {
+        let mut config = DomainConfig::default();
         config.files = Files::System;
         config.memory_max_kib = 256 << 10;
         config.args = ["guest"].into_iter().chain(arguments(test)).map(OsString::from).collect();

@@ -1,7 +1,7 @@
 //! The fields, scripts and digests that dpkg reads, in the folder `DEBIAN` of a package.
 
-use super::recipe::{Stage, set_mode};
-use super::sources::Sources;
+use super::recipe::{StagingFolder, set_mode};
+use super::sources::PackageSources;
 use crate::Result;
 use crate::command::output;
 use std::fs;
@@ -12,7 +12,11 @@ use std::process::Command;
 const SCRIPTS: &[&str] = &["preinst", "postinst", "prerm", "postrm"];
 
 /// Writes `DEBIAN` of the staged package, from its recipe's folder.
-pub(super) fn write(sources: &Sources, recipe: &Path, stage: &Stage<'_>) -> Result<()> {
+pub(super) fn write(
+    sources: &PackageSources,
+    recipe: &Path,
+    stage: &StagingFolder<'_>,
+) -> Result<()> {
     let digests = digests(stage.root())?;
     let size = size_kib(stage.root())?;
     let folder = stage.root().join("DEBIAN");
@@ -47,7 +51,7 @@ pub(super) fn write(sources: &Sources, recipe: &Path, stage: &Stage<'_>) -> Resu
 
 /// Returns the dependencies on libraries: the C library of the newest symbol that a program of the
 /// package names, and the unwinder.
-fn libraries(stage: &Stage<'_>) -> Result<String> {
+fn libraries(stage: &StagingFolder<'_>) -> Result<String> {
     let mut newest = None;
     for name in stage.programs() {
         newest = newest.max(newest_glibc(&fs::read(stage.built(name))?));

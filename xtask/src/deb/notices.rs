@@ -16,7 +16,7 @@ const TEXTS: &[&str] = &["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE",
 const APACHE: &str = "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION";
 
 /// All packages that cargo knows for this machine, with what is linked into each.
-pub(super) struct Notices {
+pub(super) struct LicenseNotices {
     packages: BTreeMap<String, Linked>,
     /// The package of each program.
     programs: BTreeMap<String, String>,
@@ -34,7 +34,7 @@ struct Linked {
     dependencies: Vec<String>,
 }
 
-impl Notices {
+impl LicenseNotices {
     /// Asks cargo.
     pub(super) fn collect() -> Result<Self> {
         let mut command = cargo();
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn every_linked_library_is_named_with_its_licence() {
-        let notices = Notices::collect().expect("cargo knows the workspace");
+        let notices = LicenseNotices::collect().expect("cargo knows the workspace");
         let text = notices.of(&["xb".to_owned()]).expect("xb is a program");
         assert!(text.contains("\nclap_builder "), "{text}");
         assert!(text.contains("Permission is hereby granted"), "{text}");

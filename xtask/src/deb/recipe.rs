@@ -12,7 +12,7 @@
 //! | `pages NAME` | the manual pages that `NAME man FOLDER` writes |
 //! | `completions NAME` | what `NAME completions` prints for each shell |
 
-use super::sources::Sources;
+use super::sources::PackageSources;
 use crate::Result;
 use crate::command::{filter, output, strip, succeed};
 use std::fs;
@@ -32,16 +32,16 @@ const SHELLS: &[(&str, &str)] = &[
 ];
 
 /// The staged files of a package.
-pub(super) struct Stage<'a> {
-    sources: &'a Sources,
+pub(super) struct StagingFolder<'a> {
+    sources: &'a PackageSources,
     root: PathBuf,
     config: Vec<String>,
     programs: Vec<String>,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> StagingFolder<'a> {
     /// Makes an empty stage in `root`.
-    pub(super) fn new(sources: &'a Sources, root: PathBuf) -> Result<Self> {
+    pub(super) fn new(sources: &'a PackageSources, root: PathBuf) -> Result<Self> {
         fs::create_dir_all(&root)?;
         Ok(Self { sources, root, config: Vec::new(), programs: Vec::new() })
     }

@@ -1,6 +1,6 @@
 //! The origin of everything that goes into packages.
 
-use super::notices::Notices;
+use super::notices::LicenseNotices;
 use crate::Result;
 use crate::command::output;
 use crate::workspace::Workspace;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// The origin of everything that goes into packages.
-pub(super) struct Sources {
+pub(super) struct PackageSources {
     /// The workspace's root.
     pub(super) root: PathBuf,
     /// The folder of cargo's programs.
@@ -18,10 +18,10 @@ pub(super) struct Sources {
     /// Debian's name of this machine's architecture.
     pub(super) architecture: String,
     /// The licences.
-    pub(super) notices: Notices,
+    pub(super) notices: LicenseNotices,
 }
 
-impl Sources {
+impl PackageSources {
     /// Collects all but the programs, which cargo has built in `programs`.
     pub(super) fn collect(workspace: Workspace, programs: PathBuf) -> Result<Self> {
         let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
@@ -29,7 +29,7 @@ impl Sources {
             programs,
             version: version(&workspace)?,
             architecture: architecture.trim().to_owned(),
-            notices: Notices::collect()?,
+            notices: LicenseNotices::collect()?,
             root: workspace.root,
         })
     }

@@ -5,7 +5,12 @@ pub(super) type Token<'a> = &'a str;
 
 /// The tokens of a source that ship.
 pub(super) fn shipped_tokens(text: &str) -> Vec<Token<'_>> {
-    without_tests(&Scanner { text, at: 0 }.collect::<Vec<_>>())
+    without_attributes(&Scanner { text, at: 0 }.collect::<Vec<_>>(), TestCode::LeftOut)
+}
+
+/// The tokens of a source and of its tests.
+pub(super) fn all_tokens(text: &str) -> Vec<Token<'_>> {
+    without_attributes(&Scanner { text, at: 0 }.collect::<Vec<_>>(), TestCode::Kept)
 }
 
 /// The index behind the bracket that closes the one at `open`.
@@ -29,8 +34,15 @@ pub(super) fn is_word(token: Token<'_>) -> bool {
     token.starts_with(|first: char| first == '_' || first.is_alphabetic())
 }
 
-/// Leaves attributes out, and each item that is for tests alone.
-fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
+/// The handling of an item that is for tests alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TestCode {
+    Kept,
+    LeftOut,
+}
+
+/// Leaves attributes out, and each item that is for tests alone, unless that is kept.
+fn without_attributes<'a>(tokens: &[Token<'a>], test_code: TestCode) -> Vec<Token<'a>> {
     let mut kept = Vec::new();
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
@@ -46,7 +58,8 @@ fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
         let end = behind_group(tokens, bracket);
         let attribute = &tokens[bracket..end];
         let tests = attribute.get(1) == Some(&"cfg") && attribute.contains(&"test");
-        at = if tests && !attribute.contains(&"not") { behind_item(tokens, end) } else { end };
+        let left_out = tests && !attribute.contains(&"not") && test_code == TestCode::LeftOut;
+        at = if left_out { behind_item(tokens, end) } else { end };
     }
     kept
 }
@@ -215,6 +228,7 @@ mod tests {
     fn what_is_for_tests_alone_is_left_out() {
         let text = "a; #[cfg(test)] #[allow(b)] mod tests { use c; } d; #[cfg(test)] use e::{f}; g";
         assert_eq!(shipped_tokens(text).concat(), "a;d;;g");
+        assert_eq!(all_tokens(text).concat(), "a;modtests{usec;}d;usee::{f};g");
         assert_eq!(shipped_tokens("#[cfg(not(test))] fn a() {}").concat(), "fna(){}");
     }
 }

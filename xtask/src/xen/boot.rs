@@ -1,10 +1,10 @@
 //! One boot: QEMU without acceleration, Xen, dom0, and the steps that run there.
 
 use super::disk;
-use super::lab::{Lab, Store, say};
-use super::outcome::{Extent, Outcome};
+use super::lab::{Lab, StoreDaemon, say};
+use super::outcome::{BootExtent, Outcome};
 use super::packages::program;
-use super::verdict::{self, Verdict};
+use super::verdict::{self, TryVerdict};
 use crate::Result;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,19 +17,19 @@ pub(crate) struct Boot {
     /// Its name, and that of its folder of steps in `tests/xen/dom0`.
     pub(crate) name: &'static str,
     /// The daemons that it can start.
-    stores: &'static [Store],
+    stores: &'static [StoreDaemon],
     /// The program that dom0's kernel starts.
     init: &'static str,
-    disks: Disks,
+    disks: BootDisks,
     /// The command that runs it.
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: BootPurpose,
     /// The longest time of the boot; a longer one is ended, and has failed.
     bound: Duration,
 }
 
 /// The disks of dom0.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Disks {
+enum BootDisks {
     /// Only its memory.
     None,
     /// The images of [`disk`].
@@ -38,7 +38,7 @@ enum Disks {
 
 /// The use of a boot.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum BootPurpose {
     /// It checks: `cargo xtask xen` runs it.
     Check,
     /// It measures, alone on the machine: `cargo xtask bench xen` runs it.
@@ -53,50 +53,50 @@ pub(crate) enum Purpose {
 pub(crate) const ALL: &[Boot] = &[
     Boot {
         name: "block",
-        stores: &[Store::Ours],
+        stores: &[StoreDaemon::Ours],
         init: "/init",
-        disks: Disks::Images,
-        purpose: Purpose::Check,
+        disks: BootDisks::Images,
+        purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
     Boot {
         name: "conformance",
-        stores: &[Store::C, Store::Ours],
+        stores: &[StoreDaemon::C, StoreDaemon::Ours],
         init: "/init",
-        disks: Disks::None,
-        purpose: Purpose::Check,
+        disks: BootDisks::None,
+        purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
     Boot {
         name: "many",
-        stores: &[Store::C, Store::Ours],
+        stores: &[StoreDaemon::C, StoreDaemon::Ours],
         init: "/init",
-        disks: Disks::None,
-        purpose: Purpose::Check,
+        disks: BootDisks::None,
+        purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
     Boot {
         name: "sysv",
-        stores: &[Store::C, Store::Ours],
+        stores: &[StoreDaemon::C, StoreDaemon::Ours],
         init: "/init",
-        disks: Disks::None,
-        purpose: Purpose::Check,
+        disks: BootDisks::None,
+        purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
     Boot {
         name: "systemd",
-        stores: &[Store::Ours],
+        stores: &[StoreDaemon::Ours],
         init: "/lib/systemd/systemd",
-        disks: Disks::None,
-        purpose: Purpose::Check,
+        disks: BootDisks::None,
+        purpose: BootPurpose::Check,
         bound: Duration::from_secs(600),
     },
     Boot {
         name: "speed",
-        stores: &[Store::Ours],
+        stores: &[StoreDaemon::Ours],
         init: "/init",
-        disks: Disks::Images,
-        purpose: Purpose::Measure,
+        disks: BootDisks::Images,
+        purpose: BootPurpose::Measure,
         bound: Duration::from_secs(1200),
     },
 ];
@@ -133,7 +133,7 @@ pub(crate) struct Selection<'a> {
 
 impl Boot {
     /// True if it can start this daemon.
-    pub(crate) fn supports(&self, store: Store) -> bool {
+    pub(crate) fn supports(&self, store: StoreDaemon) -> bool {
         self.stores.contains(&store)
     }
 
@@ -159,14 +159,19 @@ impl Boot {
     }
 
     /// Returns the folder of a boot's results.
-    pub(crate) fn results(&self, lab: &Lab, store: Store) -> PathBuf {
+    pub(crate) fn results(&self, lab: &Lab, store: StoreDaemon) -> PathBuf {
         lab.dir.join("results").join(format!("{}-{}", store.name(), self.name))
     }
 
     /// Boots, prints progress, and waits for the end, within the bound.
-    pub(crate) fn run(&self, lab: &Lab, store: Store, selection: Selection<'_>) -> Result<Outcome> {
+    pub(crate) fn run(
+        &self,
+        lab: &Lab,
+        store: StoreDaemon,
+        selection: Selection<'_>,
+    ) -> Result<Outcome> {
         let expected = self.selected(lab, selection)?;
-        let extent = if selection.only.is_some() { Extent::Part } else { Extent::Whole };
+        let extent = if selection.only.is_some() { BootExtent::Part } else { BootExtent::Whole };
         let results = self.results(lab, store);
         if results.exists() {
             fs::remove_dir_all(&results)?;
@@ -174,7 +179,7 @@ impl Boot {
         fs::create_dir_all(&results)?;
         let title = format!("{}-{}", store.name(), self.name);
         say(&format!("{title}: Xen, dom0 by {}", self.init));
-        if self.disks == Disks::Images {
+        if self.disks == BootDisks::Images {
             disk::make(lab)?;
         }
         let begin = Instant::now();
@@ -209,10 +214,10 @@ impl Boot {
             disk_faults: Vec::new(),
             first: None,
         };
-        if self.disks == Disks::Images {
+        if self.disks == BootDisks::Images {
             let guests = match verdict::judge_try(&outcome) {
-                Verdict::LostGuest(_) => disk::GuestExit::Crashed,
-                Verdict::Held | Verdict::Failed => disk::GuestExit::Ended,
+                TryVerdict::LostGuest(_) => disk::GuestExit::Crashed,
+                TryVerdict::Held | TryVerdict::Failed => disk::GuestExit::Ended,
             };
             outcome.disk_faults = disk::check(lab, guests);
         }
@@ -222,7 +227,7 @@ impl Boot {
     fn qemu(
         &self,
         lab: &Lab,
-        store: Store,
+        store: StoreDaemon,
         times: u32,
         steps: &[String],
         results: &Path,
@@ -244,7 +249,7 @@ impl Boot {
         }
         command.args(MACHINE).args(["-display", "none", "-vga", "none", "-nic", "none"]);
         command.args(["-no-reboot", "-serial", "stdio", "-monitor", "none"]);
-        if self.disks == Disks::Images {
+        if self.disks == BootDisks::Images {
             for name in disk::DRIVES {
                 let drive = format!("file={},format=raw,if=virtio", file(name));
                 command.args(["-drive", &drive]);

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The entry at a path.
-enum Entry {
+enum FileEntry {
     Folder,
     /// The contents and the mode of a file.
     File(Contents, u32),
@@ -25,9 +25,9 @@ enum Contents {
 
 /// A tree of files, in memory by name only.
 #[derive(Default)]
-pub(super) struct Tree(BTreeMap<PathBuf, Entry>);
+pub(super) struct FileTree(BTreeMap<PathBuf, FileEntry>);
 
-impl Tree {
+impl FileTree {
     /// True if there is an entry at `path`.
     pub(super) fn has(&self, path: &Path) -> bool {
         self.0.contains_key(relative(path))
@@ -36,7 +36,7 @@ impl Tree {
     /// Adds a folder with all folders above it.
     pub(super) fn folder(&mut self, path: &Path) {
         for part in relative(path).ancestors().filter(|part| !part.as_os_str().is_empty()) {
-            self.0.entry(part.to_owned()).or_insert(Entry::Folder);
+            self.0.entry(part.to_owned()).or_insert(FileEntry::Folder);
         }
     }
 
@@ -45,26 +45,26 @@ impl Tree {
         let about =
             fs::metadata(source).map_err(|error| format!("{}: {error}", source.display()))?;
         let mode = about.permissions().mode() & 0o777;
-        self.put(path, Entry::File(Contents::Of(source.to_owned()), mode));
+        self.put(path, FileEntry::File(Contents::Of(source.to_owned()), mode));
         Ok(())
     }
 
     /// Adds a file with this text.
     pub(super) fn text(&mut self, path: &Path, text: String) {
-        self.put(path, Entry::File(Contents::Are(text.into_bytes()), 0o644));
+        self.put(path, FileEntry::File(Contents::Are(text.into_bytes()), 0o644));
     }
 
     /// Adds a symbolic link.
     pub(super) fn link(&mut self, path: &Path, target: &str) {
-        self.put(path, Entry::Link(target.to_owned()));
+        self.put(path, FileEntry::Link(target.to_owned()));
     }
 
     /// Adds a character device.
     pub(super) fn device(&mut self, path: &Path, major: u32, minor: u32) {
-        self.put(path, Entry::Device(major, minor));
+        self.put(path, FileEntry::Device(major, minor));
     }
 
-    fn put(&mut self, path: &Path, entry: Entry) {
+    fn put(&mut self, path: &Path, entry: FileEntry) {
         let path = relative(path);
         if let Some(folder) = path.parent() {
             self.folder(folder);
@@ -77,14 +77,14 @@ impl Tree {
         for (path, entry) in &self.0 {
             let to = to.join(path);
             match entry {
-                Entry::Folder => fs::create_dir_all(to)?,
-                Entry::File(Contents::Of(source), _) => drop(fs::copy(source, to)?),
-                Entry::File(Contents::Are(bytes), mode) => {
+                FileEntry::Folder => fs::create_dir_all(to)?,
+                FileEntry::File(Contents::Of(source), _) => drop(fs::copy(source, to)?),
+                FileEntry::File(Contents::Are(bytes), mode) => {
                     fs::write(&to, bytes)?;
                     fs::set_permissions(&to, fs::Permissions::from_mode(*mode))?;
                 }
-                Entry::Link(target) => std::os::unix::fs::symlink(target, to)?,
-                Entry::Device(..) => {}
+                FileEntry::Link(target) => std::os::unix::fs::symlink(target, to)?,
+                FileEntry::Device(..) => {}
             }
         }
         Ok(())
@@ -97,22 +97,22 @@ impl Tree {
         for (path, entry) in &self.0 {
             number += 1;
             let folder = path.parent().unwrap_or(Path::new(""));
-            if matches!(self.0.get(folder), Some(Entry::Link(_))) {
+            if matches!(self.0.get(folder), Some(FileEntry::Link(_))) {
                 let (path, folder) = (path.display(), folder.display());
                 return Err(
                     format!("{path}: name the folder that the link {folder} leads to").into()
                 );
             }
             let (mode, device, contents) = match entry {
-                Entry::Folder => (0o040_755, (0, 0), Vec::new()),
-                Entry::File(Contents::Of(source), mode) => {
+                FileEntry::Folder => (0o040_755, (0, 0), Vec::new()),
+                FileEntry::File(Contents::Of(source), mode) => {
                     (0o100_000 | mode, (0, 0), fs::read(source)?)
                 }
-                Entry::File(Contents::Are(bytes), mode) => {
+                FileEntry::File(Contents::Are(bytes), mode) => {
                     (0o100_000 | mode, (0, 0), bytes.clone())
                 }
-                Entry::Link(target) => (0o120_777, (0, 0), target.clone().into_bytes()),
-                Entry::Device(major, minor) => (0o020_600, (*major, *minor), Vec::new()),
+                FileEntry::Link(target) => (0o120_777, (0, 0), target.clone().into_bytes()),
+                FileEntry::Device(major, minor) => (0o020_600, (*major, *minor), Vec::new()),
             };
             write_entry(&mut out, path.as_os_str().as_bytes(), number, mode, device, &contents)?;
         }
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn folders_above_are_made() {
-        let mut tree = Tree::default();
+        let mut tree = FileTree::default();
         tree.text(Path::new("/a/b/c"), String::new());
         assert!(tree.has(Path::new("/a")) && tree.has(Path::new("a/b")));
     }

@@ -14,7 +14,7 @@
 //! | `program PATH NAME` | a program that cargo built |
 //! | `applets PATH` | a link to busybox for each of its applets that is not there by now |
 
-use super::cpio::Tree;
+use super::cpio::FileTree;
 use super::lab::{Lab, say};
 use super::modules;
 use super::packages::{XEN, boot_file, kernel_version, libraries, program};
@@ -76,7 +76,7 @@ fn kernel(lab: &Lab, root: &Path) -> Result<()> {
 pub(super) struct Image<'a> {
     lab: &'a Lab,
     root: PathBuf,
-    pub(super) tree: Tree,
+    pub(super) tree: FileTree,
     modules: Vec<String>,
     /// The files whose libraries have been added.
     seen: BTreeSet<PathBuf>,
@@ -88,7 +88,7 @@ impl<'a> Image<'a> {
         let root = fs::canonicalize(lab.root())?;
         let recipe = lab.recipes().join(format!("{name}.files"));
         let text = fs::read_to_string(&recipe)?;
-        let (tree, modules, seen) = (Tree::default(), Vec::new(), BTreeSet::new());
+        let (tree, modules, seen) = (FileTree::default(), Vec::new(), BTreeSet::new());
         let mut image = Self { lab, root, tree, modules, seen };
         for (number, line) in text.lines().enumerate() {
             image

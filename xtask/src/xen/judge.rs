@@ -3,8 +3,8 @@
 //! dom0 leaves in a boot's folder: `steps`, a line for each step; `facts`, a line for each figure;
 //! `tree-NAME`, a listing of the store.
 
-use super::lab::{Lab, Store};
-use super::outcome::{Extent, FirstTry, Outcome};
+use super::lab::{Lab, StoreDaemon};
+use super::outcome::{BootExtent, FirstTry, Outcome};
 use super::speed;
 use super::trees::differences;
 use crate::Result;
@@ -25,7 +25,7 @@ pub(crate) enum ReportFormat {
 }
 
 /// A row of the table.
-struct Row {
+struct ComparedFact {
     /// The boot whose steps write the fact.
     boot: &'static str,
     /// The fact's name.
@@ -34,12 +34,12 @@ struct Row {
     description: &'static str,
 }
 
-const fn row(boot: &'static str, fact: &'static str, description: &'static str) -> Row {
-    Row { boot, fact, description }
+const fn row(boot: &'static str, fact: &'static str, description: &'static str) -> ComparedFact {
+    ComparedFact { boot, fact, description }
 }
 
 /// The rows of the table. Facts that are not here are in the JSON.
-const ROWS: &[Row] = &[
+const ROWS: &[ComparedFact] = &[
     row("sysv", "start_ms", "the init script, ms"),
     row("sysv", "create_pv_ms", "xl create of a PV guest, ms"),
     row("sysv", "ready_pv_ms", "until it has used disk and network, ms"),
@@ -130,7 +130,7 @@ fn fetched(lab: &Lab) -> Option<u64> {
 
 /// Returns the rows that a whole boot should have filled and has not.
 fn missing_rows(outcome: &Outcome, facts: &Map<String, Value>) -> Vec<String> {
-    let rows = ROWS.iter().filter(|_| outcome.extent == Extent::Whole);
+    let rows = ROWS.iter().filter(|_| outcome.extent == BootExtent::Whole);
     rows.filter(|row| row.boot == outcome.boot && !facts.contains_key(row.fact))
         .map(|row| format!("{}: no step has told {}", outcome.name(), row.fact))
         .collect()
@@ -234,8 +234,8 @@ fn facts_of(outcome: &Outcome) -> Map<String, Value> {
 /// the number of lines of each.
 fn compare(outcomes: &[Outcome], faults: &mut Vec<String>) -> Result<BTreeMap<String, usize>> {
     let mut compared = BTreeMap::new();
-    for theirs in outcomes.iter().filter(|one| one.store == Store::C) {
-        let same = |one: &&Outcome| one.store == Store::Ours && one.boot == theirs.boot;
+    for theirs in outcomes.iter().filter(|one| one.store == StoreDaemon::C) {
+        let same = |one: &&Outcome| one.store == StoreDaemon::Ours && one.boot == theirs.boot;
         let Some(ours) = outcomes.iter().find(same) else { continue };
         let mut trees = 0;
         for entry in fs::read_dir(&theirs.results)? {
@@ -257,7 +257,7 @@ fn compare(outcomes: &[Outcome], faults: &mut Vec<String>) -> Result<BTreeMap<St
                 faults.push(format!("{name}: {} more lines differ", all - SHOWN));
             }
         }
-        if theirs.extent == Extent::Whole && theirs.boot == "sysv" && trees < TREES {
+        if theirs.extent == BootExtent::Whole && theirs.boot == "sysv" && trees < TREES {
             faults.push(format!("{}: {trees} trees of {TREES}", theirs.name()));
         }
     }
@@ -269,13 +269,13 @@ fn table(outcomes: &[Outcome], facts: &BTreeMap<String, Map<String, Value>>) {
     println!(
         "dom0 has one virtual processor; QEMU emulates, so compare columns, and read no figure alone.\n"
     );
-    let columns = [Store::C, Store::Ours].map(|store| {
+    let columns = [StoreDaemon::C, StoreDaemon::Ours].map(|store| {
         let of_store = |one: &&Outcome| one.store == store;
         let rows = outcomes.iter().filter(of_store).flat_map(|one| facts[&one.name()].iter());
         rows.collect::<BTreeMap<_, _>>()
     });
     println!("{:58}{:>14}{:>14}", "", "Debian's", "ours");
-    for Row { fact, description, .. } in ROWS {
+    for ComparedFact { fact, description, .. } in ROWS {
         let values = columns.each_ref().map(|column| column.get(&(*fact).to_owned()));
         if values.iter().any(Option::is_some) {
             print!("{description:58}");
@@ -299,7 +299,7 @@ mod tests {
     use std::path::Path;
 
     /// Returns a boot that has left these files in `results`.
-    fn outcome(results: &Path, store: Store, files: &[(&str, &str)]) -> Outcome {
+    fn outcome(results: &Path, store: StoreDaemon, files: &[(&str, &str)]) -> Outcome {
         for (file, text) in files {
             fs::write(results.join(file), text).unwrap();
         }
@@ -308,7 +308,7 @@ mod tests {
             store,
             boot: "sysv",
             expected,
-            extent: Extent::Part,
+            extent: BootExtent::Part,
             results: results.to_owned(),
             took: Some(Duration::ZERO),
             fault: None,
@@ -319,7 +319,7 @@ mod tests {
 
     fn judged(files: &[(&str, &str)]) -> Vec<String> {
         let results = tempfile::tempdir().unwrap();
-        faults_of(&outcome(results.path(), Store::Ours, files))
+        faults_of(&outcome(results.path(), StoreDaemon::Ours, files))
     }
 
     #[test]
@@ -338,8 +338,8 @@ mod tests {
         let compared = |extent, theirs: &[(&str, &str)], ours: &[(&str, &str)]| {
             let results = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
             let mut both = [
-                outcome(results[0].path(), Store::C, theirs),
-                outcome(results[1].path(), Store::Ours, ours),
+                outcome(results[0].path(), StoreDaemon::C, theirs),
+                outcome(results[1].path(), StoreDaemon::Ours, ours),
             ];
             both.iter_mut().for_each(|one| one.extent = extent);
             let mut faults = Vec::new();
@@ -347,20 +347,20 @@ mod tests {
             (same.len(), faults)
         };
         let (one, other) = (("tree-pv", "/a = \"1\""), ("tree-pv", "/a = \"2\""));
-        assert_eq!(compared(Extent::Part, &[one], &[one]), (1, vec![]));
-        assert_eq!(compared(Extent::Part, &[one], &[other]).1.len(), 2);
-        assert_eq!(compared(Extent::Part, &[one], &[]).1.len(), 1);
-        assert_eq!(compared(Extent::Whole, &[one], &[one]).1, ["c-sysv: 1 trees of 4"]);
+        assert_eq!(compared(BootExtent::Part, &[one], &[one]), (1, vec![]));
+        assert_eq!(compared(BootExtent::Part, &[one], &[other]).1.len(), 2);
+        assert_eq!(compared(BootExtent::Part, &[one], &[]).1.len(), 1);
+        assert_eq!(compared(BootExtent::Whole, &[one], &[one]).1, ["c-sysv: 1 trees of 4"]);
     }
 
     #[test]
     fn a_whole_boot_fills_every_row() {
-        let mut outcome = outcome(Path::new("not read"), Store::Ours, &[]);
+        let mut outcome = outcome(Path::new("not read"), StoreDaemon::Ours, &[]);
         let mut facts: Map<String, Value> =
             ROWS.iter().map(|row| (row.fact.to_owned(), 1.into())).collect();
         facts.remove("messages");
         assert_eq!(missing_rows(&outcome, &facts), Vec::<String>::new(), "a part of it need not");
-        outcome.extent = Extent::Whole;
+        outcome.extent = BootExtent::Whole;
         assert_eq!(missing_rows(&outcome, &facts), ["ours-sysv: no step has told messages"]);
     }
 
@@ -370,7 +370,7 @@ mod tests {
             let results = tempfile::tempdir().unwrap();
             let files = [("20-pv.log", "the guest's last words\n")];
             let one = |_| {
-                let mut outcome = outcome(results.path(), Store::Ours, &files);
+                let mut outcome = outcome(results.path(), StoreDaemon::Ours, &files);
                 let results = outcome.results.clone();
                 let lost = LostGuest { step: "20-pv".to_owned(), why: "pv: silent".to_owned() };
                 outcome.first = Some(Box::new(FirstTry { lost, results }));

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 /// The daemon that serves the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Store {
+pub(crate) enum StoreDaemon {
     /// This workspace's.
     Ours,
     /// Debian's, in C.
     C,
 }
 
-impl Store {
+impl StoreDaemon {
     /// Returns its name on the command line and in the results.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
 //! The kernel's modules that an image needs, with their dependencies.
 
-use super::cpio::Tree;
+use super::cpio::FileTree;
 use super::packages::kernel_version;
 use crate::Result;
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Puts the modules `names` and their dependencies into `tree`, with the list that `modprobe` reads.
-pub(super) fn add(tree: &mut Tree, root: &Path, names: &[String]) -> Result<()> {
+pub(super) fn add(tree: &mut FileTree, root: &Path, names: &[String]) -> Result<()> {
     let version = kernel_version(root)?;
     let folder = root.join("usr/lib/modules").join(&version);
     let list = folder.join("modules.dep");

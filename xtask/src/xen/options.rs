@@ -1,12 +1,12 @@
 //! The command line of `cargo xtask xen`.
 
 use super::boot::Boot;
-use super::lab::Store;
+use super::lab::StoreDaemon;
 use super::{fetch, judge};
 
 /// The options.
-pub(super) struct Options {
-    pub(super) stores: Vec<Store>,
+pub(super) struct LabOptions {
+    pub(super) stores: Vec<StoreDaemon>,
     pub(super) boot: Option<String>,
     pub(super) only: Option<String>,
     pub(super) repeat: Option<Repeat>,
@@ -24,14 +24,14 @@ pub(super) struct Repeat {
     pub(super) step: String,
 }
 
-impl Options {
+impl LabOptions {
     /// Parses the words of a command line.
     ///
     /// # Errors
     /// A sentence that names the invalid word.
     pub(super) fn parse(words: &[&str]) -> Result<Self, String> {
         let mut options = Self {
-            stores: vec![Store::C, Store::Ours],
+            stores: vec![StoreDaemon::C, StoreDaemon::Ours],
             boot: None,
             only: None,
             repeat: None,
@@ -46,9 +46,9 @@ impl Options {
             match *word {
                 "--store" => {
                     options.stores = match value()? {
-                        "ours" => vec![Store::Ours],
-                        "c" => vec![Store::C],
-                        "both" => vec![Store::C, Store::Ours],
+                        "ours" => vec![StoreDaemon::Ours],
+                        "c" => vec![StoreDaemon::C],
+                        "both" => vec![StoreDaemon::C, StoreDaemon::Ours],
                         other => return Err(format!("--store {other}: ours, c or both")),
                     }
                 }
@@ -87,13 +87,13 @@ mod tests {
 
     #[test]
     fn words_make_options() {
-        let options = Options::parse(&["--store", "ours", "--repeat", "30", "40-pvh"]).unwrap();
+        let options = LabOptions::parse(&["--store", "ours", "--repeat", "30", "40-pvh"]).unwrap();
         let repeat = options.repeat.unwrap();
         assert_eq!((repeat.times, repeat.step.as_str()), (30, "40-pvh"));
         for words in
             [&["--repeat", "30"][..], &["--repeat", "0", "pvh"], &["--store", "x"], &["--x"]]
         {
-            assert!(Options::parse(words).is_err(), "{words:?}");
+            assert!(LabOptions::parse(words).is_err(), "{words:?}");
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The remains of a boot.
 
-use super::lab::Store;
+use super::lab::StoreDaemon;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The extent of a boot that has run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Extent {
+pub(crate) enum BootExtent {
     /// All its steps.
     Whole,
     /// The steps that `--only` names.
@@ -16,13 +16,13 @@ pub(crate) enum Extent {
 /// The remains of a boot.
 pub(crate) struct Outcome {
     /// The daemon that it tried.
-    pub(crate) store: Store,
+    pub(crate) store: StoreDaemon,
     /// The boot's name.
     pub(crate) boot: &'static str,
     /// The steps that should have run.
     pub(crate) expected: Vec<String>,
     /// Whole if these are all steps of the boot.
-    pub(crate) extent: Extent,
+    pub(crate) extent: BootExtent,
     /// The folder of dom0's files, with the console's log.
     pub(crate) results: PathBuf,
     /// The duration, or none if it was not booted now.

@@ -7,9 +7,9 @@
 //! boots it and keeps the outcome.
 
 use super::boot::{Boot, LINUX_ARGUMENTS, MACHINE, XEN_ARGUMENTS};
-use super::lab::{Lab, Store, say};
-use super::outcome::{Extent, Outcome};
-use super::verdict::{self, Verdict};
+use super::lab::{Lab, StoreDaemon, say};
+use super::outcome::{BootExtent, Outcome};
+use super::verdict::{self, TryVerdict};
 use crate::{Result, command};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,10 +88,10 @@ pub(super) fn find(lab: &Lab, boot: &Boot, key: &str) -> Result<Option<Outcome>>
         return Ok(None);
     }
     Ok(Some(Outcome {
-        store: Store::C,
+        store: StoreDaemon::C,
         boot: boot.name,
         expected: boot.steps(lab)?,
-        extent: Extent::Whole,
+        extent: BootExtent::Whole,
         results: folder,
         took: None,
         fault: None,
@@ -102,7 +102,7 @@ pub(super) fn find(lab: &Lab, boot: &Boot, key: &str) -> Result<Option<Outcome>>
 
 /// Keeps a whole boot of Debian's daemon that has passed.
 pub(super) fn record(lab: &Lab, boot: &Boot, outcome: &Outcome, key: &str) -> Result<()> {
-    if outcome.extent != Extent::Whole || verdict::judge_try(outcome) != Verdict::Held {
+    if outcome.extent != BootExtent::Whole || verdict::judge_try(outcome) != TryVerdict::Held {
         return Err(format!("{}: only a whole boot that has held is kept", outcome.name()).into());
     }
     let folder = folder(lab, boot);
@@ -154,10 +154,10 @@ mod tests {
         fs::write(results.join("steps"), "STEP 10-start ok 1.0 s\n").unwrap();
         fs::write(results.join("tree-pv"), "/a = \"1\"\n").unwrap();
         let mut outcome = Outcome {
-            store: Store::C,
+            store: StoreDaemon::C,
             boot: "sysv",
             expected: vec!["10-start".to_owned()],
-            extent: Extent::Whole,
+            extent: BootExtent::Whole,
             results,
             took: None,
             fault: None,
@@ -174,7 +174,7 @@ mod tests {
         assert_ne!(key(&lab, boot, &other).unwrap(), first);
         fs::write(lab.recipes().join("dom0/sysv/10-start"), "# bound: 61 s\n").unwrap();
         assert!(find(&lab, boot, &key(&lab, boot, &packages).unwrap()).unwrap().is_none());
-        outcome.extent = Extent::Part;
+        outcome.extent = BootExtent::Part;
         assert!(record(&lab, boot, &outcome, &first).is_err(), "a part is not kept");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::boot::{self, Selection};
 use super::lab::{Lab, say};
-use super::options::{Options, Repeat};
+use super::options::{LabOptions, Repeat};
 use crate::Result;
 use std::fs;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ impl Tally {
 
 /// Boots each wanted daemon and counts. The exit status is 1 if there was a fault other than a lost
 /// guest.
-pub(super) fn run(lab: &Lab, repeat: &Repeat, options: &Options) -> Result<ExitCode> {
+pub(super) fn run(lab: &Lab, repeat: &Repeat, options: &LabOptions) -> Result<ExitCode> {
     let selection = Selection { only: Some(&repeat.step), times: repeat.times };
     let mut failed = false;
     for boot in boot::ALL.iter().filter(|boot| options.selects(boot)) {

@@ -18,34 +18,39 @@ const ROWS: &[(&str, &str)] = &[
 const AIM: f64 = 0.7;
 
 /// One row of the table.
-pub(super) struct Row {
+pub(super) struct SpeedRow {
     name: &'static str,
     description: &'static str,
     ours: f64,
     kernel: f64,
 }
 
-impl Row {
+impl SpeedRow {
     fn ratio(&self) -> f64 {
         self.ours / self.kernel.max(1.0)
     }
 }
 
 /// Returns the rows of a boot's facts; none where nothing was measured.
-pub(super) fn rows(facts: &BTreeMap<String, Map<String, Value>>) -> Vec<Row> {
+pub(super) fn rows(facts: &BTreeMap<String, Map<String, Value>>) -> Vec<SpeedRow> {
     let fact = |name: &str, who: &str| {
         let name = format!("block_{name}_{who}");
         facts.values().find_map(|facts| facts.get(&name)?.as_f64())
     };
     let row = |(name, description): &(&'static str, &'static str)| {
-        Some(Row { name, description, ours: fact(name, "ours")?, kernel: fact(name, "kernel")? })
+        Some(SpeedRow {
+            name,
+            description,
+            ours: fact(name, "ours")?,
+            kernel: fact(name, "kernel")?,
+        })
     };
     ROWS.iter().filter_map(row).collect()
 }
 
 /// Returns the rows as JSON, for the result.
-pub(super) fn json(rows: &[Row]) -> Value {
-    let row = |row: &Row| {
+pub(super) fn json(rows: &[SpeedRow]) -> Value {
+    let row = |row: &SpeedRow| {
         let ratio = (row.ratio() * 100.0).round() / 100.0;
         (row.name.to_owned(), json!({"ours": row.ours, "kernel": row.kernel, "ratio": ratio}))
     };
@@ -53,14 +58,14 @@ pub(super) fn json(rows: &[Row]) -> Value {
 }
 
 /// Prints the rows for a person.
-pub(super) fn print(rows: &[Row]) {
+pub(super) fn print(rows: &[SpeedRow]) {
     if rows.is_empty() {
         return;
     }
     println!("{:58}{:>14}{:>14}{:>14}", "block devices", "ours", "xen-blkback", "ratio");
     for row in rows {
         let mark = if row.ratio() < AIM { "  below the aim" } else { "" };
-        let (Row { description, ours, kernel, .. }, ratio) = (row, row.ratio());
+        let (SpeedRow { description, ours, kernel, .. }, ratio) = (row, row.ratio());
         println!("{description:58}{ours:>14}{kernel:>14}{ratio:>14.2}{mark}");
     }
     println!(

@@ -1,9 +1,9 @@
 //! Boots, two at a time, each with a second try where it has lost a guest.
 
 use super::boot::{Boot, Selection};
-use super::lab::{Lab, Store, say};
+use super::lab::{Lab, StoreDaemon, say};
 use super::outcome::{FirstTry, Outcome};
-use super::verdict::{self, Verdict};
+use super::verdict::{self, TryVerdict};
 use crate::Result;
 use std::collections::VecDeque;
 use std::fs;
@@ -14,7 +14,7 @@ pub(super) struct BootJob<'a> {
     /// The boot.
     pub(super) boot: &'static Boot,
     /// The daemon under test.
-    pub(super) store: Store,
+    pub(super) store: StoreDaemon,
     /// The selection of its steps.
     pub(super) selection: Selection<'a>,
 }
@@ -23,7 +23,7 @@ impl BootJob<'_> {
     /// Boots; boots once more if the first try has lost a guest and has no other fault.
     fn run(&self, lab: &Lab) -> Result<Outcome> {
         let outcome = self.boot.run(lab, self.store, self.selection)?;
-        let Verdict::LostGuest(lost) = verdict::judge_try(&outcome) else { return Ok(outcome) };
+        let TryVerdict::LostGuest(lost) = verdict::judge_try(&outcome) else { return Ok(outcome) };
         say(&format!("{}: {}: {}: a second try", outcome.name(), lost.step, lost.why));
         let kept = outcome.results.with_extension("first");
         if kept.exists() {

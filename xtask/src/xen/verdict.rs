@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// The end of a try.
 #[derive(PartialEq, Eq, Debug)]
-pub(super) enum Verdict {
+pub(super) enum TryVerdict {
     /// Every step came to its end.
     Held,
     /// A guest was lost, and nothing else is wrong.
@@ -42,7 +42,7 @@ const COMPLAINTS: &[(&str, &[&str])] = &[
 ];
 
 /// Judges a try by the files that dom0 has left.
-pub(super) fn judge_try(outcome: &Outcome) -> Verdict {
+pub(super) fn judge_try(outcome: &Outcome) -> TryVerdict {
     let text = fs::read_to_string(outcome.results.join("steps")).unwrap_or_default();
     let mut ended = text.lines().filter_map(|line| line.strip_prefix("STEP ")?.split_once(' '));
     let sound = outcome.fault.is_none() && outcome.disk_faults.is_empty();
@@ -54,15 +54,18 @@ pub(super) fn judge_try(outcome: &Outcome) -> Verdict {
                 let why = words.strip_prefix("LOST ").filter(|_| ended.next().is_none());
                 return match why {
                     Some(why) if complaints(&outcome.results).is_empty() => {
-                        Verdict::LostGuest(LostGuest { step: name.to_owned(), why: why.to_owned() })
+                        TryVerdict::LostGuest(LostGuest {
+                            step: name.to_owned(),
+                            why: why.to_owned(),
+                        })
                     }
-                    _ => Verdict::Failed,
+                    _ => TryVerdict::Failed,
                 };
             }
-            _ => return Verdict::Failed,
+            _ => return TryVerdict::Failed,
         }
     }
-    if sound { Verdict::Held } else { Verdict::Failed }
+    if sound { TryVerdict::Held } else { TryVerdict::Failed }
 }
 
 /// Returns the lines in which a process of ours or domain 0's kernel complains, each with its file.
@@ -80,22 +83,22 @@ pub(super) fn complaints(results: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xen::lab::Store;
-    use crate::xen::outcome::Extent;
+    use crate::xen::lab::StoreDaemon;
+    use crate::xen::outcome::BootExtent;
     use std::time::Duration;
 
     const LOST: &str = "STEP 10-start ok 1.0 s\nSTEP 20-pv LOST pv: silent for 60 s\n";
 
-    fn judged(fault: Option<&str>, files: &[(&str, &str)]) -> Verdict {
+    fn judged(fault: Option<&str>, files: &[(&str, &str)]) -> TryVerdict {
         let results = tempfile::tempdir().unwrap();
         for (file, text) in files {
             fs::write(results.path().join(file), text).unwrap();
         }
         let outcome = Outcome {
-            store: Store::Ours,
+            store: StoreDaemon::Ours,
             boot: "sysv",
             expected: vec!["10-start".to_owned(), "20-pv".to_owned()],
-            extent: Extent::Part,
+            extent: BootExtent::Part,
             results: results.path().to_owned(),
             took: Some(Duration::ZERO),
             fault: fault.map(str::to_owned),
@@ -110,7 +113,7 @@ mod tests {
         let quiet =
             [("steps", LOST), ("dmesg", "all is well\n"), ("syslog", "xenstored: level=info\n")];
         let lost = LostGuest { step: "20-pv".to_owned(), why: "pv: silent for 60 s".to_owned() };
-        assert_eq!(judged(None, &quiet), Verdict::LostGuest(lost));
+        assert_eq!(judged(None, &quiet), TryVerdict::LostGuest(lost));
     }
 
     #[test]
@@ -135,14 +138,14 @@ mod tests {
             ("missing", None, vec![("steps", "STEP 10-start ok 1.0 s\n")]),
             ("went on", None, vec![("steps", &format!("{LOST}STEP 30-block ok 1.0 s\n"))]),
         ] {
-            assert_eq!(judged(fault, &files), Verdict::Failed, "{name}");
+            assert_eq!(judged(fault, &files), TryVerdict::Failed, "{name}");
         }
     }
 
     #[test]
     fn a_boot_whose_steps_are_all_ok_has_held() {
         let steps = [("steps", "STEP 10-start ok 1.0 s\nSTEP 20-pv ok 2.0 s\n")];
-        assert_eq!(judged(None, &steps), Verdict::Held);
-        assert_eq!(judged(Some("QEMU ended"), &steps), Verdict::Failed);
+        assert_eq!(judged(None, &steps), TryVerdict::Held);
+        assert_eq!(judged(Some("QEMU ended"), &steps), TryVerdict::Failed);
     }
 }

@@ -3,18 +3,18 @@
 use super::context::{Context, NODE, prepare};
 use crate::Result;
 use crate::client::{VALUE, reads, request, write, writes};
-use crate::daemon::Kind;
+use crate::daemon::MeasuredDaemon;
 use crate::swarm::{MixedScript, Swarm};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
 /// True if a daemon is measured at this size; beyond `peers_max` only ours and the limit are.
-fn is_measured(kind: Kind, size: usize, peers_max: usize) -> bool {
-    matches!(kind, Kind::Ours | Kind::Echo) || size <= peers_max
+fn is_measured(kind: MeasuredDaemon, size: usize, peers_max: usize) -> bool {
+    matches!(kind, MeasuredDaemon::Ours | MeasuredDaemon::Echo) || size <= peers_max
 }
 
 /// Measures reads, 32 in flight, while other connections are idle.
-pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn idle(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
     let mut others = Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn idle(context: &mut Context<'_>, kind: Kind) -> Result<()> {
 }
 
 /// Runs as many clients as the axis has, each with one request in flight, 80 % reads.
-pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn active(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
     for count in [1, 16, 100, 1000, 5000] {
@@ -59,7 +59,7 @@ pub(super) fn active(context: &mut Context<'_>, kind: Kind) -> Result<()> {
 }
 
 /// Measures writes, 32 in flight, while ten other connections watch paths that no client writes.
-pub(super) fn watches(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn watches(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
     let mut watchers = Vec::new();

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::client::{self, Conn, Pair};
-use crate::daemon::{Daemon, Guests, Kind, Places};
+use crate::daemon::{Daemon, Guests, MeasuredDaemon, Places};
 use rustix::thread::CpuSet;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub(crate) struct Context<'a> {
 
 impl Context<'_> {
     /// Starts a fresh daemon without guests.
-    pub(super) fn start(&self, kind: Kind) -> Result<Daemon> {
+    pub(super) fn start(&self, kind: MeasuredDaemon) -> Result<Daemon> {
         Daemon::start(self.places, kind, self.cpu, Guests::None)
     }
 

@@ -4,13 +4,13 @@
 use super::context::Context;
 use crate::Result;
 use crate::client::{Conn, put, write};
-use crate::daemon::{Daemon, Guests, Kind};
+use crate::daemon::{Daemon, Guests, MeasuredDaemon};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
 /// The permissions of a node, as a toolstack sets them.
 #[derive(Clone, Copy)]
-enum Perms {
+enum PresetPerms {
     /// As inherited.
     Same,
     /// Domain 0's; the guest may read.
@@ -22,92 +22,104 @@ enum Perms {
 }
 
 /// A node: its path below a root, its value (`None`: a directory), and its permissions.
-type Node = (&'static str, Option<&'static str>, Perms);
+type PresetNode = (&'static str, Option<&'static str>, PresetPerms);
 
 /// The domain's own nodes, which come first. Each list is one transaction; `@` stands for the
 /// domid.
-const DOMAIN: &[Node] = &[
-    ("/local/domain/@", None, Perms::GuestReads),
-    ("/local/domain/@/vm", Some("/vm/6a6fae5f-0a0f-4f43-93c8-b8f5d2a0@"), Perms::GuestReads),
-    ("/local/domain/@/name", Some("guest-@"), Perms::GuestReads),
-    ("/local/domain/@/domid", Some("@"), Perms::GuestReads),
-    ("/local/domain/@/cpu", None, Perms::GuestReads),
-    ("/local/domain/@/cpu/0", None, Perms::Same),
-    ("/local/domain/@/cpu/0/availability", Some("online"), Perms::Same),
-    ("/local/domain/@/memory", None, Perms::GuestReads),
-    ("/local/domain/@/memory/static-max", Some("1048576"), Perms::Same),
-    ("/local/domain/@/memory/target", Some("1048577"), Perms::Same),
-    ("/local/domain/@/memory/videoram", Some("-1"), Perms::Same),
-    ("/local/domain/@/device", None, Perms::GuestReads),
-    ("/local/domain/@/device/suspend", None, Perms::GuestReads),
-    ("/local/domain/@/device/suspend/event-channel", Some(""), Perms::Guest),
-    ("/local/domain/@/control", None, Perms::GuestReads),
-    ("/local/domain/@/control/shutdown", Some(""), Perms::Guest),
-    ("/local/domain/@/data", None, Perms::Guest),
-    ("/local/domain/@/drivers", None, Perms::Guest),
-    ("/local/domain/@/store", None, Perms::GuestReads),
-    ("/local/domain/@/store/port", Some("1"), Perms::Same),
-    ("/local/domain/@/store/ring-ref", Some("1044476"), Perms::Same),
-    ("/vm/bench-@", None, Perms::GuestReads),
-    ("/vm/bench-@/name", Some("guest-@"), Perms::Same),
-    ("/vm/bench-@/uuid", Some("6a6fae5f-0a0f-4f43-93c8-b8f5d2a0@"), Perms::Same),
-    ("/libxl/@", None, Perms::Same),
-    ("/libxl/@/type", Some("pvh"), Perms::Same),
+const DOMAIN: &[PresetNode] = &[
+    ("/local/domain/@", None, PresetPerms::GuestReads),
+    ("/local/domain/@/vm", Some("/vm/6a6fae5f-0a0f-4f43-93c8-b8f5d2a0@"), PresetPerms::GuestReads),
+    ("/local/domain/@/name", Some("guest-@"), PresetPerms::GuestReads),
+    ("/local/domain/@/domid", Some("@"), PresetPerms::GuestReads),
+    ("/local/domain/@/cpu", None, PresetPerms::GuestReads),
+    ("/local/domain/@/cpu/0", None, PresetPerms::Same),
+    ("/local/domain/@/cpu/0/availability", Some("online"), PresetPerms::Same),
+    ("/local/domain/@/memory", None, PresetPerms::GuestReads),
+    ("/local/domain/@/memory/static-max", Some("1048576"), PresetPerms::Same),
+    ("/local/domain/@/memory/target", Some("1048577"), PresetPerms::Same),
+    ("/local/domain/@/memory/videoram", Some("-1"), PresetPerms::Same),
+    ("/local/domain/@/device", None, PresetPerms::GuestReads),
+    ("/local/domain/@/device/suspend", None, PresetPerms::GuestReads),
+    ("/local/domain/@/device/suspend/event-channel", Some(""), PresetPerms::Guest),
+    ("/local/domain/@/control", None, PresetPerms::GuestReads),
+    ("/local/domain/@/control/shutdown", Some(""), PresetPerms::Guest),
+    ("/local/domain/@/data", None, PresetPerms::Guest),
+    ("/local/domain/@/drivers", None, PresetPerms::Guest),
+    ("/local/domain/@/store", None, PresetPerms::GuestReads),
+    ("/local/domain/@/store/port", Some("1"), PresetPerms::Same),
+    ("/local/domain/@/store/ring-ref", Some("1044476"), PresetPerms::Same),
+    ("/vm/bench-@", None, PresetPerms::GuestReads),
+    ("/vm/bench-@/name", Some("guest-@"), PresetPerms::Same),
+    ("/vm/bench-@/uuid", Some("6a6fae5f-0a0f-4f43-93c8-b8f5d2a0@"), PresetPerms::Same),
+    ("/libxl/@", None, PresetPerms::Same),
+    ("/libxl/@/type", Some("pvh"), PresetPerms::Same),
 ];
 
 /// The console's nodes.
-const CONSOLE: &[Node] = &[
-    ("/local/domain/@/console", None, Perms::GuestReads),
-    ("/local/domain/@/console/backend", Some("/local/domain/0/backend/console/@/0"), Perms::Same),
-    ("/local/domain/@/console/type", Some("xenconsoled"), Perms::Same),
-    ("/local/domain/@/console/tty", Some(""), Perms::Same),
-    ("/local/domain/@/console/ring-ref", Some("1044479"), Perms::Same),
+const CONSOLE: &[PresetNode] = &[
+    ("/local/domain/@/console", None, PresetPerms::GuestReads),
+    (
+        "/local/domain/@/console/backend",
+        Some("/local/domain/0/backend/console/@/0"),
+        PresetPerms::Same,
+    ),
+    ("/local/domain/@/console/type", Some("xenconsoled"), PresetPerms::Same),
+    ("/local/domain/@/console/tty", Some(""), PresetPerms::Same),
+    ("/local/domain/@/console/ring-ref", Some("1044479"), PresetPerms::Same),
 ];
 
 /// A disk: the backend's side, then the frontend's.
-const DISK: &[Node] = &[
-    ("/local/domain/0/backend/vbd/@", None, Perms::Same),
-    ("/local/domain/0/backend/vbd/@/51712", None, Perms::GuestReads),
+const DISK: &[PresetNode] = &[
+    ("/local/domain/0/backend/vbd/@", None, PresetPerms::Same),
+    ("/local/domain/0/backend/vbd/@/51712", None, PresetPerms::GuestReads),
     (
         "/local/domain/0/backend/vbd/@/51712/frontend",
         Some("/local/domain/@/device/vbd/51712"),
-        Perms::Same,
+        PresetPerms::Same,
     ),
-    ("/local/domain/0/backend/vbd/@/51712/frontend-id", Some("@"), Perms::Same),
-    ("/local/domain/0/backend/vbd/@/51712/params", Some("/dev/vg0/guest-@"), Perms::Same),
-    ("/local/domain/0/backend/vbd/@/51712/online", Some("1"), Perms::Same),
-    ("/local/domain/0/backend/vbd/@/51712/mode", Some("w"), Perms::Same),
-    ("/local/domain/0/backend/vbd/@/51712/state", Some("1"), Perms::Same),
-    ("/local/domain/@/device/vbd", None, Perms::Same),
-    ("/local/domain/@/device/vbd/51712", None, Perms::Frontend),
+    ("/local/domain/0/backend/vbd/@/51712/frontend-id", Some("@"), PresetPerms::Same),
+    ("/local/domain/0/backend/vbd/@/51712/params", Some("/dev/vg0/guest-@"), PresetPerms::Same),
+    ("/local/domain/0/backend/vbd/@/51712/online", Some("1"), PresetPerms::Same),
+    ("/local/domain/0/backend/vbd/@/51712/mode", Some("w"), PresetPerms::Same),
+    ("/local/domain/0/backend/vbd/@/51712/state", Some("1"), PresetPerms::Same),
+    ("/local/domain/@/device/vbd", None, PresetPerms::Same),
+    ("/local/domain/@/device/vbd/51712", None, PresetPerms::Frontend),
     (
         "/local/domain/@/device/vbd/51712/backend",
         Some("/local/domain/0/backend/vbd/@/51712"),
-        Perms::Same,
+        PresetPerms::Same,
     ),
-    ("/local/domain/@/device/vbd/51712/backend-id", Some("0"), Perms::Same),
-    ("/local/domain/@/device/vbd/51712/virtual-device", Some("51712"), Perms::Same),
-    ("/local/domain/@/device/vbd/51712/device-type", Some("disk"), Perms::Same),
-    ("/local/domain/@/device/vbd/51712/state", Some("1"), Perms::Same),
+    ("/local/domain/@/device/vbd/51712/backend-id", Some("0"), PresetPerms::Same),
+    ("/local/domain/@/device/vbd/51712/virtual-device", Some("51712"), PresetPerms::Same),
+    ("/local/domain/@/device/vbd/51712/device-type", Some("disk"), PresetPerms::Same),
+    ("/local/domain/@/device/vbd/51712/state", Some("1"), PresetPerms::Same),
 ];
 
 /// A network interface, in the same way.
-const NETWORK: &[Node] = &[
-    ("/local/domain/0/backend/vif/@", None, Perms::Same),
-    ("/local/domain/0/backend/vif/@/0", None, Perms::GuestReads),
-    ("/local/domain/0/backend/vif/@/0/frontend", Some("/local/domain/@/device/vif/0"), Perms::Same),
-    ("/local/domain/0/backend/vif/@/0/frontend-id", Some("@"), Perms::Same),
-    ("/local/domain/0/backend/vif/@/0/online", Some("1"), Perms::Same),
-    ("/local/domain/0/backend/vif/@/0/bridge", Some("xenbr0"), Perms::Same),
-    ("/local/domain/0/backend/vif/@/0/mac", Some("00:16:3e:5e:6f:70"), Perms::Same),
-    ("/local/domain/0/backend/vif/@/0/state", Some("1"), Perms::Same),
-    ("/local/domain/@/device/vif", None, Perms::Same),
-    ("/local/domain/@/device/vif/0", None, Perms::Frontend),
-    ("/local/domain/@/device/vif/0/backend", Some("/local/domain/0/backend/vif/@/0"), Perms::Same),
-    ("/local/domain/@/device/vif/0/backend-id", Some("0"), Perms::Same),
-    ("/local/domain/@/device/vif/0/handle", Some("0"), Perms::Same),
-    ("/local/domain/@/device/vif/0/mac", Some("00:16:3e:5e:6f:70"), Perms::Same),
-    ("/local/domain/@/device/vif/0/state", Some("1"), Perms::Same),
+const NETWORK: &[PresetNode] = &[
+    ("/local/domain/0/backend/vif/@", None, PresetPerms::Same),
+    ("/local/domain/0/backend/vif/@/0", None, PresetPerms::GuestReads),
+    (
+        "/local/domain/0/backend/vif/@/0/frontend",
+        Some("/local/domain/@/device/vif/0"),
+        PresetPerms::Same,
+    ),
+    ("/local/domain/0/backend/vif/@/0/frontend-id", Some("@"), PresetPerms::Same),
+    ("/local/domain/0/backend/vif/@/0/online", Some("1"), PresetPerms::Same),
+    ("/local/domain/0/backend/vif/@/0/bridge", Some("xenbr0"), PresetPerms::Same),
+    ("/local/domain/0/backend/vif/@/0/mac", Some("00:16:3e:5e:6f:70"), PresetPerms::Same),
+    ("/local/domain/0/backend/vif/@/0/state", Some("1"), PresetPerms::Same),
+    ("/local/domain/@/device/vif", None, PresetPerms::Same),
+    ("/local/domain/@/device/vif/0", None, PresetPerms::Frontend),
+    (
+        "/local/domain/@/device/vif/0/backend",
+        Some("/local/domain/0/backend/vif/@/0"),
+        PresetPerms::Same,
+    ),
+    ("/local/domain/@/device/vif/0/backend-id", Some("0"), PresetPerms::Same),
+    ("/local/domain/@/device/vif/0/handle", Some("0"), PresetPerms::Same),
+    ("/local/domain/@/device/vif/0/mac", Some("00:16:3e:5e:6f:70"), PresetPerms::Same),
+    ("/local/domain/@/device/vif/0/state", Some("1"), PresetPerms::Same),
 ];
 
 /// Nodes of one domain, as the table of targets has it.
@@ -115,7 +127,7 @@ const NODES: usize = DOMAIN.len() + CONSOLE.len() + DISK.len() + NETWORK.len();
 const _: () = assert!(NODES == 61);
 
 /// Makes `nodes` for `domid` in one transaction.
-fn make(conn: &mut Conn, domid: usize, nodes: &[Node]) -> Result<()> {
+fn make(conn: &mut Conn, domid: usize, nodes: &[PresetNode]) -> Result<()> {
     let id = domid.to_string();
     let mut bytes = Vec::new();
     put(&mut bytes, MsgType::TransactionStart, 0, &[b"\0"]);
@@ -133,12 +145,12 @@ fn make(conn: &mut Conn, domid: usize, nodes: &[Node]) -> Result<()> {
             None => call(MsgType::Mkdir, &path, b"")?,
         }
         match perms {
-            Perms::Same => {}
-            Perms::GuestReads => {
+            PresetPerms::Same => {}
+            PresetPerms::GuestReads => {
                 call(MsgType::SetPerms, &path, format!("n0\0r{id}\0").as_bytes())?;
             }
-            Perms::Guest => call(MsgType::SetPerms, &path, format!("n{id}\0").as_bytes())?,
-            Perms::Frontend => {
+            PresetPerms::Guest => call(MsgType::SetPerms, &path, format!("n{id}\0").as_bytes())?,
+            PresetPerms::Frontend => {
                 call(MsgType::SetPerms, &path, format!("n{id}\0r0\0").as_bytes())?;
             }
         }
@@ -157,9 +169,9 @@ pub(super) fn introduce(conn: &mut Conn, domid: usize) -> Result<()> {
 
 /// Makes 1000 domains, 10,000 on ours; records the first and the last hundred and the first
 /// thousand.
-pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn run(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let count = match kind {
-        Kind::Ours => context.size(10_000, 30),
+        MeasuredDaemon::Ours => context.size(10_000, 30),
         _ => context.size(1000, 30),
     };
     let part = context.size(100, 10);

@@ -4,7 +4,7 @@
 use super::context::Context;
 use crate::Result;
 use crate::client::{Conn, PATIENCE, request, write};
-use crate::daemon::Kind;
+use crate::daemon::MeasuredDaemon;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ use xenstore_core::wire::MsgType;
 const WATCHED: &str = "/bench/fanout";
 
 /// Writes one at a time; each write is complete when its reply and all events have arrived.
-pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn run(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let watchers = context.size(1000, 50);
     let writes = context.size(100, 5);
     let daemon = context.start(kind)?;

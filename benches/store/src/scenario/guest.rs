@@ -22,14 +22,14 @@ const RSP_CONS: u64 = 2056;
 const RSP_PROD: u64 = 2060;
 
 /// A guest.
-pub(super) struct Guest {
+pub(super) struct IntroducedGuest {
     page: File,
     event: UnixDatagram,
     daemon: PathBuf,
     domid: u32,
 }
 
-impl Guest {
+impl IntroducedGuest {
     /// Introduces a guest whose page is a file of `folder`.
     pub(super) fn introduce(conn: &mut Conn, folder: &Path, domid: u32) -> Result<Self> {
         let mut options = OpenOptions::new();

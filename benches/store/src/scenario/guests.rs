@@ -1,17 +1,17 @@
 //! A hundred guests that each leave ten transactions open, beside domain 0's own work.
 
 use super::context::Context;
-use super::guest::Guest;
+use super::guest::IntroducedGuest;
 use crate::Result;
 use crate::client::{Conn, VALUE, put, request, write, writes};
-use crate::daemon::{Daemon, Guests, Kind};
+use crate::daemon::{Daemon, Guests, MeasuredDaemon};
 use std::fs;
 use xenstore_core::wire::MsgType;
 
 /// Transactions that a guest may have open by default.
 const OPEN: usize = 10;
 /// Measures domain 0's latency before the guests open their transactions, and with them open.
-pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn run(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let folder = context.places.scratch.join("guests");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -27,7 +27,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     conn.call(&request(MsgType::SetPerms, &[SHARED.as_bytes(), b"\0b0\0"]))?;
     let mut guests = Vec::new();
     for domid in 1..=guests_max {
-        guests.push(Guest::introduce(&mut conn, &folder, domid)?);
+        guests.push(IntroducedGuest::introduce(&mut conn, &folder, domid)?);
     }
     let one = writes(SHARED);
     context.one_at_a_time(&daemon, &mut conn, "before", &one)?;

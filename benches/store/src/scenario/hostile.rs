@@ -2,10 +2,10 @@
 //! type.
 
 use super::context::Context;
-use super::guest::Guest;
+use super::guest::IntroducedGuest;
 use crate::Result;
 use crate::client::{Conn, VALUE, put, request, write, writes};
-use crate::daemon::{Daemon, Guests, Kind};
+use crate::daemon::{Daemon, Guests, MeasuredDaemon};
 use crate::machine;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,47 +21,53 @@ const TIMES: f64 = 1.5;
 const SECONDS: f64 = 0.002;
 
 /// An attack on the latency of the daemon.
-struct Attack {
+struct LatencyAttack {
     name: &'static str,
     /// Appends the next request of a guest, in this round; `tx` is its open transaction.
     next: fn(round: u32, tx: u32, to: &mut Vec<u8>),
 }
 
 /// The most expensive known request of each message type.
-const ATTACKS: &[Attack] = &[
-    Attack { name: "write", next: |_, _, to| put(to, MsgType::Write, 0, &[&deep(), b"\0v"]) },
-    Attack { name: "read", next: |_, _, to| put(to, MsgType::Read, 0, &[&deep(), b"\0"]) },
-    Attack {
+const ATTACKS: &[LatencyAttack] = &[
+    LatencyAttack {
+        name: "write",
+        next: |_, _, to| put(to, MsgType::Write, 0, &[&deep(), b"\0v"]),
+    },
+    LatencyAttack { name: "read", next: |_, _, to| put(to, MsgType::Read, 0, &[&deep(), b"\0"]) },
+    LatencyAttack {
         name: "permissions",
         next: |_, _, to| {
             let entries = b"\0n0\0r1\0r2\0r3\0r4\0";
             put(to, MsgType::SetPerms, 0, &[&deep(), entries]);
         },
     },
-    Attack { name: "list", next: |_, _, to| put(to, MsgType::Directory, 0, &[b"wide\0"]) },
-    Attack { name: "part", next: |_, _, to| put(to, MsgType::DirectoryPart, 0, &[b"wide\x000\0"]) },
-    Attack {
+    LatencyAttack { name: "list", next: |_, _, to| put(to, MsgType::Directory, 0, &[b"wide\0"]) },
+    LatencyAttack {
+        name: "part",
+        next: |_, _, to| put(to, MsgType::DirectoryPart, 0, &[b"wide\x000\0"]),
+    },
+    LatencyAttack {
         name: "make and remove",
         next: |round, _, to| match round % 2 {
             0 => put(to, MsgType::Mkdir, 0, &[&deep(), b"/b\0"]),
             _ => put(to, MsgType::Rm, 0, &[b"a\0"]),
         },
     },
-    Attack {
+    LatencyAttack {
         name: "watch",
         next: |round, _, to| {
             let kind = if round % 2 == 0 { MsgType::Watch } else { MsgType::Unwatch };
             put(to, kind, 0, &[b"/", &deep(), b"\0t\0"]);
         },
     },
-    Attack {
+    LatencyAttack {
         name: "reset",
         next: |round, _, to| match round % 64 {
             0 => put(to, MsgType::ResetWatches, 0, &[b"\0"]),
             token => put(to, MsgType::Watch, 0, &[b"/\0", token.to_string().as_bytes(), b"\0"]),
         },
     },
-    Attack {
+    LatencyAttack {
         name: "short transactions",
         next: |round, tx, to| match round % 4 {
             0 => put(to, MsgType::TransactionStart, 0, &[b"\0"]),
@@ -70,7 +76,7 @@ const ATTACKS: &[Attack] = &[
             _ => put(to, MsgType::TransactionEnd, tx, &[b"T\0"]),
         },
     },
-    Attack {
+    LatencyAttack {
         name: "long transactions",
         next: |round, tx, to| match round % LONG {
             0 => put(to, MsgType::TransactionStart, 0, &[b"\0"]),
@@ -96,20 +102,20 @@ fn deep() -> Vec<u8> {
 
 /// A guest that attacks.
 struct Attacker<'g> {
-    guest: &'g Guest,
+    guest: &'g IntroducedGuest,
     round: u32,
     tx: u32,
 }
 
 impl Attacker<'_> {
-    fn send(&self, attack: &Attack) -> Result<()> {
+    fn send(&self, attack: &LatencyAttack) -> Result<()> {
         let mut bytes = Vec::new();
         (attack.next)(self.round, self.tx, &mut bytes);
         self.guest.send(&bytes)
     }
 
     /// Takes the answer, which may be a refusal.
-    fn receive(&mut self, attack: &Attack) -> Result<()> {
+    fn receive(&mut self, attack: &LatencyAttack) -> Result<()> {
         let (kind, payload) = self.guest.answer()?;
         let starts =
             attack.name.ends_with("transactions") && kind == MsgType::TransactionStart.code();
@@ -123,7 +129,7 @@ impl Attacker<'_> {
 }
 
 /// Runs the attack in all guests until `stop` is set.
-fn attack(guests: &[Guest], attack: &Attack, stop: &AtomicBool) -> Result<()> {
+fn attack(guests: &[IntroducedGuest], attack: &LatencyAttack, stop: &AtomicBool) -> Result<()> {
     let mut hostile: Vec<_> =
         guests.iter().map(|guest| Attacker { guest, round: 0, tx: 0 }).collect();
     while !stop.load(Ordering::Relaxed) {
@@ -142,7 +148,7 @@ fn attack(guests: &[Guest], attack: &Attack, stop: &AtomicBool) -> Result<()> {
 }
 
 /// Measures domain 0's p99 beside idle guests, and beside one and all of them in each attack.
-pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn run(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let folder = context.places.scratch.join("hostile");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -155,7 +161,7 @@ pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     conn.call(&request(MsgType::SetPerms, &[SHARED.as_bytes(), b"\0b0\0"]))?;
     let mut guests = Vec::new();
     for domid in 1..=guests_max {
-        let guest = Guest::introduce(&mut conn, &folder, domid)?;
+        let guest = IntroducedGuest::introduce(&mut conn, &folder, domid)?;
         let home = format!("/local/domain/{domid}");
         conn.call(&write(&home, b""))?;
         let owner = format!("\0n{domid}\0");

@@ -12,7 +12,7 @@ mod store;
 mod transactions;
 
 use crate::Result;
-use crate::daemon::Kind;
+use crate::daemon::MeasuredDaemon;
 
 pub(crate) use context::Context;
 
@@ -21,22 +21,41 @@ pub(crate) struct Scenario {
     /// The name for `--only`; the first part of the metric names.
     pub(crate) name: &'static str,
     /// The daemons that run it.
-    pub(crate) kinds: &'static [Kind],
+    pub(crate) kinds: &'static [MeasuredDaemon],
     /// True if the daemon must know guests.
     pub(crate) guests: bool,
     /// A guess of its duration, in seconds, until it has been measured.
     pub(crate) seconds: f64,
     /// Runs it.
-    pub(crate) run: fn(&mut Context<'_>, Kind) -> Result<()>,
+    pub(crate) run: fn(&mut Context<'_>, MeasuredDaemon) -> Result<()>,
 }
 
-const DAEMONS: &[Kind] = &[Kind::Ours, Kind::C, Kind::O, Kind::On];
+const DAEMONS: &[MeasuredDaemon] =
+    &[MeasuredDaemon::Ours, MeasuredDaemon::C, MeasuredDaemon::O, MeasuredDaemon::On];
 
 /// All scenarios, in the order in which they run.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "rates", kinds: &Kind::ALL, guests: false, seconds: 3.5, run: rates::run },
-    Scenario { name: "idle", kinds: &Kind::ALL, guests: false, seconds: 3.0, run: axes::idle },
-    Scenario { name: "active", kinds: &Kind::ALL, guests: false, seconds: 2.0, run: axes::active },
+    Scenario {
+        name: "rates",
+        kinds: &MeasuredDaemon::ALL,
+        guests: false,
+        seconds: 3.5,
+        run: rates::run,
+    },
+    Scenario {
+        name: "idle",
+        kinds: &MeasuredDaemon::ALL,
+        guests: false,
+        seconds: 3.0,
+        run: axes::idle,
+    },
+    Scenario {
+        name: "active",
+        kinds: &MeasuredDaemon::ALL,
+        guests: false,
+        seconds: 2.0,
+        run: axes::active,
+    },
     Scenario { name: "watches", kinds: DAEMONS, guests: false, seconds: 2.0, run: axes::watches },
     Scenario {
         name: "transactions",
@@ -63,7 +82,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "store", kinds: DAEMONS, guests: false, seconds: 20.0, run: store::hundred },
     Scenario {
         name: "million",
-        kinds: &[Kind::Ours],
+        kinds: &[MeasuredDaemon::Ours],
         guests: false,
         seconds: 10.0,
         run: store::million,
@@ -72,14 +91,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "domains", kinds: DAEMONS, guests: true, seconds: 6.0, run: domains::run },
     Scenario {
         name: "guests",
-        kinds: &[Kind::Ours, Kind::C, Kind::On],
+        kinds: &[MeasuredDaemon::Ours, MeasuredDaemon::C, MeasuredDaemon::On],
         guests: true,
         seconds: 3.0,
         run: guests::run,
     },
     Scenario {
         name: "hostile",
-        kinds: &[Kind::Ours, Kind::C],
+        kinds: &[MeasuredDaemon::Ours, MeasuredDaemon::C],
         guests: true,
         seconds: 15.0,
         run: hostile::run,

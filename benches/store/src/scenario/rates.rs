@@ -3,10 +3,10 @@
 use super::context::{Context, NODE, prepare};
 use crate::Result;
 use crate::client::{reads, writes};
-use crate::daemon::Kind;
+use crate::daemon::MeasuredDaemon;
 
 /// Measures reads and writes of one node of 32 bytes.
-pub(super) fn run(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn run(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
     let (read, write) = (reads(NODE), writes(NODE));

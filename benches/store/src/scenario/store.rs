@@ -6,7 +6,7 @@
 use super::context::{Context, NODE, prepare};
 use crate::Result;
 use crate::client::{Conn, VALUE, read, reads, request, write, writes};
-use crate::daemon::{Daemon, Kind};
+use crate::daemon::{Daemon, MeasuredDaemon};
 use crate::machine::beside;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,7 +72,7 @@ fn settled_memory(daemon: &Daemon) -> Result<f64> {
 }
 
 /// Runs with 100,000 nodes, on every daemon.
-pub(super) fn hundred(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn hundred(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let nodes = context.size(100_000, 2_000);
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
@@ -86,7 +86,7 @@ pub(super) fn hundred(context: &mut Context<'_>, kind: Kind) -> Result<()> {
 }
 
 /// Runs with 1,000,000 nodes, on ours alone.
-pub(super) fn million(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn million(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let nodes = context.size(1_000_000, 10_000);
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;
@@ -98,7 +98,7 @@ pub(super) fn million(context: &mut Context<'_>, kind: Kind) -> Result<()> {
 
 /// Runs `xenstore ls` with our tool, and with Debian's on C. A listing keeps many requests in
 /// flight, so tool and daemon each have a processor, as on any host.
-fn list(context: &mut Context<'_>, daemon: &Daemon, kind: Kind) -> Result<()> {
+fn list(context: &mut Context<'_>, daemon: &Daemon, kind: MeasuredDaemon) -> Result<()> {
     let ours = context.places.release.join("xenstore");
     if ours.exists() {
         let mut command = Command::new(ours);
@@ -107,7 +107,7 @@ fn list(context: &mut Context<'_>, daemon: &Daemon, kind: Kind) -> Result<()> {
         context.record("ls.ours", time);
     }
     let debian = context.places.debian("usr/bin/xenstore-ls");
-    if kind == Kind::C && debian.exists() {
+    if kind == MeasuredDaemon::C && debian.exists() {
         let mut command = Command::new(debian);
         command.arg("/bench").env("LD_LIBRARY_PATH", context.places.debian_libs());
         let time = beside(context.cpu, &context.allowed, || run_listing(&mut command, daemon))??;
@@ -128,7 +128,7 @@ fn run_listing(command: &mut Command, daemon: &Daemon) -> Result<f64> {
 }
 
 /// Removes a directory of 10,000 while another client reads, one request at a time.
-pub(super) fn rm(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn rm(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let children = context.size(10_000, 500);
     let daemon = context.start(kind)?;
     let mut conn = prepare(&daemon)?;

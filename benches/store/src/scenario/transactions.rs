@@ -3,8 +3,8 @@
 use super::context::Context;
 use crate::Result;
 use crate::client::{Conn, VALUE, put, write};
-use crate::daemon::{Daemon, Kind};
-use crate::swarm::{SendMode, StopCondition, Swarm, Transactions, total};
+use crate::daemon::{Daemon, MeasuredDaemon};
+use crate::swarm::{SendMode, StopCondition, Swarm, TransactionScript, total};
 use std::time::Instant;
 use xenstore_core::wire::MsgType;
 
@@ -63,7 +63,7 @@ fn measure<F: FnMut(u64, u32) -> Vec<Vec<u8>>>(
     context: &mut Context<'_>,
     daemon: &Daemon,
     name: &str,
-    mut scripts: Vec<Transactions<F>>,
+    mut scripts: Vec<TransactionScript<F>>,
 ) -> Result<()> {
     let mut swarm = Swarm::connect(&daemon.socket, scripts.len())?;
     let (cpu, start) = (daemon.cpu_time()?, Instant::now());
@@ -81,7 +81,7 @@ fn measure<F: FnMut(u64, u32) -> Vec<Vec<u8>>>(
 }
 
 /// Runs clients that each have a subtree of their own.
-pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn disjoint(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
     let base = |client: usize| format!("/bench/client/{client}");
@@ -101,7 +101,7 @@ pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
             .map(|client| {
                 let base = base(client);
                 let steps = move |n, tx_id| reads_and_writes(&base, client, n, tx_id);
-                Transactions::new(steps, end).with_mode(mode)
+                TransactionScript::new(steps, end).with_mode(mode)
             })
             .collect();
         measure(context, &daemon, name, scripts)?;
@@ -111,19 +111,21 @@ pub(super) fn disjoint(context: &mut Context<'_>, kind: Kind) -> Result<()> {
 
 /// Runs clients that make devices in one directory; the number is the same for every daemon, as the
 /// directory grows.
-pub(super) fn devices(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn devices(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
     conn.call(&write("/bench/device/vbd", b""))?;
     let each = StopCondition::Commits(context.size(50, 3) as u64);
     let scripts = (0..CLIENTS)
-        .map(|client| Transactions::new(move |number, tx_id| device(client, number, tx_id), each))
+        .map(|client| {
+            TransactionScript::new(move |number, tx_id| device(client, number, tx_id), each)
+        })
         .collect();
     measure(context, &daemon, "devices", scripts)
 }
 
 /// Runs clients that read and write the same five keys.
-pub(super) fn contended(context: &mut Context<'_>, kind: Kind) -> Result<()> {
+pub(super) fn contended(context: &mut Context<'_>, kind: MeasuredDaemon) -> Result<()> {
     let daemon = context.start(kind)?;
     let mut conn = Conn::open(&daemon.socket)?;
     for key in 0..KEYS {
@@ -134,7 +136,7 @@ pub(super) fn contended(context: &mut Context<'_>, kind: Kind) -> Result<()> {
     let scripts = (0..CLIENTS)
         .map(|client| {
             let steps = move |n, tx_id| reads_and_writes("/bench/same", client, n, tx_id);
-            Transactions::new(steps, end)
+            TransactionScript::new(steps, end)
         })
         .collect();
     measure(context, &daemon, "same", scripts)

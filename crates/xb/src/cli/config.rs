@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
-pub(crate) enum Command {
+pub(crate) enum ConfigCommand {
     /// Print a configuration the other way: xl.cfg as TOML, TOML as xl.cfg. Comments are lost.
     #[command(after_help = "Example: xb config convert web.cfg > web.toml")]
     Convert {
@@ -36,10 +36,10 @@ pub(crate) enum OutputSyntax {
     Toml,
 }
 
-pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, command: &ConfigCommand) -> Result<u8, Error> {
     let (file, to) = match command {
-        Command::Convert { file, to } => (file, Some(to)),
-        Command::Check { file } => (file, None),
+        ConfigCommand::Convert { file, to } => (file, Some(to)),
+        ConfigCommand::Check { file } => (file, None),
     };
     let text = config::load(file).map_err(Error::Refused)?;
     let (name, syntax) = (file.display().to_string(), Syntax::of(file));

@@ -3,7 +3,7 @@
 use super::options::GlobalOptions;
 use super::out;
 use crate::config::{self, Description, Setting, Syntax, Warning};
-use crate::host::{Host, Platform};
+use crate::host::{Host, HostPlatform};
 use crate::lifecycle::create::{self, StartMode};
 use crate::lifecycle::{destroy, follow};
 use crate::wait::{self, Limit};
@@ -81,7 +81,7 @@ fn follow(options: &GlobalOptions, host: &mut Host, name: &str, domid: DomId) ->
         }
         followed => followed?,
     };
-    if let Platform::Hosted { control, .. } = &mut host.platform {
+    if let HostPlatform::Hosted { control, .. } = &mut host.platform {
         // A preserved domain stays; others are gone.
         let _ = control.keep(last);
     }

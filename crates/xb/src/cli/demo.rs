@@ -6,7 +6,7 @@ use super::options::GlobalOptions;
 use super::{host, out, tree};
 use crate::config::{DiskSpec, Syntax};
 use crate::devices::disk;
-use crate::host::daemons::{self, BLOCK, DAEMONS, Daemon};
+use crate::host::daemons::{self, BLOCK, DAEMONS, HostDaemon};
 use crate::host::folder::Folder;
 use crate::host::{Host, HostChoice};
 use crate::host::{bring, programs};
@@ -14,7 +14,7 @@ use crate::lifecycle::create::{self, StartMode};
 use crate::wait::Limit;
 use crate::{Error, devices, domain, text, wait};
 use clap::Args;
-use guests::DiskAccess;
+use guests::FileSystemAccess;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -120,7 +120,7 @@ impl DemoRun {
     fn all(&self) -> Result<(), Error> {
         let (data, own, scratch) =
             (self.image("data.img"), self.image("own.img"), self.image("scratch.img"));
-        let daemons = daemons::words(Daemon::name);
+        let daemons = daemons::words(HostDaemon::name);
         self.step(&format!("a host is up: {daemons}"), || {
             bring::up(&self.folder, &[], self.limit())?;
             Ok(self.folder.path().display().to_string())
@@ -135,7 +135,7 @@ impl DemoRun {
             make_raw(&scratch)?;
             Ok(format!("{}, {}", data.display(), text::size(IMAGE)))
         })?;
-        let (access, why) = DiskAccess::of_this_user();
+        let (access, why) = FileSystemAccess::of_this_user();
         out::print(&format!("          {why}\n"))?;
         self.step("guest one is created, with the ext4 image as its disk xvda", || {
             self.create(&mut host, "one", &guests::first(access, &data))
@@ -159,22 +159,22 @@ impl DemoRun {
     }
 
     /// Writes a tree onto the disk of guest one.
-    fn written(&self, host: &mut Host, access: DiskAccess) -> Result<(), Error> {
+    fn written(&self, host: &mut Host, access: FileSystemAccess) -> Result<(), Error> {
         let how = match access {
-            DiskAccess::Kernel => {
+            FileSystemAccess::Kernel => {
                 "the host's kernel mounts one's disk for it, it writes a directory tree and syncs, it is unmounted"
             }
-            DiskAccess::Debugfs | DiskAccess::Nbd => {
+            FileSystemAccess::Debugfs | FileSystemAccess::Nbd => {
                 "it writes a directory tree onto its disk, and e2fsck finds nothing wrong"
             }
-            DiskAccess::Nothing => return Ok(()),
+            FileSystemAccess::Nothing => return Ok(()),
         };
         self.step(how, || {
-            if access == DiskAccess::Kernel {
+            if access == FileSystemAccess::Kernel {
                 self.mount(host, "one", "xvda")?;
             }
             let sum = self.await_word("one", "written")?;
-            if access == DiskAccess::Kernel {
+            if access == FileSystemAccess::Kernel {
                 let one = domain::find(host, "one")?;
                 disk::mount::unmount(host, &one)?;
             }
@@ -183,12 +183,12 @@ impl DemoRun {
     }
 
     /// Compares the tree, which guest two reads, with the one written.
-    fn compared(&self, host: &mut Host, access: DiskAccess) -> Result<(), Error> {
-        if access == DiskAccess::Nothing {
+    fn compared(&self, host: &mut Host, access: FileSystemAccess) -> Result<(), Error> {
+        if access == FileSystemAccess::Nothing {
             return Ok(());
         }
         self.step("two reads the tree and compares", || {
-            if access == DiskAccess::Kernel {
+            if access == FileSystemAccess::Kernel {
                 self.mount(host, "two", "xvdb")?;
             }
             let (read, written) =
@@ -207,19 +207,19 @@ impl DemoRun {
     }
 
     /// Kills the backend while two writes, where two has something to write.
-    fn killed(&self, access: DiskAccess) -> Result<(), Error> {
+    fn killed(&self, access: FileSystemAccess) -> Result<(), Error> {
         let name = match access {
-            DiskAccess::Nothing => "the backend is killed (SIGKILL) and started again",
+            FileSystemAccess::Nothing => "the backend is killed (SIGKILL) and started again",
             _ => "while two writes to it, the backend is killed (SIGKILL) and started again",
         };
         self.step(name, || {
-            if access != DiskAccess::Nothing {
+            if access != FileSystemAccess::Nothing {
                 self.await_word("two", "wrote 8")?;
             }
             let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
             BLOCK.running(&self.folder).ok_or_else(gone)?.kill();
             // Nobody writes any more, so this is the number of pieces that two has written.
-            let written = if access == DiskAccess::Nothing { 0 } else { self.pieces()? };
+            let written = if access == FileSystemAccess::Nothing { 0 } else { self.pieces()? };
             BLOCK.start(&self.folder, self.limit())?;
             match written {
                 0 => Ok(String::new()),
@@ -227,7 +227,7 @@ impl DemoRun {
                 written => Ok(format!("after {written} of {} writes", guests::PIECES)),
             }
         })?;
-        if access == DiskAccess::Nothing {
+        if access == FileSystemAccess::Nothing {
             return Ok(());
         }
         self.step("two has noticed nothing but a pause", || {

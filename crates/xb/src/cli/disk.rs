@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use xen::DomId;
 
 #[derive(Subcommand, Debug)]
-pub(crate) enum Command {
+pub(crate) enum DiskCommand {
     /// Attach a disk to a domain, and wait until it is connected.
     #[command(
         after_help = "Example: xb disk attach web format=qcow2,vdev=xvdb,target=/images/data.qcow2"
@@ -113,10 +113,10 @@ pub(crate) fn as_json(disk: &AttachedDisk) -> Value {
     })
 }
 
-pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, command: &DiskCommand) -> Result<u8, Error> {
     match command {
-        Command::Attach(attach) => self::attach(options, attach),
-        Command::Detach(detach) => {
+        DiskCommand::Attach(attach) => self::attach(options, attach),
+        DiskCommand::Detach(detach) => {
             domain::with(&mut options.open()?, &detach.domain, |host, domain| {
                 let domid = domain.info.domid;
                 let disk = disk::find(&mut host.store, domid, &detach.vdev)?;
@@ -126,7 +126,7 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
                 if options.json { out::json(&so) } else { Ok(0) }
             })
         }
-        Command::Mount(mount) => {
+        DiskCommand::Mount(mount) => {
             domain::with(&mut options.open()?, &mount.domain, |host, domain| {
                 let disk = disk::find(&mut host.store, domain.info.domid, &mount.vdev)?;
                 disk::mount::mount(host, domain, &disk, &mount.fs_type, options.limit())?;
@@ -135,16 +135,16 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
                 if options.json { out::json(&so) } else { Ok(0) }
             })
         }
-        Command::Unmount { domain } => {
+        DiskCommand::Unmount { domain } => {
             domain::with(&mut options.open()?, domain, |host, domain| {
                 disk::mount::unmount(host, domain)?;
                 let so = json!({ "domain": domain.name, "mounted": null });
                 if options.json { out::json(&so) } else { Ok(0) }
             })
         }
-        Command::List { domain } => list(options, domain.as_deref()),
-        Command::Stats { domain } => super::stats::run(options, domain.as_deref()),
-        Command::Resize(resize) => {
+        DiskCommand::List { domain } => list(options, domain.as_deref()),
+        DiskCommand::Stats { domain } => super::stats::run(options, domain.as_deref()),
+        DiskCommand::Resize(resize) => {
             domain::with(&mut options.open()?, &resize.domain, |host, domain| {
                 let domid = domain.info.domid;
                 let disk = disk::find(&mut host.store, domid, &resize.vdev)?;

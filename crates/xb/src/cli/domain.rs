@@ -3,8 +3,8 @@
 use super::options::GlobalOptions;
 use super::out;
 use crate::Error;
-use crate::domain::{self, Domain, Request};
-use crate::host::{Host, Platform};
+use crate::domain::{self, ControlRequest, Domain};
+use crate::host::{Host, HostPlatform};
 use crate::lifecycle::destroy::{self, find_remains};
 use crate::lifecycle::follow::await_again;
 use clap::Args;
@@ -77,7 +77,7 @@ fn print_state(options: &GlobalOptions, host: &mut Host, domain: &Domain) -> Res
 pub(crate) fn ask(
     options: &GlobalOptions,
     ask: &ShutdownArguments,
-    request: Request,
+    request: ControlRequest,
 ) -> Result<u8, Error> {
     let mut host = options.open()?;
     let domain = domain::find(&mut host, &ask.domain)?;
@@ -90,11 +90,11 @@ pub(crate) fn ask(
     let mut domid = domain.info.domid;
     let ended = match (ask.wait, request) {
         (false, _) => false,
-        (true, Request::Poweroff) => {
+        (true, ControlRequest::Poweroff) => {
             domain::await_end(&mut host, &domain, options.limit())?;
             true
         }
-        (true, Request::Reboot) => {
+        (true, ControlRequest::Reboot) => {
             domid = await_again(&mut host, &domain, options.limit())?;
             false
         }
@@ -107,7 +107,7 @@ pub(crate) fn ask(
 pub(crate) fn destroy(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
     let mut host = options.open()?;
     let domid = find_remains(&mut host, &which.domain)?;
-    if let Platform::Xen(_) = host.platform {
+    if let HostPlatform::Xen(_) = host.platform {
         let name = &which.domain;
         return Err(Error::Refused(format!(
             "on Xen, domains are created and destroyed by xl: xl destroy {name}"

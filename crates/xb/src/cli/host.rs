@@ -3,7 +3,7 @@
 use super::options::GlobalOptions;
 use super::out;
 use crate::host::bring::{self, Startup};
-use crate::host::daemons::{self, DAEMONS, Daemon, KEEPER};
+use crate::host::daemons::{self, DAEMONS, HostDaemon, KEEPER};
 use crate::host::folder::{Folder, FolderContent};
 use crate::host::{Host, HostChoice, programs};
 use crate::lifecycle::destroy;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use xen::DomId;
 
 #[derive(Subcommand, Debug)]
-pub(crate) enum Command {
+pub(crate) enum HostCommand {
     #[command(about = up_about(), after_help = "Example: xb host up --host /tmp/h")]
     Up {
         /// Let the backing files of images lie in DIR, too; one with each use of the option. It stays so for this host
@@ -33,15 +33,15 @@ pub(crate) enum Command {
 
 /// Returns the help of `xb host up`.
 fn up_about() -> String {
-    format!("Start the daemons that do not run: {}", daemons::words(Daemon::part))
+    format!("Start the daemons that do not run: {}", daemons::words(HostDaemon::part))
 }
 
-pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, command: &HostCommand) -> Result<u8, Error> {
     let folder = options.choice().hosted("xb host")?;
     let dir = folder.path().display();
     folder.look()?;
     match command {
-        Command::Up { image_dirs } => {
+        HostCommand::Up { image_dirs } => {
             programs::make()?;
             let startup = bring::up(&folder, image_dirs, options.limit())?;
             if options.json {
@@ -51,14 +51,14 @@ pub(crate) fn run(options: &GlobalOptions, command: &Command) -> Result<u8, Erro
             let so = if startup == Startup::WasUp { "was up already" } else { "is up" };
             out::print(&format!("the host in {dir} {so}\n"))
         }
-        Command::Down => {
+        HostCommand::Down => {
             down(&folder, options.within())?;
             if options.json {
                 return out::json(&json!({ "host": folder.path(), "up": false }));
             }
             out::print(&format!("the host in {dir} is down\n"))
         }
-        Command::Status => status(options, &folder),
+        HostCommand::Status => status(options, &folder),
     }
 }
 
@@ -82,7 +82,7 @@ fn destroy_guests(folder: &Folder, within: Duration) -> Result<(), Error> {
     let Ok(mut host) = Host::open(HostChoice::Hosted(folder.clone())) else { return Ok(()) };
     host.store.set_timeout(Some(devices::CLOSES_WITHIN));
     // Without a backend there is nothing to wait for.
-    let is_backend = |daemon: &&Daemon| !daemon.kinds().is_empty();
+    let is_backend = |daemon: &&HostDaemon| !daemon.kinds().is_empty();
     let serves = DAEMONS.iter().filter(is_backend).any(|daemon| daemon.running(folder).is_some());
     let within = if serves { within.min(devices::CLOSES_WITHIN) } else { Duration::ZERO };
     let mut guests: Vec<DomId> =

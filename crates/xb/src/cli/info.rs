@@ -4,7 +4,7 @@ use super::domain::DomainArguments;
 use super::options::GlobalOptions;
 use super::out;
 use crate::devices::disk;
-use crate::host::Platform;
+use crate::host::HostPlatform;
 use crate::{Error, domain};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ pub(crate) fn run(options: &GlobalOptions, which: &DomainArguments) -> Result<u8
         let disks = disk::list(&mut host.store, domid)?;
         let mut value = super::domain::as_json(domain);
         value["disks"] = disks.iter().map(super::disk::as_json).collect();
-        if let Platform::Hosted { control, folder } = &mut host.platform
+        if let HostPlatform::Hosted { control, folder } = &mut host.platform
             && domid != xen::DomId::DOM0
         {
             let used = control

@@ -10,7 +10,7 @@ use std::io::{IsTerminal, Read, StdoutLock, Write};
 use std::os::unix::fs::MetadataExt;
 
 #[derive(Args, Debug)]
-pub(crate) struct Log {
+pub(crate) struct LogArguments {
     /// The guest's name, also of one that has ended, or its number.
     domain: String,
     /// Show what comes, until Ctrl-C.
@@ -43,7 +43,7 @@ impl LogOutput {
     }
 }
 
-pub(crate) fn run(options: &GlobalOptions, log: &Log) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, log: &LogArguments) -> Result<u8, Error> {
     let folder = options.choice().hosted("xb log")?;
     folder.look()?;
     let mut name = log.domain.clone();

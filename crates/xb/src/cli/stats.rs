@@ -3,12 +3,12 @@
 use super::options::GlobalOptions;
 use super::out;
 use crate::devices::disk;
-use crate::devices::disk::stats::{self, Counts};
+use crate::devices::disk::stats::{self, RequestCounts};
 use crate::{Error, domain, text};
 use serde_json::{Value, json};
 
 /// The counts of one kind of request, as JSON.
-fn as_json(counts: &Counts) -> Value {
+fn as_json(counts: &RequestCounts) -> Value {
     json!({
         "requests": counts.requests, "bytes": counts.sectors.saturating_mul(512), "errors": counts.errors,
         "merges": counts.merges, "median_us": counts.median_us, "p99_us": counts.p99_us,

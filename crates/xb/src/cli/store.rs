@@ -9,13 +9,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 #[derive(Args, Debug)]
-pub(crate) struct Store {
+pub(crate) struct StoreArguments {
     /// A command of xenstore and its arguments; xb store -- --help lists them all, with examples.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     words: Vec<OsString>,
 }
 
-pub(crate) fn run(options: &GlobalOptions, store: &Store) -> Result<u8, Error> {
+pub(crate) fn run(options: &GlobalOptions, store: &StoreArguments) -> Result<u8, Error> {
     let program = programs::find(programs::XENSTORE)?;
     let mut command = Command::new(&program);
     command.args(&store.words);

@@ -1,7 +1,7 @@
 //! A domain as its configuration describes it.
 
 use super::keys::{self, Support};
-use super::{DiskSpec, Error, Kind, Place, Setting, Value, Warning, disk};
+use super::{DiskSpec, Error, Place, Setting, Value, ValueKind, Warning, disk};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use xen::domwatch::ShutdownReason;
@@ -76,7 +76,7 @@ pub struct Description {
 }
 
 /// Settings by key; those that were read are removed.
-struct Reader<'a> {
+struct SettingReader<'a> {
     settings: BTreeMap<&'a str, &'a Setting>,
 }
 
@@ -88,7 +88,7 @@ impl Description {
     /// [`Error`]: the first value that cannot be.
     pub fn read(file: &str, settings: &[Setting]) -> Result<(Self, Vec<Warning>), Error> {
         let by_key = settings.iter().map(|setting| (setting.key.as_str(), setting)).collect();
-        let reader = Reader { settings: by_key };
+        let reader = SettingReader { settings: by_key };
         let warnings = reader.warnings(settings);
         let name = reader.text("name")?.ok_or_else(|| Error {
             place: Place::start(file),
@@ -161,7 +161,7 @@ const BESIDE: [(&str, &str); 3] = [("maxmem", "memory"), ("root", "cmdline"), ("
 /// The number of keys without effect that get a warning each; the others are only counted.
 const WARNINGS_MAX: usize = 50;
 
-impl Reader<'_> {
+impl SettingReader<'_> {
     /// Returns the warnings about keys that have no effect.
     fn warnings(&self, settings: &[Setting]) -> Vec<Warning> {
         let mut unheeded = settings.iter().filter(|setting| self.is_unheeded(setting));
@@ -215,7 +215,7 @@ impl Reader<'_> {
     fn text(&self, key: &str) -> Result<Option<String>, Error> {
         let Some(setting) = self.settings.get(key) else { return Ok(None) };
         match &setting.value.kind {
-            Kind::Text(text) | Kind::Number(_, text) if !text.contains('\0') => {
+            ValueKind::Text(text) | ValueKind::Number(_, text) if !text.contains('\0') => {
                 Ok(Some(text.clone()))
             }
             _ => Err(self.wrong(&setting.value, &format!("a string for {key}"))),
@@ -225,9 +225,9 @@ impl Reader<'_> {
     fn number(&self, key: &str, least: u64, most: u64) -> Result<Option<u64>, Error> {
         let Some(setting) = self.settings.get(key) else { return Ok(None) };
         let number = match &setting.value.kind {
-            Kind::Number(number, _) => Some(*number),
-            Kind::Text(text) => super::number(text),
-            Kind::List(_) => None,
+            ValueKind::Number(number, _) => Some(*number),
+            ValueKind::Text(text) => super::number(text),
+            ValueKind::List(_) => None,
         };
         match number.filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
@@ -258,13 +258,13 @@ impl Reader<'_> {
 
     fn disks(&self) -> Result<Vec<DiskSpec>, Error> {
         let Some(setting) = self.settings.get("disk") else { return Ok(Vec::new()) };
-        let Kind::List(list) = &setting.value.kind else {
+        let ValueKind::List(list) = &setting.value.kind else {
             return Err(self.wrong(&setting.value, "a list of strings for disk"));
         };
         let mut numbers = BTreeMap::new();
         let mut disks = Vec::new();
         for value in list {
-            let Kind::Text(text) = &value.kind else {
+            let ValueKind::Text(text) = &value.kind else {
                 return Err(self.wrong(value, "a string in the list disk"));
             };
             let disk = DiskSpec::parse(text).map_err(|wrong| Error {

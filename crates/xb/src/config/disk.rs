@@ -161,7 +161,8 @@ impl DiskSpec {
     /// # Errors
     /// [`Error`] at the first part that makes no sense.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let mut reader = Reader { text, at: 0, disk: Self::default(), ..Reader::default() };
+        let mut reader =
+            DiskSpecReader { text, at: 0, disk: Self::default(), ..DiskSpecReader::default() };
         while reader.step()? {}
         reader.finish()
     }
@@ -207,10 +208,10 @@ pub fn number(vdev: &str) -> Result<u32, String> {
 }
 
 /// A part of the string: its text, and its place.
-type Part<'a> = (&'a str, usize);
+type DiskSpecPart<'a> = (&'a str, usize);
 
 #[derive(Default)]
-struct Reader<'a> {
+struct DiskSpecReader<'a> {
     text: &'a str,
     at: usize,
     disk: DiskSpec,
@@ -220,8 +221,8 @@ struct Reader<'a> {
     has_access: bool,
 }
 
-impl<'a> Reader<'a> {
-    fn error(&self, (text, at): Part<'a>, expected: &'static str) -> Error {
+impl<'a> DiskSpecReader<'a> {
+    fn error(&self, (text, at): DiskSpecPart<'a>, expected: &'static str) -> Error {
         let at = self.text.get(..at).map_or(0, |before| before.chars().count());
         let found = if text.is_empty() { "nothing".into() } else { format!("{text:?}") };
         Error { at, found, expected }
@@ -300,7 +301,7 @@ impl<'a> Reader<'a> {
         true
     }
 
-    fn named(&mut self, part: Part<'a>, key: &str, value: &'a str) -> Result<(), Error> {
+    fn named(&mut self, part: DiskSpecPart<'a>, key: &str, value: &'a str) -> Result<(), Error> {
         let place = (value, part.1 + key.len() + 1);
         match key {
             "format" => self.format_word(place)?,
@@ -343,7 +344,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn colo(&mut self, place: Part<'a>, key: &str, value: &str) -> Result<(), Error> {
+    fn colo(&mut self, place: DiskSpecPart<'a>, key: &str, value: &str) -> Result<(), Error> {
         let before =
             self.disk.colo.iter().any(|(before, value)| before == key && !value.is_empty());
         if key == "colo-port" {
@@ -357,7 +358,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn positional(&mut self, part: Part<'a>) -> Result<(), Error> {
+    fn positional(&mut self, part: DiskSpecPart<'a>) -> Result<(), Error> {
         if self.disk.target.is_none() {
             self.target(part)
         } else if !self.has_prefix && !self.has_format {
@@ -377,14 +378,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn target(&mut self, part: Part<'a>) -> Result<(), Error> {
+    fn target(&mut self, part: DiskSpecPart<'a>) -> Result<(), Error> {
         self.once(part, part.0, |disk| &mut disk.target)
     }
 
     /// Sets a value that may be set once; an empty value does not count.
     fn once(
         &mut self,
-        part: Part<'a>,
+        part: DiskSpecPart<'a>,
         value: &str,
         field: impl FnOnce(&mut DiskSpec) -> &mut Option<String>,
     ) -> Result<(), Error> {
@@ -397,7 +398,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn vdev(&mut self, part: Part<'a>) -> Result<(), Error> {
+    fn vdev(&mut self, part: DiskSpecPart<'a>) -> Result<(), Error> {
         if !self.disk.vdev.is_empty() {
             return Err(self.error(part, "vdev once"));
         }
@@ -407,7 +408,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Parses `hdc:cdrom`, which is deprecated. Returns true if the part has that form.
-    fn vdev_and_devtype(&mut self, part: Part<'a>) -> Result<bool, Error> {
+    fn vdev_and_devtype(&mut self, part: DiskSpecPart<'a>) -> Result<bool, Error> {
         let Some((vdev, kind)) = part.0.rsplit_once(':') else { return Ok(false) };
         self.vdev((vdev, part.1))?;
         self.disk.cdrom = match kind {
@@ -422,13 +423,13 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    fn format_word(&mut self, part: Part<'a>) -> Result<(), Error> {
+    fn format_word(&mut self, part: DiskSpecPart<'a>) -> Result<(), Error> {
         let format = if part.0.is_empty() { Some(Format::Raw) } else { Format::parse(part.0) };
         let format = format.ok_or_else(|| self.error(part, FORMATS))?;
         self.format(part, format)
     }
 
-    fn format(&mut self, part: Part<'a>, format: Format) -> Result<(), Error> {
+    fn format(&mut self, part: DiskSpecPart<'a>, format: Format) -> Result<(), Error> {
         if self.disk.format.is_some_and(|before| before != format) {
             return Err(self.error(part, "one format, not two"));
         }
@@ -437,7 +438,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn access(&mut self, part: Part<'a>) -> Result<(), Error> {
+    fn access(&mut self, part: DiskSpecPart<'a>) -> Result<(), Error> {
         self.disk.access = match part.0 {
             "r" | "ro" => Some(Access::Read),
             "w" | "rw" => Some(Access::Write),

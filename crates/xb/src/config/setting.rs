@@ -97,12 +97,12 @@ pub struct Value {
     /// Its beginning.
     pub place: Place,
     /// Its content.
-    pub kind: Kind,
+    pub kind: ValueKind,
 }
 
 /// The kinds of values in both syntaxes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum ValueKind {
     /// A string.
     Text(String),
     /// A number: its value, and its form in the file (`0x10`).
@@ -120,9 +120,9 @@ impl Value {
         number: fn(u64, &str) -> String,
     ) -> String {
         match &self.kind {
-            Kind::Text(content) => text(content),
-            Kind::Number(value, as_read) => number(*value, as_read),
-            Kind::List(list) => {
+            ValueKind::Text(content) => text(content),
+            ValueKind::Number(value, as_read) => number(*value, as_read),
+            ValueKind::List(list) => {
                 let mut items = list.iter().map(|value| value.written(text, number));
                 if list.len() < 2 {
                     format!("[{}]", items.next().unwrap_or_default())
@@ -140,9 +140,9 @@ impl Value {
     #[must_use]
     pub fn shown(&self) -> String {
         match &self.kind {
-            Kind::Text(text) => format!("{:?}", crate::text::short(text)),
-            Kind::Number(_, written) => written.clone(),
-            Kind::List(_) => "a list".into(),
+            ValueKind::Text(text) => format!("{:?}", crate::text::short(text)),
+            ValueKind::Number(_, written) => written.clone(),
+            ValueKind::List(_) => "a list".into(),
         }
     }
 }

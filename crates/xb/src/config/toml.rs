@@ -1,6 +1,6 @@
 //! Settings in TOML: strings, whole numbers, true and false (1 and 0), and arrays.
 
-use super::{DEPTH_MAX, Error, Kind, NO_TEXT, Place, Setting, Value};
+use super::{DEPTH_MAX, Error, NO_TEXT, Place, Setting, Value, ValueKind};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 /// [`Error`] at the first that cannot be parsed, and at a value that no setting can have (tables,
 /// dates, fractions).
 pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
-    let places = Places::of(file, text);
+    let places = PlaceCounter::of(file, text);
     if let Some(at) = text.find(NO_TEXT) {
         let (place, found) = (places.at(at), "a byte that is no UTF-8".into());
         return Err(Error { place, found, expected: "UTF-8".into() });
@@ -30,7 +30,11 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Setting>, Error> {
     Ok(settings)
 }
 
-fn read(places: &Places<'_>, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<Value, Error> {
+fn read(
+    places: &PlaceCounter<'_>,
+    from: &Spanned<DeValue<'_>>,
+    depth: u32,
+) -> Result<Value, Error> {
     let place = places.at(from.span().start);
     let wrong = |found: &str| Error {
         place: place.clone(),
@@ -38,16 +42,16 @@ fn read(places: &Places<'_>, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<
         expected: "a string, a whole number from 0, true, false, or an array of these".into(),
     };
     let kind = match from.get_ref() {
-        DeValue::String(text) => Kind::Text(text.to_string()),
+        DeValue::String(text) => ValueKind::Text(text.to_string()),
         DeValue::Integer(number) => {
             let parsed = u64::from_str_radix(number.as_str(), number.radix());
             let parsed = parsed.map_err(|_| wrong(&format!("the number {}", number.as_str())))?;
-            Kind::Number(parsed, parsed.to_string())
+            ValueKind::Number(parsed, parsed.to_string())
         }
-        DeValue::Boolean(set) => Kind::Number(u64::from(*set), u64::from(*set).to_string()),
+        DeValue::Boolean(set) => ValueKind::Number(u64::from(*set), u64::from(*set).to_string()),
         DeValue::Array(array) if depth < DEPTH_MAX => {
             let values = array.iter().map(|value| read(places, value, depth + 1));
-            Kind::List(values.collect::<Result<_, _>>()?)
+            ValueKind::List(values.collect::<Result<_, _>>()?)
         }
         DeValue::Array(_) => return Err(wrong("arrays too deep in one another")),
         DeValue::Float(_) => return Err(wrong("a fraction")),
@@ -58,7 +62,7 @@ fn read(places: &Places<'_>, from: &Spanned<DeValue<'_>>, depth: u32) -> Result<
 }
 
 /// The places of a text's bytes: counted once, and after that from the last mark before a byte.
-struct Places<'a> {
+struct PlaceCounter<'a> {
     text: &'a str,
     /// The marks: a place at least every [`MARK_BYTES`], with its byte.
     marks: Vec<(usize, Place)>,
@@ -67,7 +71,7 @@ struct Places<'a> {
 /// The number of bytes that are counted for one place at most, except for the rest of a character.
 const MARK_BYTES: usize = 256;
 
-impl<'a> Places<'a> {
+impl<'a> PlaceCounter<'a> {
     fn of(file: &str, text: &'a str) -> Self {
         let mut place = Place::start(file);
         let mut marks = vec![(0, place.clone())];

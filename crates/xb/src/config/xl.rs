@@ -3,7 +3,7 @@
 //!
 //! Strings know `\" \' \\ \a \b \f \n \r \t \v`, `\x41` and `\101`; octal escapes are octal.
 
-use super::{DEPTH_MAX, Error, Kind, NO_TEXT, Place, Setting, Value, number};
+use super::{DEPTH_MAX, Error, NO_TEXT, Place, Setting, Value, ValueKind, number};
 use std::collections::HashMap;
 
 /// A token; strings without their quotes and escapes.
@@ -32,7 +32,7 @@ impl Token {
     }
 }
 
-struct Parser<'a> {
+struct ConfigParser<'a> {
     rest: std::iter::Peekable<std::str::Chars<'a>>,
     place: Place,
     token: Token,
@@ -60,7 +60,7 @@ pub fn parse_after(
 ) -> Result<Vec<Setting>, Error> {
     let (place, token) = (Place::start(file), Token::End);
     let at = place.clone();
-    let mut parser = Parser { rest: text.chars().peekable(), place, token, at };
+    let mut parser = ConfigParser { rest: text.chars().peekable(), place, token, at };
     let mut known = settings.iter().map(|setting| setting.key.clone()).zip(0..).collect();
     parser.step()?;
     loop {
@@ -115,8 +115,8 @@ fn store(
         return Ok(());
     }
     match (&mut old.value.kind, new.value.kind) {
-        (Kind::List(list), Kind::List(more)) => list.extend(more),
-        (Kind::Text(text), Kind::Text(more)) => text.push_str(&more),
+        (ValueKind::List(list), ValueKind::List(more)) => list.extend(more),
+        (ValueKind::Text(text), ValueKind::Text(more)) => text.push_str(&more),
         _ => return Err("two lists or two strings"),
     }
     Ok(())
@@ -126,7 +126,7 @@ fn error(place: &Place, found: impl Into<String>, expected: &str) -> Error {
     Error { place: place.clone(), found: found.into(), expected: expected.into() }
 }
 
-impl Parser<'_> {
+impl ConfigParser<'_> {
     fn wrong(&self, expected: &str) -> Error {
         error(&self.at, self.token.shown(), expected)
     }
@@ -249,15 +249,15 @@ impl Parser<'_> {
     fn value(&mut self, depth: u32) -> Result<Value, Error> {
         let place = self.at.clone();
         let kind = match std::mem::replace(&mut self.token, Token::Newline) {
-            Token::Text(text) => Kind::Text(text),
+            Token::Text(text) => ValueKind::Text(text),
             Token::Number(written) => {
                 let number = number(&written).ok_or_else(|| {
                     let found = format!("the number {written}");
                     error(&place, found, "a decimal, octal (0..) or hexadecimal (0x..) number")
                 })?;
-                Kind::Number(number, written)
+                ValueKind::Number(number, written)
             }
-            Token::Sign('[') if depth < DEPTH_MAX => Kind::List(self.list(depth)?),
+            Token::Sign('[') if depth < DEPTH_MAX => ValueKind::List(self.list(depth)?),
             other => {
                 self.token = other;
                 return Err(self.wrong("a string in quotes, a number or a [list]"));

@@ -1,7 +1,7 @@
 //! Adding a device, and waiting until it is connected.
 
 use super::detach::{CLOSES_WITHIN, Force, detach};
-use super::device::Device;
+use super::device::AttachableDevice;
 use super::ends::{state, watched};
 use crate::host::{Host, daemons};
 use crate::wait::{self, Limit};
@@ -22,7 +22,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// [`Error::Refused`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
-pub fn add(store: &mut Client, device: &Device) -> Result<(), Error> {
+pub fn add(store: &mut Client, device: &AttachableDevice) -> Result<(), Error> {
     let domid = device.domid();
     match toolstack::add_new(store, device.nodes())? {
         AddOutcome::New => Ok(()),
@@ -39,7 +39,7 @@ pub fn add(store: &mut Client, device: &Device) -> Result<(), Error> {
 ///
 /// # Errors
 /// A sentence: why it does not connect.
-pub fn attach(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Error> {
+pub fn attach(host: &mut Host, device: &AttachableDevice, limit: Limit) -> Result<(), Error> {
     add(&mut host.store, device)?;
     let Err(error) = await_connected(host, device, limit) else { return Ok(()) };
     let nodes = device.nodes();
@@ -51,7 +51,11 @@ pub fn attach(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Erro
 ///
 /// # Errors
 /// The error that the backend tells, [`Error::Timeout`] with the states of both ends, [`Error::Interrupted`].
-pub fn await_connected(host: &mut Host, device: &Device, limit: Limit) -> Result<(), Error> {
+pub fn await_connected(
+    host: &mut Host,
+    device: &AttachableDevice,
+    limit: Limit,
+) -> Result<(), Error> {
     let (domid, words) = (device.domid(), device.words());
     let (front, back) = (device.nodes().frontend_path(), device.nodes().backend_path());
     let states = std::cell::Cell::new((State::Unknown, State::Unknown));

@@ -19,13 +19,13 @@ pub(super) fn word(kind: &str) -> String {
 
 /// A device to be added to a domain.
 #[derive(Clone, Debug)]
-pub struct Device {
+pub struct AttachableDevice {
     nodes: NewDevice,
     name: String,
     target: Option<String>,
 }
 
-impl Device {
+impl AttachableDevice {
     /// Makes a device with these nodes, whose number is its name.
     #[must_use]
     pub fn new(nodes: NewDevice) -> Self {

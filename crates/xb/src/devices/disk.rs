@@ -5,10 +5,10 @@ pub mod mount;
 mod resize;
 pub mod stats;
 
-use super::device::Device;
+use super::device::AttachableDevice;
 use crate::config::DiskSpec;
 use crate::config::disk::{BackendType, Format, Specification};
-use crate::host::{Host, Platform};
+use crate::host::{Host, HostPlatform};
 use crate::{Error, text};
 use rustix::fs::OFlags;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -31,7 +31,7 @@ const KERNEL_VBD: &str = "/sys/bus/xen-backend/drivers/vbd";
 
 /// A disk that can be added: its description and its target.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub struct AttachableDisk {
     /// Its description.
     pub spec: DiskSpec,
     /// The target that the backend is told to serve.
@@ -54,8 +54,8 @@ impl HostKind {
     #[must_use]
     pub fn of(host: &Host) -> Self {
         match host.platform {
-            Platform::Hosted { .. } => Self::Hosted,
-            Platform::Xen(_) => Self::Xen,
+            HostPlatform::Hosted { .. } => Self::Hosted,
+            HostPlatform::Xen(_) => Self::Xen,
         }
     }
 }
@@ -65,7 +65,11 @@ impl HostKind {
 ///
 /// # Errors
 /// A sentence: the description cannot be served, or a file does not exist.
-pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Disk, Error> {
+pub fn prepare(
+    spec: &DiskSpec,
+    place: HostKind,
+    directory: &Path,
+) -> Result<AttachableDisk, Error> {
     let vdev = &spec.vdev;
     let refused = |why: &str| Error::Refused(format!("disk {vdev}: {why}"));
     let number = spec.number().map_err(|wrong| refused(&wrong))?;
@@ -136,7 +140,7 @@ pub fn prepare(spec: &DiskSpec, place: HostKind, directory: &Path) -> Result<Dis
         };
         return Err(refused(&format!("{}: {error}{hint}", path.display())));
     }
-    Ok(Disk { spec: spec.clone(), target, number, backend_kind })
+    Ok(AttachableDisk { spec: spec.clone(), target, number, backend_kind })
 }
 
 /// Checks that a file can be a disk; the error is the reason why it cannot.
@@ -167,12 +171,12 @@ fn absolute(named: &str, directory: &Path) -> String {
     }
 }
 
-impl Disk {
+impl AttachableDisk {
     /// Returns its device in a domain.
     ///
     /// # Errors
     /// It has no number.
-    pub fn device(&self, domid: DomId) -> Result<Device, Error> {
+    pub fn device(&self, domid: DomId) -> Result<AttachableDevice, Error> {
         let spec = &self.spec;
         let numeric = spec.vdev.starts_with(|first: char| first.is_ascii_digit());
         let vbd = Vbd {
@@ -211,6 +215,6 @@ impl Disk {
             device.backend_nodes.push(("script".into(), format!("{SCRIPTS}{OUR_SCRIPT}")));
             device.backend_nodes.push(("hotplug-status".into(), "connected".into()));
         }
-        Ok(Device::new(device).named(&spec.vdev).serving(&self.target))
+        Ok(AttachableDevice::new(device).named(&spec.vdev).serving(&self.target))
     }
 }

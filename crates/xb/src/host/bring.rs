@@ -1,6 +1,6 @@
 //! The bringing up and taking down of a hosted host, with all its daemons.
 
-use super::daemons::{DAEMONS, Daemon};
+use super::daemons::{DAEMONS, HostDaemon};
 use super::folder::{Folder, FolderContent};
 use crate::Error;
 use crate::wait::Limit;
@@ -37,7 +37,7 @@ pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Start
         }
         if let Err(error) = daemon.start(folder, limit) {
             for before in started.into_iter().rev() {
-                Daemon::stop(before, folder)?;
+                HostDaemon::stop(before, folder)?;
             }
             if DAEMONS.iter().all(|daemon| daemon.running(folder).is_none())
                 && clear(folder).is_ok()
@@ -85,7 +85,7 @@ pub fn down(folder: &Folder) -> Result<(), Error> {
 
 /// Returns the names of all files that daemons leave in the folder.
 fn left() -> impl Iterator<Item = &'static str> {
-    DAEMONS.iter().flat_map(Daemon::leaves).copied()
+    DAEMONS.iter().flat_map(HostDaemon::leaves).copied()
 }
 
 /// Ends what a broker has left.

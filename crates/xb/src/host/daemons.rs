@@ -7,14 +7,14 @@ use super::folder::Folder;
 use std::path::PathBuf;
 
 /// All daemons, in the order in which they start; they end in the opposite order.
-pub const DAEMONS: &[Daemon] = &[BROKER, STORE, KEEPER, BLOCK];
+pub const DAEMONS: &[HostDaemon] = &[BROKER, STORE, KEEPER, BLOCK];
 
 /// `xen-hosted`: plays the hypervisor.
-pub const BROKER: Daemon = Daemon {
+pub const BROKER: HostDaemon = HostDaemon {
     name: "broker",
     part: "broker",
-    program: Program::Beside { file: "xen-hosted", package: "xen-hosted" },
-    arguments: &[Argument::Place(|folder| folder.broker().path().into())],
+    program: DaemonProgram::Beside { file: "xen-hosted", package: "xen-hosted" },
+    arguments: &[DaemonArgument::Place(|folder| folder.broker().path().into())],
     environment: &[],
     ready: ReadyLine::Says("xen-hosted: serving "),
     leaves: &["host"],
@@ -22,11 +22,11 @@ pub const BROKER: Daemon = Daemon {
 };
 
 /// `xenstored`: the store.
-pub const STORE: Daemon = Daemon {
+pub const STORE: HostDaemon = HostDaemon {
     name: "xenstored",
     part: "store",
-    program: Program::Beside { file: "xenstored", package: "xenstored" },
-    arguments: &[Argument::Word("--no-fork")],
+    program: DaemonProgram::Beside { file: "xenstored", package: "xenstored" },
+    arguments: &[DaemonArgument::Word("--no-fork")],
     environment: &[("XENSTORED_RUNDIR", Folder::run), ("XENSTORED_ROOTDIR", Folder::run)],
     ready: ReadyLine::Logs { field: " pid=", end: " msg=\"serving\"" },
     leaves: &["store", "store.lock"],
@@ -34,14 +34,14 @@ pub const STORE: Daemon = Daemon {
 };
 
 /// `xb keeper`: keeps guests' logs, and acts when they end.
-pub const KEEPER: Daemon = Daemon {
+pub const KEEPER: HostDaemon = HostDaemon {
     name: "keeper",
     part: "keeper",
-    program: Program::Own,
+    program: DaemonProgram::Own,
     arguments: &[
-        Argument::Word("--host"),
-        Argument::Place(|folder| folder.path().into()),
-        Argument::Word("keeper"),
+        DaemonArgument::Word("--host"),
+        DaemonArgument::Place(|folder| folder.path().into()),
+        DaemonArgument::Word("keeper"),
     ],
     environment: &[],
     ready: ReadyLine::Says("keeper: serving "),
@@ -50,14 +50,14 @@ pub const KEEPER: Daemon = Daemon {
 };
 
 /// `xen-blockd`: serves disks.
-pub const BLOCK: Daemon = Daemon {
+pub const BLOCK: HostDaemon = HostDaemon {
     name: "xen-blockd",
     part: "block backend",
-    program: Program::Beside { file: "xen-blockd", package: "xen-block" },
+    program: DaemonProgram::Beside { file: "xen-blockd", package: "xen-block" },
     arguments: &[
-        Argument::Word("--record-dir"),
-        Argument::Place(Folder::record),
-        Argument::ImageDirs("--image-dir"),
+        DaemonArgument::Word("--record-dir"),
+        DaemonArgument::Place(Folder::record),
+        DaemonArgument::ImageDirs("--image-dir"),
     ],
     environment: &[],
     ready: ReadyLine::Says("xen-blockd: serving "),
@@ -70,11 +70,11 @@ type PathIn = fn(&Folder) -> PathBuf;
 
 /// A daemon of a hosted host.
 #[derive(Clone, Copy, Debug)]
-pub struct Daemon {
+pub struct HostDaemon {
     name: &'static str,
     part: &'static str,
-    pub(super) program: Program,
-    pub(super) arguments: &'static [Argument],
+    pub(super) program: DaemonProgram,
+    pub(super) arguments: &'static [DaemonArgument],
     pub(super) environment: &'static [(&'static str, PathIn)],
     ready: ReadyLine,
     leaves: &'static [&'static str],
@@ -83,7 +83,7 @@ pub struct Daemon {
 
 /// The program that is run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Program {
+pub(crate) enum DaemonProgram {
     /// This one.
     Own,
     /// A program in the folder of this one.
@@ -97,7 +97,7 @@ pub(crate) enum Program {
 
 /// An argument of a daemon's program.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Argument {
+pub(super) enum DaemonArgument {
     /// A word as it stands.
     Word(&'static str),
     /// A path in the host's folder.
@@ -115,7 +115,7 @@ enum ReadyLine {
     Logs { field: &'static str, end: &'static str },
 }
 
-impl Daemon {
+impl HostDaemon {
     /// Returns its name in lists and errors, which its log and its pid file have too.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -147,7 +147,7 @@ impl Daemon {
 
     /// True if it takes image folders as arguments.
     pub(super) fn takes_image_dirs(&self) -> bool {
-        self.arguments.iter().any(|argument| matches!(argument, Argument::ImageDirs(_)))
+        self.arguments.iter().any(|argument| matches!(argument, DaemonArgument::ImageDirs(_)))
     }
 
     /// True if this line of its log says that it serves.
@@ -161,12 +161,12 @@ impl Daemon {
 
 /// Returns the daemon that is the backend of a kind.
 #[must_use]
-pub fn backend(kind: &str) -> Option<&'static Daemon> {
+pub fn backend(kind: &str) -> Option<&'static HostDaemon> {
     DAEMONS.iter().find(|daemon| daemon.kinds.contains(&kind))
 }
 
 /// Joins a word of each daemon: `broker, xenstored`.
-pub(crate) fn words(word: fn(&Daemon) -> &'static str) -> String {
+pub(crate) fn words(word: fn(&HostDaemon) -> &'static str) -> String {
     DAEMONS.iter().map(word).collect::<Vec<_>>().join(", ")
 }
 
@@ -184,7 +184,7 @@ mod tests {
                 assert!(!daemon.kinds.iter().any(|kind| other.kinds.contains(kind)));
             }
         }
-        assert_eq!(backend("qdisk").map(Daemon::name), Some("xen-blockd"));
+        assert_eq!(backend("qdisk").map(HostDaemon::name), Some("xen-blockd"));
         assert!(backend("vif").is_none());
     }
 
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn the_unit_of_systemd_names_each_program() {
         for daemon in DAEMONS {
-            if let Program::Beside { file, .. } = daemon.program {
+            if let DaemonProgram::Beside { file, .. } = daemon.program {
                 assert!(UNIT.contains(&format!(" {file}")), "{file}");
             }
         }

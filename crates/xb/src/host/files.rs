@@ -17,9 +17,9 @@ pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()
 
 /// A file or folder that is watched.
 #[derive(Debug)]
-pub struct Watch(OwnedFd);
+pub struct FileWatch(OwnedFd);
 
-impl Watch {
+impl FileWatch {
     /// Begins to watch for these changes.
     pub(super) fn new(path: &Path, changes: WatchFlags) -> std::io::Result<Self> {
         let watch = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
@@ -41,7 +41,7 @@ impl Watch {
     }
 }
 
-impl AsFd for Watch {
+impl AsFd for FileWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -12,7 +12,7 @@
 //! | `guests/NAME/` | what is kept of each guest: [`GuestFolder`] |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
 
-use super::files::{Watch, replace};
+use super::files::{FileWatch, replace};
 use super::guest_folder::GuestFolder;
 use crate::Error;
 use rustix::fs::inotify::WatchFlags;
@@ -132,8 +132,8 @@ impl Folder {
     ///
     /// # Errors
     /// The folder of the logs does not exist.
-    pub(crate) fn watch_logs(&self) -> std::io::Result<Watch> {
-        Watch::new(&self.logs(), WatchFlags::MODIFY)
+    pub(crate) fn watch_logs(&self) -> std::io::Result<FileWatch> {
+        FileWatch::new(&self.logs(), WatchFlags::MODIFY)
     }
 
     /// Returns the path of a daemon's log.

@@ -9,7 +9,7 @@
 //! | `log`, `log.1` | what it has printed, as the keeper wrote it |
 //! | `ended` | how it ended: [`GuestEnd`](super::guest_end::GuestEnd) |
 
-use super::files::{Watch, replace};
+use super::files::{FileWatch, replace};
 use crate::Error;
 use crate::wait::Limit;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, flock, inotify, mknodat, open};
@@ -54,9 +54,9 @@ impl GuestFolder {
     ///
     /// # Errors
     /// The folder does not exist.
-    pub fn watch(&self) -> std::io::Result<Watch> {
+    pub fn watch(&self) -> std::io::Result<FileWatch> {
         use inotify::WatchFlags;
-        Watch::new(&self.path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
+        FileWatch::new(&self.path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
 
     /// Waits until the guest has printed a line for which `wanted` returns a value; earlier lines

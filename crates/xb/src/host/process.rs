@@ -1,7 +1,7 @@
 //! The process of a daemon: starting it, finding it again, ending it.
 
-use super::daemons::{Argument, Daemon};
-use super::files::Watch;
+use super::daemons::{DaemonArgument, HostDaemon};
+use super::files::FileWatch;
 use super::folder::{Folder, FolderContent};
 use super::programs;
 use crate::Error;
@@ -21,14 +21,14 @@ use std::time::Duration;
 /// after the other take less than systemd gives `host down`.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-impl Daemon {
+impl HostDaemon {
     fn command(&self, folder: &Folder) -> Result<Command, Error> {
         let mut command = Command::new(programs::find(self.program)?);
         for argument in self.arguments {
             match argument {
-                Argument::Word(word) => command.arg(word),
-                Argument::Place(place) => command.arg(place(folder)),
-                Argument::ImageDirs(option) => command
+                DaemonArgument::Word(word) => command.arg(word),
+                DaemonArgument::Place(place) => command.arg(place(folder)),
+                DaemonArgument::ImageDirs(option) => command
                     .args(folder.image_dirs().iter().flat_map(|dir| [Path::new(option), dir])),
             };
         }
@@ -46,7 +46,7 @@ impl Daemon {
 
     /// Returns its process, if it runs.
     #[must_use]
-    pub fn running(&self, folder: &Folder) -> Option<Process> {
+    pub fn running(&self, folder: &Folder) -> Option<DaemonProcess> {
         if !matches!(folder.look(), Ok(FolderContent::Host)) {
             return None;
         }
@@ -56,7 +56,7 @@ impl Daemon {
         // The handle is opened before the check, so that the check is of the process of the handle.
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let same = started_at(pid).as_deref() == Some(started);
-        same.then_some(Process { pid, handle })
+        same.then_some(DaemonProcess { pid, handle })
     }
 
     /// Starts it, and waits until it serves.
@@ -70,7 +70,7 @@ impl Daemon {
         let log = File::options().append(true).create(true).open(&path);
         let log = log.map_err(Error::io(path.display()))?;
         let from = log.metadata().map_err(Error::io(path.display()))?.len();
-        let watch = Watch::new(&path, WatchFlags::MODIFY).map_err(Error::io(path.display()))?;
+        let watch = FileWatch::new(&path, WatchFlags::MODIFY).map_err(Error::io(path.display()))?;
         let mut command = self.command(folder)?;
         let errors = log.try_clone().map_err(Error::io(path.display()))?;
         let program = command.get_program().to_string_lossy().into_owned();
@@ -79,7 +79,7 @@ impl Daemon {
         let served = written.and_then(|()| serves(self, &mut child, (&path, from), &watch, limit));
         if served.is_err() {
             // It may have ended by itself; if not, it removes its files when it is asked to end.
-            if let Some(process) = Process::of(&child) {
+            if let Some(process) = DaemonProcess::of(&child) {
                 let _ = process.end(name);
             }
             let _ = child.kill();
@@ -130,10 +130,10 @@ fn read_from(path: &Path, from: u64) -> Result<String, Error> {
 
 /// Waits until its log, from a byte on, says that it serves, or until it ends.
 fn serves(
-    daemon: &Daemon,
+    daemon: &HostDaemon,
     child: &mut Child,
     (path, from): (&Path, u64),
-    watch: &Watch,
+    watch: &FileWatch,
     limit: Limit,
 ) -> Result<(), Error> {
     let name = daemon.name();
@@ -157,13 +157,13 @@ fn serves(
 
 /// A daemon's process.
 #[derive(Debug)]
-pub struct Process {
+pub struct DaemonProcess {
     /// Its number.
     pub pid: Pid,
     handle: OwnedFd,
 }
 
-impl Process {
+impl DaemonProcess {
     /// Returns the process of a child that was not waited for yet.
     fn of(child: &Child) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(child.id()).ok()?)?;

@@ -1,7 +1,7 @@
 //! The programs that `xb` runs: those in its own folder where it is installed, those that cargo
 //! builds where cargo runs it.
 
-use super::daemons::{DAEMONS, Program};
+use super::daemons::{DAEMONS, DaemonProgram};
 use crate::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// The tool that `xb store` runs.
-pub(crate) const XENSTORE: Program =
-    Program::Beside { file: "xenstore", package: "xenstore-client" };
+pub(crate) const XENSTORE: DaemonProgram =
+    DaemonProgram::Beside { file: "xenstore", package: "xenstore-client" };
 
 /// Returns the file and the package of each program that is not this one.
 fn others() -> impl Iterator<Item = (&'static str, &'static str)> {
     let programs = DAEMONS.iter().map(|daemon| daemon.program).chain([XENSTORE]);
     programs.filter_map(|program| match program {
-        Program::Own => None,
-        Program::Beside { file, package } => Some((file, package)),
+        DaemonProgram::Own => None,
+        DaemonProgram::Beside { file, package } => Some((file, package)),
     })
 }
 
@@ -44,8 +44,8 @@ fn own() -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// A sentence that says how to install it, or cargo's message.
-pub(crate) fn find(program: Program) -> Result<PathBuf, Error> {
-    let Program::Beside { file, package } = program else {
+pub(crate) fn find(program: DaemonProgram) -> Result<PathBuf, Error> {
+    let DaemonProgram::Beside { file, package } = program else {
         return own().map_err(Error::Refused);
     };
     make()?;

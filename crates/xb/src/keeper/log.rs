@@ -39,7 +39,7 @@ fn set_aside(guest: &GuestFolder) -> PathBuf {
 }
 
 /// A guest's pipe and log.
-pub(super) struct Log {
+pub(super) struct GuestLog {
     pub(super) pipe: File,
     guest: GuestFolder,
     file: File,
@@ -48,7 +48,7 @@ pub(super) struct Log {
     credit: (u64, Instant),
 }
 
-impl Log {
+impl GuestLog {
     pub(super) fn new(guest: GuestFolder, pipe: OwnedFd) -> std::io::Result<Self> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
         let path = guest.log();

@@ -6,7 +6,7 @@ use crate::config::Action;
 use crate::domain::{self, reason_word};
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
-use crate::host::{Host, HostChoice, Platform, saved_config};
+use crate::host::{Host, HostChoice, HostPlatform, saved_config};
 use crate::lifecycle::create::{self, Predecessor, StartMode};
 use crate::lifecycle::destroy;
 use crate::wait::Limit;
@@ -118,8 +118,8 @@ pub(super) fn settle(
         _ => None,
     };
     let holder = match &mut host.platform {
-        Platform::Hosted { control, .. } => control.holder(domid).ok().flatten(),
-        Platform::Xen(_) => None,
+        HostPlatform::Hosted { control, .. } => control.holder(domid).ok().flatten(),
+        HostPlatform::Xen(_) => None,
     };
     // A client that has destroyed it meanwhile does not want it to run again.
     let others = matches!(host.control().destroy(domid), Err(xen::Error::Srch));

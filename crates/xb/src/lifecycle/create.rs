@@ -3,22 +3,22 @@
 
 use super::{destroy, program};
 use crate::config::{self, Description, Setting};
-use crate::devices::disk::{self, Disk};
-use crate::devices::{self, Device};
+use crate::devices::disk::{self, AttachableDisk};
+use crate::devices::{self, AttachableDevice};
 use crate::domain::{self, Domain, nodes};
 use crate::host::daemons::BROKER;
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::GuestFolder;
-use crate::host::{Host, Platform, handover, saved_config};
+use crate::host::{Host, HostPlatform, handover, saved_config};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
 use std::fs::File;
 use std::os::fd::AsFd;
 use xen::DomId;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Config, Devices, Files, Lifetime};
-use xen_hosted::domctl::{Control, Created, Descriptors, Holder};
+use xen_hosted::domain::{Devices, DomainConfig, Files, Lifetime};
+use xen_hosted::domctl::{Control, CreatedDomain, Descriptors, Holder};
 use xenstore::{Client, Store};
 
 /// The state that a domain is left in once it is built.
@@ -65,7 +65,7 @@ pub fn create(
     mode: StartMode,
     limit: Limit,
 ) -> Result<CreatedGuest, Error> {
-    let Platform::Hosted { folder, control } = &mut host.platform else {
+    let HostPlatform::Hosted { folder, control } = &mut host.platform else {
         return Err(Error::Refused(
             "on Xen, domains are created by xl create; xb lists them and attaches disks".into(),
         ));
@@ -76,7 +76,7 @@ pub fn create(
     }
     let prepare = |spec| disk::prepare(spec, disk::HostKind::Hosted, &description.directory);
     let disks = description.disks.iter().map(prepare);
-    let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
+    let disks: Vec<AttachableDisk> = disks.collect::<Result<_, _>>()?;
     wait::check()?;
     let guest = folder.guest(&description.name);
     let lock = claim(&guest, &mut host.store, control)?;
@@ -150,8 +150,8 @@ fn build(
     folder: &Folder,
     control: &mut Control,
     description: &Description,
-) -> Result<Created, Error> {
-    let mut config = Config::default();
+) -> Result<CreatedDomain, Error> {
+    let mut config = DomainConfig::default();
     config.handle = match description.uuid {
         Some(uuid) => uuid,
         None => random_uuid()?,
@@ -215,8 +215,8 @@ fn set_up(
     host: &mut Host,
     domain: &Domain,
     description: &Description,
-    created: &Created,
-    disks: &[Disk],
+    created: &CreatedDomain,
+    disks: &[AttachableDisk],
     mode: StartMode,
     limit: Limit,
 ) -> Result<(), Error> {
@@ -231,7 +231,7 @@ fn set_up(
     nodes::write(&mut host.store, description, domid, &domain.info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     let all = disks.iter().map(|disk| disk.device(domid));
-    let all: Vec<Device> = all.collect::<Result<_, _>>()?;
+    let all: Vec<AttachableDevice> = all.collect::<Result<_, _>>()?;
     for device in &all {
         wait::check()?;
         devices::add(&mut host.store, device)?;
@@ -268,7 +268,7 @@ fn set_up(
 /// ended by itself may be gone by now.
 fn let_go(host: &mut Host, domain: &Domain, holder: Option<Holder>) -> Result<(), Error> {
     let Domain { info, name } = domain;
-    let Platform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
+    let HostPlatform::Hosted { folder, control } = &mut host.platform else { return Ok(()) };
     let guest = folder.guest(name);
     let ended = || GuestEnd::of_domain(&guest, info.domid);
     let is_preserved = ended().is_some_and(|ended| ended.action == config::Action::Preserve);

@@ -28,11 +28,11 @@ fn disk(text: &str) -> DiskSpec {
 }
 
 /// Target, format, vdev, true if it may be written, true if it is a CD-ROM.
-type Row = (&'static str, &'static str, Format, &'static str, bool, bool);
+type DiskExample = (&'static str, &'static str, Format, &'static str, bool, bool);
 
 #[test]
 fn disk_strings_of_every_form() {
-    let rows: &[Row] = &[
+    let rows: &[DiskExample] = &[
         // Positional.
         ("/img,,xvda", "/img", Format::Raw, "xvda", true, false),
         ("/img,raw,xvda,rw", "/img", Format::Raw, "xvda", true, false),
@@ -318,9 +318,9 @@ fn both_ways_and_back_nothing_is_lost() {
     let values = |settings: &[config::Setting]| -> Vec<(String, String)> {
         fn plain(value: &config::Value) -> String {
             match &value.kind {
-                config::Kind::Text(text) => format!("{text:?}"),
-                config::Kind::Number(number, _) => number.to_string(),
-                config::Kind::List(list) => {
+                config::ValueKind::Text(text) => format!("{text:?}"),
+                config::ValueKind::Number(number, _) => number.to_string(),
+                config::ValueKind::List(list) => {
                     format!("[{}]", list.iter().map(plain).collect::<Vec<_>>().join(","))
                 }
             }

@@ -39,7 +39,7 @@ const USES: [(GroupPurpose, Option<&str>, &str); 5] = [
 
 /// The version of the interface of control groups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Version {
+enum CgroupVersion {
     One,
     Two,
 }
@@ -47,7 +47,7 @@ enum Version {
 /// A hierarchy in which domains get groups.
 #[derive(Clone, Debug)]
 struct Hierarchy {
-    version: Version,
+    version: CgroupVersion,
     /// The group above those of the domains.
     base: PathBuf,
     uses: Vec<GroupPurpose>,
@@ -57,7 +57,7 @@ impl Hierarchy {
     /// Makes the group of a domain.
     fn make(&self, dir: &Path) -> io::Result<()> {
         let made = self.make_dir(dir);
-        if made.is_ok() && self.version == Version::Two {
+        if made.is_ok() && self.version == CgroupVersion::Two {
             // No domain's pressure is read, and the kernel counts it at each switch of tasks. The
             // pressure of the broker's own group is still counted.
             for group in [self.base.as_path(), dir] {
@@ -74,7 +74,7 @@ impl Hierarchy {
                 // The group above may be gone while no domain was in it: systemd removes empty
                 // groups when the process ends with which it has started the broker.
                 fs::create_dir(&self.base)?;
-                if self.version == Version::Two {
+                if self.version == CgroupVersion::Two {
                     delegation::enable(&self.base);
                 }
                 fs::create_dir(dir)
@@ -113,7 +113,7 @@ pub(crate) struct Cgroups {
 struct CgroupMount {
     at: PathBuf,
     root: PathBuf,
-    kind: Version,
+    kind: CgroupVersion,
     controllers: Vec<String>,
 }
 
@@ -123,8 +123,8 @@ fn mounted(line: &str) -> Option<CgroupMount> {
     let (root, at) = (left.next()?.into(), left.next()?.into());
     let mut right = right.split(' ');
     let kind = match right.next()? {
-        "cgroup" => Version::One,
-        "cgroup2" => Version::Two,
+        "cgroup" => CgroupVersion::One,
+        "cgroup2" => CgroupVersion::Two,
         _ => return None,
     };
     let controllers = right.nth(1)?.split(',').map(str::to_owned).collect();
@@ -150,14 +150,14 @@ impl Cgroups {
         let mounts: Vec<CgroupMount> = mounts.lines().filter_map(mounted).collect();
         let mut found = Self::default();
         let mut wanted: Vec<GroupPurpose> = USES.iter().map(|row| row.0).collect();
-        for mount in mounts.iter().filter(|mount| mount.kind == Version::Two) {
+        for mount in mounts.iter().filter(|mount| mount.kind == CgroupVersion::Two) {
             let own = own_group(&own, "");
             let Some(base) = base(mount, own.as_deref().map(group_to_divide), name) else {
                 continue;
             };
             let older = |controller| {
                 mounts.iter().any(|m| {
-                    m.kind == Version::One && m.controllers.iter().any(|c| c == controller)
+                    m.kind == CgroupVersion::One && m.controllers.iter().any(|c| c == controller)
                 })
             };
             if !delegation::has_controllers(&base) && older("cpuacct") && older("freezer") {
@@ -176,7 +176,7 @@ impl Cgroups {
                 .map(|row| row.0)
                 .collect();
             wanted.retain(|wanted| !uses.contains(wanted));
-            found.hierarchies.push(Hierarchy { version: Version::Two, base, uses });
+            found.hierarchies.push(Hierarchy { version: CgroupVersion::Two, base, uses });
         }
         for (purpose, _, controller) in USES {
             if !wanted.contains(&purpose) {
@@ -184,7 +184,8 @@ impl Cgroups {
             }
             let holds =
                 |mount: &&CgroupMount| mount.controllers.iter().any(|has| has == controller);
-            let Some(mount) = mounts.iter().filter(|m| m.kind == Version::One).find(holds) else {
+            let Some(mount) = mounts.iter().filter(|m| m.kind == CgroupVersion::One).find(holds)
+            else {
                 continue;
             };
             let own = own_group(&own, controller);
@@ -194,7 +195,7 @@ impl Cgroups {
                 None => {
                     note(&base);
                     if made(&base) {
-                        let (version, uses) = (Version::One, vec![purpose]);
+                        let (version, uses) = (CgroupVersion::One, vec![purpose]);
                         found.hierarchies.push(Hierarchy { version, base, uses });
                     }
                 }
@@ -207,7 +208,7 @@ impl Cgroups {
     pub(crate) fn remove(&self) {
         for hierarchy in &self.hierarchies {
             let _ = fs::remove_dir(&hierarchy.base);
-            if hierarchy.version == Version::Two
+            if hierarchy.version == CgroupVersion::Two
                 && let Some(own) = hierarchy.base.parent()
             {
                 delegation::leave(own);
@@ -231,7 +232,7 @@ impl Cgroups {
     /// is of version 1 and bounds nothing else; another group ensures that there is one task; and a
     /// task counts as much as a group, which it does unless the broker was started with `nice`.
     fn shares_by_task(&self, hierarchy: &Hierarchy) -> bool {
-        hierarchy.version == Version::One
+        hierarchy.version == CgroupVersion::One
             && hierarchy.uses == [GroupPurpose::Cpu]
             && self.has(GroupPurpose::Tasks)
             && rustix::process::getpriority_process(None) == Ok(0)
@@ -257,8 +258,8 @@ impl Cgroups {
             }
             group.dirs.push((hierarchy.version, dir.clone(), hierarchy.uses.clone()));
             let opened = match hierarchy.version {
-                Version::Two => fs::File::open(&dir).map(|dir| group.into = Some(dir.into())),
-                Version::One => fs::File::options()
+                CgroupVersion::Two => fs::File::open(&dir).map(|dir| group.into = Some(dir.into())),
+                CgroupVersion::One => fs::File::options()
                     .write(true)
                     .open(dir.join("tasks"))
                     .map(|tasks| group.join.push(tasks.into())),
@@ -337,7 +338,7 @@ fn made(base: &Path) -> bool {
 /// The groups of one domain.
 #[derive(Debug)]
 pub(crate) struct Group {
-    dirs: Vec<(Version, PathBuf, Vec<GroupPurpose>)>,
+    dirs: Vec<(CgroupVersion, PathBuf, Vec<GroupPurpose>)>,
     /// Files of version 1: a process that writes 0 into them joins the group.
     join: Vec<OwnedFd>,
     /// The group of version 2 that the first process is created in.
@@ -354,9 +355,14 @@ impl Group {
         (std::mem::take(&mut self.join), self.into.take())
     }
 
-    fn file(&self, purpose: GroupPurpose, one: &str, two: &str) -> Option<(Version, PathBuf)> {
+    fn file(
+        &self,
+        purpose: GroupPurpose,
+        one: &str,
+        two: &str,
+    ) -> Option<(CgroupVersion, PathBuf)> {
         let (version, dir, _) = self.dirs.iter().find(|(.., uses)| uses.contains(&purpose))?;
-        let name = if *version == Version::One { one } else { two };
+        let name = if *version == CgroupVersion::One { one } else { two };
         Some((*version, dir.join(name)))
     }
 
@@ -367,13 +373,13 @@ impl Group {
         two: (&str, String),
     ) -> io::Result<()> {
         match self.file(purpose, one.0, two.0) {
-            Some((Version::One, path)) => fs::write(path, one.1),
-            Some((Version::Two, path)) => fs::write(path, two.1),
+            Some((CgroupVersion::One, path)) => fs::write(path, one.1),
+            Some((CgroupVersion::Two, path)) => fs::write(path, two.1),
             None => Ok(()),
         }
     }
 
-    fn read(&self, purpose: GroupPurpose, one: &str, two: &str) -> Option<(Version, String)> {
+    fn read(&self, purpose: GroupPurpose, one: &str, two: &str) -> Option<(CgroupVersion, String)> {
         let (version, path) = self.file(purpose, one, two)?;
         Some((version, fs::read_to_string(path).ok()?))
     }
@@ -383,7 +389,8 @@ impl Group {
     /// # Errors
     /// The error of write(2): `EBUSY` where the domain has more already.
     pub(crate) fn set_memory(&self, bytes: u64) -> io::Result<()> {
-        if let Some((Version::Two, used)) = self.read(GroupPurpose::Memory, "", "memory.current")
+        if let Some((CgroupVersion::Two, used)) =
+            self.read(GroupPurpose::Memory, "", "memory.current")
             && used.trim().parse::<u64>().is_ok_and(|used| used > bytes)
         {
             // Version 2 would accept the limit and kill processes until it holds.
@@ -392,7 +399,8 @@ impl Group {
         let text = bytes.to_string();
         let two = ("memory.max", text.clone());
         self.write(GroupPurpose::Memory, ("memory.limit_in_bytes", text), two)?;
-        if let Some((Version::Two, swap)) = self.file(GroupPurpose::Memory, "", "memory.swap.max")
+        if let Some((CgroupVersion::Two, swap)) =
+            self.file(GroupPurpose::Memory, "", "memory.swap.max")
             && swap.exists()
         {
             // Swapped memory would not count against the limit. Without swap there is no such file.
@@ -421,7 +429,7 @@ impl Group {
             && let Some(dir) = self.share_later.take()
         {
             fs::create_dir(&dir)?;
-            self.dirs.push((Version::One, dir.clone(), vec![GroupPurpose::Cpu]));
+            self.dirs.push((CgroupVersion::One, dir.clone(), vec![GroupPurpose::Cpu]));
             if let Some(pid) = first {
                 fs::write(dir.join("tasks"), pid.as_raw_nonzero().to_string())?;
             }
@@ -450,8 +458,8 @@ impl Group {
     pub(crate) fn cpu_time_ns(&self) -> Option<u64> {
         let (version, text) = self.read(GroupPurpose::CpuTime, "cpuacct.usage", "cpu.stat")?;
         match version {
-            Version::One => text.trim().parse().ok(),
-            Version::Two => {
+            CgroupVersion::One => text.trim().parse().ok(),
+            CgroupVersion::Two => {
                 let us = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
                 Some(us.trim().parse::<u64>().ok()?.saturating_mul(1000))
             }
@@ -509,7 +517,7 @@ mod tests {
     fn mounts_and_own_groups_are_read() {
         let line = "33 24 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory";
         let mount = mounted(line).unwrap();
-        assert!(mount.kind == Version::One && mount.at == Path::new("/sys/fs/cgroup/memory"));
+        assert!(mount.kind == CgroupVersion::One && mount.at == Path::new("/sys/fs/cgroup/memory"));
         assert!(mount.controllers.iter().any(|name| name == "memory"));
         let own = "4:cpu,cpuacct:/a\n3:memory:/b/c\n0::/u\n";
         assert_eq!(own_group(own, "memory"), Some("/b/c".into()));
@@ -527,7 +535,7 @@ mod tests {
             fs::write(dir.path().join(file), text).unwrap();
         }
         let uses = USES.map(|row| row.0).to_vec();
-        let dirs = vec![(Version::Two, dir.path().to_owned(), uses)];
+        let dirs = vec![(CgroupVersion::Two, dir.path().to_owned(), uses)];
         (dir, Group { dirs, join: Vec::new(), into: None, share_later: None })
     }
 

@@ -46,7 +46,7 @@ pub enum Lifetime {
 /// The description of a new domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Config {
+pub struct DomainConfig {
     /// The handle by which its creator knows it, whatever number it gets.
     pub handle: [u8; 16],
     /// The memory that it may have, arenas included, in KiB; at least [`MEMORY_MIN_KIB`].
@@ -70,7 +70,7 @@ pub struct Config {
     pub env: Vec<OsString>,
 }
 
-impl Default for Config {
+impl Default for DomainConfig {
     fn default() -> Self {
         Self {
             handle: [0; 16],
@@ -87,7 +87,7 @@ impl Default for Config {
     }
 }
 
-impl Config {
+impl DomainConfig {
     /// Returns the words and strings of a request to create the domain.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.handle.to_vec();
@@ -186,20 +186,20 @@ mod tests {
 
     #[test]
     fn configurations_round_trip() {
-        let mut config = Config { args: vec!["program".into()], ..Config::default() };
-        assert_eq!(Config::decode(&config.encode()), Some(config.clone()));
+        let mut config = DomainConfig { args: vec!["program".into()], ..DomainConfig::default() };
+        assert_eq!(DomainConfig::decode(&config.encode()), Some(config.clone()));
         config.args.push("".into());
         config.env.push("A=1".into());
         config.files = Files::System;
         config.devices = Devices::Files;
         config.lifetime = Lifetime::Held;
         config.cap = 50;
-        assert_eq!(Config::decode(&config.encode()), Some(config.clone()));
+        assert_eq!(DomainConfig::decode(&config.encode()), Some(config.clone()));
         config.weight = 0;
-        assert_eq!(Config::decode(&config.encode()), None);
-        let bytes = Config { args: vec!["x".into()], ..Config::default() }.encode();
+        assert_eq!(DomainConfig::decode(&config.encode()), None);
+        let bytes = DomainConfig { args: vec!["x".into()], ..DomainConfig::default() }.encode();
         for len in 0..bytes.len() - 1 {
-            assert_eq!(Config::decode(&bytes[..len]), None, "{len} bytes");
+            assert_eq!(DomainConfig::decode(&bytes[..len]), None, "{len} bytes");
         }
     }
 }

@@ -11,7 +11,7 @@ pub(crate) mod sandbox;
 mod script;
 pub(crate) mod user;
 
-pub use config::{Config, Devices, Files, Lifetime};
+pub use config::{Devices, DomainConfig, Files, Lifetime};
 pub use filter::system_calls;
 pub(crate) use missing_feature::MISSING_FEATURES;
 pub use missing_feature::MissingFeature;

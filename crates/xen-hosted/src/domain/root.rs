@@ -1,6 +1,6 @@
 //! A domain's root: an empty file system with mounts of all that the domain may see.
 
-use super::config::{Config, Devices, Files};
+use super::config::{Devices, DomainConfig, Files};
 use super::script::Script;
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
@@ -17,7 +17,7 @@ pub(super) const SYSTEM: [&str; 7] =
 
 /// Assembles the domain's root at [`ROOT`]: an empty file system with the files that the domain may
 /// see, and its program, if that is a script.
-pub(super) fn build(config: &Config, script: Option<&OwnedFd>) -> Result<(), Errno> {
+pub(super) fn build(config: &DomainConfig, script: Option<&OwnedFd>) -> Result<(), Errno> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     // Kept open: the files to be mounted may lie below the path of the new root.

@@ -6,7 +6,7 @@
 //! it: a sandbox is never incomplete. The parts that the machine does not have were found before
 //! ([`MissingFeature`]).
 
-use super::config::{Config, Devices, Files};
+use super::config::{Devices, DomainConfig, Files};
 use super::devices::{self, DeviceMount, Names};
 use super::filter::{self, Processes, Sandbox};
 use super::missing_feature::MissingFeature;
@@ -15,7 +15,7 @@ use super::script::Script;
 use super::user::{INNER_ID, User, become_user};
 use crate::descriptors;
 use crate::limits::SIGNALS_MAX;
-use crate::proto::{self, Message, Request};
+use crate::proto::{self, BrokerMessage, BrokerRequest};
 use crate::sys;
 use confine::Filter;
 use rustix::fs::{Mode, OFlags, open};
@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The arguments of the process.
 pub(crate) struct Plan<'a> {
-    pub(crate) config: &'a Config,
+    pub(crate) config: &'a DomainConfig,
     pub(crate) user: User,
     pub(crate) lacks: u64,
     /// The name of its host's mounts and groups.
@@ -70,7 +70,7 @@ pub(crate) fn become_domain(plan: Plan<'_>) {
     let Ok(setup) = plan.setup.try_clone() else { return };
     let Err((step, errno)) = enter(plan, &setup);
     let step = u32::try_from(step).unwrap_or(0);
-    let request = Request::SandboxFailed { step, errno: errno.raw_os_error() };
+    let request = BrokerRequest::SandboxFailed { step, errno: errno.raw_os_error() };
     let _ = proto::send(setup.as_fd(), &request.encode(), &[], SendFlags::empty());
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn try_devices(setup: &OwnedFd, user: User) -> ! {
 /// before.
 fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<OwnedFd>, Errno> {
     leave_broker(&[setup])?;
-    wait_for(setup, &Message::Mapped)?;
+    wait_for(setup, &BrokerMessage::Mapped)?;
     let fuse = match devices {
         Devices::None => None,
         Devices::Files | Devices::KernelFiles => Some(devices::open_fuse()?),
@@ -102,7 +102,7 @@ fn try_root(setup: &OwnedFd, user: User, devices: Devices) -> Result<Option<Owne
         become_user(INNER_ID)?;
     }
     leave_namespaces("probe")?;
-    root::build(&Config { devices, ..Config::default() }, None)?;
+    root::build(&DomainConfig { devices, ..DomainConfig::default() }, None)?;
     Ok(fuse)
 }
 
@@ -120,7 +120,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     let of_devices = plan.devices.iter().flat_map(|devices| [&devices.fuse, &devices.mount]);
     let needed = [tells, &plan.link, &plan.setup].into_iter().chain(&plan.files).chain(&plan.join);
     leave_broker(&needed.chain(of_devices).collect::<Vec<_>>()).map_err(|errno| (0, errno))?;
-    wait_for(&plan.setup, &Message::Mapped).map_err(|errno| (0, errno))?;
+    wait_for(&plan.setup, &BrokerMessage::Mapped).map_err(|errno| (0, errno))?;
     for tasks in &plan.join {
         rustix::io::write(tasks, b"0").map_err(|errno| (1, errno))?;
     }
@@ -187,7 +187,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     let env = descriptors::environment(strings.1, &names_given, pid).ok_or((10, Errno::INVAL))?;
     tell_done(&plan, names).map_err(|errno| (8, errno))?;
-    wait_for(&plan.setup, &Message::Run).map_err(|errno| (0, errno))?;
+    wait_for(&plan.setup, &BrokerMessage::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
     Err((10, sys::run_program(program.as_fd(), &args, &env)))
 }
@@ -220,14 +220,14 @@ fn filter_calls(plan: &Plan<'_>) -> Option<()> {
 }
 
 /// Waits until the broker sends this message. If the broker ends, so does this process.
-fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
+fn wait_for(setup: &OwnedFd, message: &BrokerMessage) -> Result<(), Errno> {
     let mut buffer = [0; 64];
     loop {
         let mut fds = Vec::new();
         let got = proto::receive(setup.as_fd(), &mut buffer, &mut fds, RecvFlags::empty());
         match got {
             Ok(0) => sys::exit_now(127),
-            Ok(count) if Message::decode(&buffer[..count]).as_ref() == Some(message) => {
+            Ok(count) if BrokerMessage::decode(&buffer[..count]).as_ref() == Some(message) => {
                 return Ok(());
             }
             Ok(_) => return Err(Errno::PROTO),
@@ -242,7 +242,7 @@ fn wait_for(setup: &OwnedFd, message: &Message) -> Result<(), Errno> {
 fn tell_done(plan: &Plan<'_>, names: Vec<OwnedFd>) -> Result<(), Errno> {
     let names = Names::of(names);
     let connection = names.as_ref().map_or(Ok(0), Names::connection)?;
-    let done = Request::SandboxDone { lacks: plan.lacks, connection }.encode();
+    let done = BrokerRequest::SandboxDone { lacks: plan.lacks, connection }.encode();
     let fds: Vec<_> = names.iter().flat_map(Names::all).map(AsFd::as_fd).collect();
     proto::send(plan.setup.as_fd(), &done, &fds, SendFlags::empty())
 }

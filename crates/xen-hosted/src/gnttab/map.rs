@@ -6,7 +6,7 @@ use crate::errno::from_errno;
 use crate::limits::ARENA_PAGES;
 use crate::link::{ArenaFollower, Link, lock};
 use crate::map::{Map, MapOwner, page};
-use crate::proto::Request;
+use crate::proto::BrokerRequest;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
@@ -17,7 +17,7 @@ use xen::{DomId, Error, GrantRef};
 
 /// An arena of another domain, as this process has it mapped.
 #[derive(Debug)]
-struct Foreign {
+struct ForeignArena {
     granter: DomId,
     /// The number by which the broker tells it from other arenas that have had its slot.
     number: u64,
@@ -30,7 +30,7 @@ struct Foreign {
     mapped: Mutex<Box<[u16]>>,
 }
 
-impl Foreign {
+impl ForeignArena {
     /// Maps page `at`, if its entry lets domain `me` do so.
     fn pin(&self, at: usize, me: DomId, access: PageAccess) -> Result<(), GrantStatus> {
         let mut mapped = lock(&self.mapped);
@@ -57,13 +57,13 @@ impl Foreign {
     }
 }
 
-impl MapOwner for Foreign {
+impl MapOwner for ForeignArena {
     fn map(&self) -> &Map {
         &self.arena.pages
     }
 }
 
-impl Unmap for Foreign {
+impl Unmap for ForeignArena {
     fn unmap(&self, base: NonNull<u8>) {
         let at = self.arena.pages.page_number(base);
         let mut mapped = lock(&self.mapped);
@@ -81,23 +81,27 @@ impl Unmap for Foreign {
     }
 }
 
-impl Drop for Foreign {
+impl Drop for ForeignArena {
     fn drop(&mut self) {
         let Self { granter, number, arena, .. } = self;
-        self.link.tell(&Request::Release { granter: *granter, slot: arena.slot, number: *number });
+        self.link.tell(&BrokerRequest::Release {
+            granter: *granter,
+            slot: arena.slot,
+            number: *number,
+        });
     }
 }
 
 /// The arenas that one [`Grants`] has looked up; those that end are taken out.
 #[derive(Debug, Default)]
-struct ForeignArenas(Mutex<HashMap<(DomId, u32), Arc<Foreign>>>);
+struct ForeignArenas(Mutex<HashMap<(DomId, u32), Arc<ForeignArena>>>);
 
 impl ForeignArenas {
-    fn get(&self, granter: DomId, slot: u32) -> Option<Arc<Foreign>> {
+    fn get(&self, granter: DomId, slot: u32) -> Option<Arc<ForeignArena>> {
         lock(&self.0).get(&(granter, slot)).map(Arc::clone)
     }
 
-    fn insert(&self, granter: DomId, slot: u32, arena: Arc<Foreign>) {
+    fn insert(&self, granter: DomId, slot: u32, arena: Arc<ForeignArena>) {
         lock(&self.0).insert((granter, slot), arena);
     }
 
@@ -131,13 +135,14 @@ impl Grants {
     }
 
     /// The arena, looked up once and kept.
-    fn arena(&mut self, granter: DomId, slot: u32) -> Result<Arc<Foreign>, Error> {
+    fn arena(&mut self, granter: DomId, slot: u32) -> Result<Arc<ForeignArena>, Error> {
         match self.arenas.get(granter, slot) {
             Some(known) if !known.arena.ended() => return Ok(known),
             Some(_) => self.arenas.remove(granter, slot),
             None => {}
         }
-        let mut answer = self.link.call(&Request::FindArena { granter, slot }).map_err(refusal)?;
+        let mut answer =
+            self.link.call(&BrokerRequest::FindArena { granter, slot }).map_err(refusal)?;
         let table = answer.fd()?;
         let pages = answer.fds.pop_front();
         let own = if pages.is_some() { PageAccess::Read } else { PageAccess::ReadWrite };
@@ -146,7 +151,7 @@ impl Grants {
         let number = answer.number(1)?;
         let mapped = Mutex::new(vec![0; ARENA_PAGES as usize].into_boxed_slice());
         let link = Arc::clone(&self.link);
-        let arena = Arc::new(Foreign { granter, number, arena, bit, link, mapped });
+        let arena = Arc::new(ForeignArena { granter, number, arena, bit, link, mapped });
         self.arenas.insert(granter, slot, Arc::clone(&arena));
         Ok(arena)
     }

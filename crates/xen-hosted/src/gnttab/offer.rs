@@ -6,7 +6,7 @@ use crate::errno::from_errno;
 use crate::limits::{ARENA_PAGES, ARENAS_MAX};
 use crate::link::{Link, lock};
 use crate::map::{Map, MapOwner, page};
-use crate::proto::Request;
+use crate::proto::BrokerRequest;
 use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
@@ -173,7 +173,7 @@ impl Offers {
     fn add_arena(&mut self, purpose: Purpose) -> Result<Arc<OwnArena>, Error> {
         let at = u32::try_from(self.living(purpose).len()).map_err(|_| Error::NoSpc)?;
         let Purpose { peer, writable } = purpose;
-        let request = Request::OfferArena { peer, writable: u32::from(writable), at };
+        let request = BrokerRequest::OfferArena { peer, writable: u32::from(writable), at };
         let mut answer = self.link.call(&request)?;
         let (slot, number) = (answer.number(0)?, answer.number::<u64>(1)?);
         let table = answer.fd()?;
@@ -181,7 +181,7 @@ impl Offers {
         let arena = MappedArena::map(slot, &table, pages.as_ref(), PageAccess::ReadWrite)
             .map_err(from_errno)?;
         if pages.is_some() {
-            self.link.call(&Request::ArenaMapped { slot })?;
+            self.link.call(&BrokerRequest::ArenaMapped { slot })?;
         }
         // The peer can write the table. By a false end it could make the broker give the same arena
         // once more.

@@ -8,20 +8,20 @@ use super::parties::Parties;
 use super::peer::DeliveryPolicy;
 use super::poll::PeerId;
 use crate::limits::{ARENAS_MAX, DOM0_ARENAS_MAX, MAPPED_ARENAS_MAX};
-use crate::proto::Message;
+use crate::proto::BrokerMessage;
 use std::collections::BTreeMap;
 use xen::{DomId, Error, GrantRef};
 
 /// The arenas of one domain.
 #[derive(Default)]
-struct Table {
+struct DomainArenas {
     /// The arenas that it grants from.
     own: Vec<Option<Arena>>,
     /// The granter and slot of the arenas that others have made for it.
     received: Vec<(DomId, u32)>,
 }
 
-impl Table {
+impl DomainArenas {
     fn get_mut(&mut self, slot: u32) -> Option<&mut Arena> {
         self.own.get_mut(slot as usize)?.as_mut()
     }
@@ -41,7 +41,7 @@ impl Table {
 
 /// The arenas of all domains.
 pub(super) struct Arenas {
-    tables: BTreeMap<DomId, Table>,
+    tables: BTreeMap<DomId, DomainArenas>,
     /// The limit of descriptors for the arenas of a domain other than domain 0.
     descriptors_max: usize,
 }
@@ -265,7 +265,7 @@ impl Arenas {
             table.received.retain(|place| *place != (granter, slot));
         }
         for holder in arena.end() {
-            let message = Message::ArenaEnded { granter, slot };
+            let message = BrokerMessage::ArenaEnded { granter, slot };
             let _ = parties.peers.push(holder, &message, &[], DeliveryPolicy::Always);
         }
     }

@@ -9,7 +9,7 @@ use super::port_table::{PortBinding, PortEntry, PortTable};
 use crate::counters::{Counter, read_counter};
 use crate::errno::from_errno;
 use crate::limits::DOM0_PORTS_MAX;
-use crate::proto::Message;
+use crate::proto::BrokerMessage;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ impl Bindings {
             let fds = [there.as_fd(), here.as_fd()];
             match parties.peers.push(
                 holder,
-                &Message::Bound { port },
+                &BrokerMessage::Bound { port },
                 &fds,
                 DeliveryPolicy::WithinBounds,
             ) {
@@ -243,7 +243,7 @@ impl Bindings {
                 }
                 let unbound = PortBinding::Unbound { remote: domid, identity };
                 self.bind_slot(&mut parties.domains, remote, other, unbound);
-                let message = Message::Unbound { port: other };
+                let message = BrokerMessage::Unbound { port: other };
                 let _ = parties.peers.push(holder, &message, &[], DeliveryPolicy::Always);
             }
         }

@@ -8,8 +8,8 @@ use super::domains::Domains;
 use super::facilities::HostFacilities;
 use super::listeners::Listeners;
 use super::parties::Parties;
-use super::peers::Peers;
-use super::poll::{Poll, Token};
+use super::peers::PeerConnections;
+use super::poll::{EventSubject, Poll};
 use super::process::ends_until;
 use super::record::Record;
 use super::remains::{self, Holdings, Remainder};
@@ -17,7 +17,7 @@ use super::sandboxes::Sandboxes;
 use super::say::say;
 use crate::domain::cgroup::Cgroups;
 use crate::limits::{CREATE_MAX, PEERS_MAX};
-use crate::proto::{self, Message};
+use crate::proto::{self, BrokerMessage};
 use crate::{HostDir, Role};
 use rustix::event::Timespec;
 use rustix::event::epoll::{Event, EventFlags};
@@ -85,7 +85,7 @@ impl Broker {
         let mut broker = Self::with_nothing(stop, facilities, || Cgroups::find(&name, note))?;
         noted?;
         broker.sandboxes.say_lacks();
-        broker.poll.watch(&broker.stop, Token::Stop, EventFlags::IN)?;
+        broker.poll.watch(&broker.stop, EventSubject::Stop, EventFlags::IN)?;
         if let Some(directory) = record.directory() {
             broker.listeners.open(directory)?;
         }
@@ -111,7 +111,7 @@ impl Broker {
             listeners: Listeners::new(Arc::clone(&poll)),
             stop,
             stopping: false,
-            parties: Parties { domains, peers: Peers::new(Arc::clone(&poll)) },
+            parties: Parties { domains, peers: PeerConnections::new(Arc::clone(&poll)) },
             poll,
             bindings: Bindings::new(budget.ports),
             arenas: Arenas::new(budget.of_arenas),
@@ -136,12 +136,12 @@ impl Broker {
                 Err(errno) => return Err(errno.into()),
             }
             for event in &events {
-                match Token::of(event.data.u64()) {
-                    Some(Token::Peer(id)) => self.serve(id, event.flags),
-                    Some(Token::Process(domid)) => self.process_ended(domid),
-                    Some(Token::Setup(domid)) => self.sandbox_says(domid),
-                    Some(Token::Listener(role)) => self.accept(role),
-                    Some(Token::Stop) => self.stopping = true,
+                match EventSubject::of(event.data.u64()) {
+                    Some(EventSubject::Peer(id)) => self.serve(id, event.flags),
+                    Some(EventSubject::Process(domid)) => self.process_ended(domid),
+                    Some(EventSubject::Setup(domid)) => self.sandbox_says(domid),
+                    Some(EventSubject::Listener(role)) => self.accept(role),
+                    Some(EventSubject::Stop) => self.stopping = true,
                     None => {}
                 }
             }
@@ -155,7 +155,7 @@ impl Broker {
         let Parties { domains, peers } = &mut self.parties;
         if peers.count() >= PEERS_MAX + domains.count() {
             // The peer reads it as the answer to its first request.
-            let busy = Message::Reply { errno: Error::Busy.errno(), words: Vec::new() };
+            let busy = BrokerMessage::Reply { errno: Error::Busy.errno(), words: Vec::new() };
             let _ = proto::send(socket.as_fd(), &busy.encode(), &[], SendFlags::DONTWAIT);
             return;
         }

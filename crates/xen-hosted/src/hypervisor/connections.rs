@@ -26,7 +26,7 @@ const FUSE_CTL: i64 = 0x6573_5543;
 
 /// The means by which the broker ends connections.
 #[derive(Debug)]
-pub(super) enum Connections {
+pub(super) enum FuseConnections {
     /// By fusectl: its root.
     Control(OwnedFd),
     /// By unmounting in the domain's own namespaces.
@@ -37,7 +37,7 @@ pub(super) enum Connections {
 
 /// A domain's connection, as the broker ends it.
 #[derive(Debug)]
-pub(super) enum Connection {
+pub(super) enum FuseConnection {
     /// By its number, which is not reused while its mount is held.
     Numbered {
         /// The minor number of the mount's device.
@@ -49,7 +49,7 @@ pub(super) enum Connection {
     Inside([OwnedFd; 2]),
 }
 
-impl Connections {
+impl FuseConnections {
     /// Finds the means that this machine has.
     pub(super) fn find(namespaces: Namespaces, root_id: Option<u32>) -> Self {
         match control() {
@@ -103,22 +103,24 @@ impl Connections {
     }
 
     /// Returns the connection that a domain's process has reported; `None` where it has none.
-    pub(super) fn connection_from(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
+    pub(super) fn connection_from(&self, number: u32, fds: Vec<OwnedFd>) -> Option<FuseConnection> {
         let Names { mount, namespaces } = Names::of(fds)?;
         match self {
-            Self::Control(_) => Some(Connection::Numbered { number, _held: mount }),
-            Self::Unmount => Some(Connection::Inside(namespaces)),
+            Self::Control(_) => Some(FuseConnection::Numbered { number, _held: mount }),
+            Self::Unmount => Some(FuseConnection::Inside(namespaces)),
             Self::None => None,
         }
     }
 
     /// Ends a connection: every process that waits through it gets an error.
-    pub(super) fn end(&self, connection: &Connection) -> Result<(), Errno> {
+    pub(super) fn end(&self, connection: &FuseConnection) -> Result<(), Errno> {
         match (self, connection) {
-            (Self::Control(root), Connection::Numbered { number, .. }) => {
+            (Self::Control(root), FuseConnection::Numbered { number, .. }) => {
                 end_by_number(root, *number)
             }
-            (_, Connection::Inside([mounts, users])) => end_inside([mounts.as_fd(), users.as_fd()]),
+            (_, FuseConnection::Inside([mounts, users])) => {
+                end_inside([mounts.as_fd(), users.as_fd()])
+            }
             _ => Err(Errno::NOTSUP),
         }
     }

@@ -7,42 +7,42 @@ use super::poll::PeerId;
 use crate::counters::{Counter, read_counter};
 use crate::domctl::info_words;
 use crate::limits::LISTED_AT_ONCE;
-use crate::proto::Request;
+use crate::proto::BrokerRequest;
 use xen::domctl::Scheduling;
 use xen::{DomId, Error};
 
 impl Broker {
     /// Answers a request for the control of domains.
-    pub(super) fn control(&mut self, id: PeerId, request: &Request) -> AnswerResult {
+    pub(super) fn control(&mut self, id: PeerId, request: &BrokerRequest) -> AnswerResult {
         let domains = &mut self.parties.domains;
         match *request {
-            Request::List { from } => return self.list(from),
-            Request::Info { domid } => return self.info(domid),
-            Request::Accounts { domid } => return self.accounts(domid),
-            Request::Pause { domid } => domains.living_guest(domid)?.pause()?,
-            Request::Unpause { domid } => domains.living_guest(domid)?.unpause()?,
-            Request::Shutdown { domid, reason } => self.shut_down(domid, reason)?,
-            Request::Destroy { domid } => self.destroy(domid)?,
-            Request::SetMemoryMax { domid, kib } => {
+            BrokerRequest::List { from } => return self.list(from),
+            BrokerRequest::Info { domid } => return self.info(domid),
+            BrokerRequest::Accounts { domid } => return self.accounts(domid),
+            BrokerRequest::Pause { domid } => domains.living_guest(domid)?.pause()?,
+            BrokerRequest::Unpause { domid } => domains.living_guest(domid)?.unpause()?,
+            BrokerRequest::Shutdown { domid, reason } => self.shut_down(domid, reason)?,
+            BrokerRequest::Destroy { domid } => self.destroy(domid)?,
+            BrokerRequest::SetMemoryMax { domid, kib } => {
                 self.arenas.set_memory_max(&mut self.parties, domid, kib)?;
             }
-            Request::Scheduling { domid } => {
+            BrokerRequest::Scheduling { domid } => {
                 let Scheduling { weight, cap } = domains.living_guest(domid)?.scheduling;
                 return words([weight.into(), cap.into()]);
             }
-            Request::SetScheduling { domid, weight, cap } => {
+            BrokerRequest::SetScheduling { domid, weight, cap } => {
                 domains.living_guest(domid)?.set_scheduling(Scheduling { weight, cap })?;
             }
-            Request::Process { domid } => {
+            BrokerRequest::Process { domid } => {
                 let process = domains.living_guest(domid)?.process.as_ref().ok_or(Error::Srch)?;
                 let pidfd = process.pidfd.try_clone().map_err(|_| Error::NoMem)?;
                 return Ok(Some((Vec::new(), vec![pidfd])));
             }
-            Request::Holder { domid } => {
+            BrokerRequest::Holder { domid } => {
                 return words([domains.living_guest(domid)?.holder.map_or(0, PeerId::word)]);
             }
-            Request::HandOver { domid, holder } => self.hand_over(id, domid, holder)?,
-            Request::Keep { domid } => {
+            BrokerRequest::HandOver { domid, holder } => self.hand_over(id, domid, holder)?,
+            BrokerRequest::Keep { domid } => {
                 // A domain that another connection holds by now stays with that one.
                 domains.living_guest(domid)?.holder.take_if(|holder| *holder == id);
             }

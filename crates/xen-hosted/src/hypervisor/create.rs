@@ -6,16 +6,16 @@ use super::bindings::FIRST_PORTS;
 use super::broker::Broker;
 use super::domain::{Domain, Process, Stage};
 use super::parties::Parties;
-use super::poll::{PeerId, Token};
+use super::poll::{EventSubject, PeerId};
 use super::process::{end_now, pair};
 use super::remains::ProcessIdentity;
 use super::sandboxes::ProcessFiles;
 use super::say::say;
 use crate::Rights;
 use crate::domain::sandbox::STEPS;
-use crate::domain::{Config, Lifetime};
+use crate::domain::{DomainConfig, Lifetime};
 use crate::errno::from_errno;
-use crate::proto::{self, Message, Request};
+use crate::proto::{self, BrokerMessage, BrokerRequest};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -26,7 +26,7 @@ use xen::{DomId, Error, GrantRef};
 impl Broker {
     /// Begins to create a domain. The answer comes when the sandbox is complete or has failed.
     pub(super) fn create(&mut self, id: PeerId, config: &[u8], fds: Vec<OwnedFd>) -> AnswerResult {
-        let config = Config::decode(config).ok_or(Error::Inval)?;
+        let config = DomainConfig::decode(config).ok_or(Error::Inval)?;
         if config.program_strings().is_none() || config.memory_max_kib * 1024 < 2 * ARENA_LEN {
             return Err(Error::Inval);
         }
@@ -62,19 +62,19 @@ impl Broker {
         self.bindings.first_ports(&mut self.parties, peer)?;
         self.arenas.first(&mut self.parties, domid, peer)?;
         let domain = self.parties.domains.get_mut(domid).ok_or(Error::Srch)?;
-        let Config { tasks_max, weight, cap, .. } = domain.config;
+        let DomainConfig { tasks_max, weight, cap, .. } = domain.config;
         let group = domain.group.insert(self.sandboxes.group(domid, &domain.config)?);
         group.set_memory(domain.config.memory_max_kib * 1024 - ARENA_LEN)?;
         group.set_tasks(tasks_max)?;
         group.set_cpu(weight, cap, None)?;
         let given = ProcessFiles { link, setup, files };
         let (pid, pidfd) = self.sandboxes.start(domid, &domain.config, group, given)?;
-        if let Err(errno) = self.poll.watch(&pidfd, Token::Process(domid), EventFlags::IN) {
+        if let Err(errno) = self.poll.watch(&pidfd, EventSubject::Process(domid), EventFlags::IN) {
             // Nobody would notice its end.
             end_now(&pidfd);
             return Err(from_errno(errno));
         }
-        let watched = self.poll.watch(&setup_end, Token::Setup(domid), EventFlags::IN);
+        let watched = self.poll.watch(&setup_end, EventSubject::Setup(domid), EventFlags::IN);
         let (setup, process_identity, connection) = (Some(setup_end), None, None);
         let process =
             domain.process.insert(Process { pid, pidfd, setup, process_identity, connection });
@@ -86,7 +86,7 @@ impl Broker {
             self.record.add_process(process_identity)?;
         }
         self.sandboxes.map_ids(domid, pid)?;
-        proto::send(setup.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)
+        proto::send(setup.as_fd(), &BrokerMessage::Mapped.encode(), &[], SendFlags::DONTWAIT)
             .map_err(from_errno)
     }
 
@@ -101,16 +101,18 @@ impl Broker {
         let received = proto::receive(setup.as_fd(), &mut packet, &mut fds, RecvFlags::DONTWAIT);
         let request = match received {
             Err(Errno::AGAIN | Errno::INTR) => return,
-            Ok(count) => Request::decode(packet.get(..count).unwrap_or_default()),
+            Ok(count) => BrokerRequest::decode(packet.get(..count).unwrap_or_default()),
             Err(_) => None,
         };
         match request {
-            Some(Request::SandboxDone { lacks, connection }) => {
+            Some(BrokerRequest::SandboxDone { lacks, connection }) => {
                 process.connection = self.sandboxes.connection_from(connection, fds);
                 self.sandboxes.add_lacks(lacks);
                 self.built(domid, lacks);
             }
-            Some(Request::SandboxFailed { step, errno }) => self.sandbox_failed(domid, step, errno),
+            Some(BrokerRequest::SandboxFailed { step, errno }) => {
+                self.sandbox_failed(domid, step, errno);
+            }
             _ => process.setup = None,
         }
     }

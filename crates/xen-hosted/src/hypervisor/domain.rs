@@ -1,13 +1,13 @@
 //! A domain: its stage of life, its process, the requests to that.
 
-use super::connections::{Connection, Connections};
+use super::connections::{FuseConnection, FuseConnections};
 use super::poll::PeerId;
 use super::remains::ProcessIdentity;
 use super::say::say;
-use crate::domain::Config;
+use crate::domain::DomainConfig;
 use crate::domain::cgroup::Group;
 use crate::errno::from_errno;
-use crate::proto::{self, Message};
+use crate::proto::{self, BrokerMessage};
 use rustix::net::SendFlags;
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,14 +42,14 @@ pub(super) struct Process {
     /// The identity by which it is noted, once it is.
     pub(super) process_identity: Option<ProcessIdentity>,
     /// Its connection to FUSE, if it serves files.
-    pub(super) connection: Option<Connection>,
+    pub(super) connection: Option<FuseConnection>,
 }
 
 /// One domain.
 pub(super) struct Domain {
     /// The identity that differs from that of others of its number; never 0.
     pub(super) identity: u64,
-    pub(super) config: Config,
+    pub(super) config: DomainConfig,
     pub(super) scheduling: Scheduling,
     pub(super) stage: Stage,
     pub(super) paused: bool,
@@ -71,7 +71,7 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    pub(super) fn new(identity: u64, config: Config) -> Self {
+    pub(super) fn new(identity: u64, config: DomainConfig) -> Self {
         Self {
             identity,
             scheduling: Scheduling { weight: config.weight, cap: config.cap },
@@ -154,7 +154,7 @@ impl Domain {
             Stage::Built => {
                 let setup = self.process.as_ref().and_then(|process| process.setup.as_ref());
                 let setup = setup.ok_or(Error::Srch)?;
-                proto::send(setup.as_fd(), &Message::Run.encode(), &[], SendFlags::DONTWAIT)
+                proto::send(setup.as_fd(), &BrokerMessage::Run.encode(), &[], SendFlags::DONTWAIT)
                     .map_err(from_errno)?;
                 self.stage = Stage::Running;
             }
@@ -185,7 +185,7 @@ impl Domain {
     }
 
     /// Ends all its processes: the first is the init of their namespace.
-    pub(super) fn kill(&self, domid: DomId, connections: &Connections) {
+    pub(super) fn kill(&self, domid: DomId, connections: &FuseConnections) {
         let Some(process) = &self.process else { return };
         if let Some(connection) = &process.connection
             && let Err(errno) = connections.end(connection)

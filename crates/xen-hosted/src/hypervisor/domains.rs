@@ -3,7 +3,7 @@
 use super::domain::{Domain, Stage};
 use super::poll::PeerId;
 use crate::counters::IDENTITIES_LEN;
-use crate::domain::Config;
+use crate::domain::DomainConfig;
 use crate::map::{Map, memfd};
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,7 @@ impl Domains {
             reserved: BTreeSet::new(),
         };
         let identity = domains.take_identity();
-        domains.insert(DomId::DOM0, Domain::new(identity, Config::default()));
+        domains.insert(DomId::DOM0, Domain::new(identity, DomainConfig::default()));
         domains.show(DomId::DOM0);
         Ok(domains)
     }

@@ -1,6 +1,6 @@
 //! The facilities that this machine gives the broker for its domains, found once.
 
-use super::connections::Connections;
+use super::connections::FuseConnections;
 use super::directory::Directory;
 use super::namespaces::Namespaces;
 use super::remains::Holdings;
@@ -14,7 +14,7 @@ pub(super) struct HostFacilities {
     /// The name of the host's control groups and mounts.
     pub(super) name: String,
     pub(super) namespaces: Namespaces,
-    pub(super) connections: Connections,
+    pub(super) connections: FuseConnections,
     /// The users that its domains run as, where the broker can give them any.
     pub(super) users: Option<Users>,
 }
@@ -25,7 +25,7 @@ impl HostFacilities {
         let users = Users::are_there().then(take).transpose()?;
         let first = users.as_ref().map(|users| users.first);
         let namespaces = Namespaces::find(first)?;
-        let connections = Connections::find(namespaces, first);
+        let connections = FuseConnections::find(namespaces, first);
         Ok(Self { name: directory.name.clone(), namespaces, connections, users })
     }
 

@@ -147,14 +147,14 @@ impl Broker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connections::Connections;
+    use super::super::connections::FuseConnections;
     use super::super::domain::Domain;
     use super::super::facilities::HostFacilities;
     use super::super::namespaces::Namespaces;
     use super::super::process::pair;
     use super::*;
     use crate::Role;
-    use crate::domain::Config;
+    use crate::domain::DomainConfig;
     use crate::domain::cgroup::Cgroups;
     use rustix::event::{EventfdFlags, eventfd};
 
@@ -166,12 +166,12 @@ mod tests {
         let facilities = HostFacilities {
             name: "xenbus-test".to_owned(),
             namespaces: Namespaces::None,
-            connections: Connections::None,
+            connections: FuseConnections::None,
             users: None,
         };
         let mut broker = Broker::with_nothing(event(), facilities, Cgroups::default).unwrap();
         let identity = broker.parties.domains.take_identity();
-        broker.parties.domains.insert(DOMID, Domain::new(identity, Config::default()));
+        broker.parties.domains.insert(DOMID, Domain::new(identity, DomainConfig::default()));
         broker.bindings.enter(DOMID);
         broker
     }

@@ -1,7 +1,7 @@
 //! The sockets at which processes of domain 0 connect.
 
 use super::directory::Directory;
-use super::poll::{Poll, Token};
+use super::poll::{EventSubject, Poll};
 use super::say::say;
 use crate::Role;
 use rustix::event::epoll::EventFlags;
@@ -34,7 +34,7 @@ impl Listeners {
     pub(super) fn open(&mut self, directory: &Directory) -> io::Result<()> {
         for role in Role::ALL {
             let socket = directory.listen(role)?;
-            self.poll.watch(&socket, Token::Listener(role), EventFlags::IN)?;
+            self.poll.watch(&socket, EventSubject::Listener(role), EventFlags::IN)?;
             self.sockets.push((role, socket));
         }
         Ok(())
@@ -52,7 +52,7 @@ impl Listeners {
                 say(&format!("a process of domain 0 cannot connect: {errno}"));
                 // The connection still waits to be accepted: without a rest this loop would do
                 // nothing else.
-                self.poll.change(listener, Token::Listener(role), EventFlags::empty());
+                self.poll.change(listener, EventSubject::Listener(role), EventFlags::empty());
                 self.resting.insert(role);
                 return None;
             }
@@ -72,7 +72,7 @@ impl Listeners {
     pub(super) fn wake(&mut self) {
         for role in std::mem::take(&mut self.resting) {
             if let Some((_, listener)) = self.sockets.iter().find(|(of, _)| *of == role) {
-                self.poll.change(listener, Token::Listener(role), EventFlags::IN);
+                self.poll.change(listener, EventSubject::Listener(role), EventFlags::IN);
             }
         }
     }

@@ -9,14 +9,14 @@
 //! |---|---|
 //! | [`Broker`] | all of the following; it reads requests, and creates and ends domains |
 //! | `Listeners` | the sockets at which processes of domain 0 connect |
-//! | `Peers` | connections: what they are still to be told, who watches domains, who rests |
+//! | `PeerConnections` | connections: what they are still to be told, who watches domains, who rests |
 //! | `Domains` | domains: stage, process and group of each; numbers and identities, and who is named by others |
 //! | `Bindings` | the ports of all domains, what they are bound to, VIRQ_DOM_EXC |
 //! | `Arenas` | the arenas of all domains, who has looked them up, what they take of their memory |
 //! | `Sandboxes` | the means of this machine, the filter, control groups, what domains lack |
 //! | `Record` | the host's directory, and the note in it of what the broker holds |
 //!
-//! `Parties` are `Domains` and `Peers`, which own ports and arenas.
+//! `Parties` are `Domains` and `PeerConnections`, which own ports and arenas.
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing)]
 

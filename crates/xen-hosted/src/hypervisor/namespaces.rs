@@ -4,7 +4,7 @@ use super::process::{end_now, map_ids, pair};
 use crate::domain::MissingFeature;
 use crate::domain::sandbox;
 use crate::domain::user::User;
-use crate::proto::{self, Message};
+use crate::proto::{self, BrokerMessage};
 use crate::sys;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -84,7 +84,7 @@ impl Namespaces {
             end_now(&pidfd);
             return refused(Errno::from_raw_os_error(error.errno()));
         }
-        proto::send(broker_end.as_fd(), &Message::Mapped.encode(), &[], SendFlags::DONTWAIT)?;
+        proto::send(broker_end.as_fd(), &BrokerMessage::Mapped.encode(), &[], SendFlags::DONTWAIT)?;
         let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
         match status.and_then(|status| status.exit_status()) {
             Some(0) => Ok(true),

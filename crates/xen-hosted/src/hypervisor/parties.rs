@@ -1,10 +1,10 @@
 //! The parties to all requests: domains, and their connections.
 
 use super::domains::Domains;
-use super::peers::Peers;
+use super::peers::PeerConnections;
 
 /// All domains, and their connections.
 pub(super) struct Parties {
     pub(super) domains: Domains,
-    pub(super) peers: Peers,
+    pub(super) peers: PeerConnections,
 }

@@ -17,7 +17,7 @@ const WAITING_ANSWERS_MAX: usize = 16;
 const WAITING_FDS_MAX: usize = 64;
 
 /// One connection.
-pub(super) struct Peer {
+pub(super) struct PeerConnection {
     pub(super) socket: OwnedFd,
     pub(super) domid: DomId,
     pub(super) rights: Rights,
@@ -40,12 +40,12 @@ pub(super) struct Peer {
     /// The number of requests that it may still make, in thousandths.
     credit: u64,
     credit_at_ms: u64,
-    pub(super) state: State,
+    pub(super) state: ServiceState,
 }
 
 /// The state of a connection's service.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ServiceState {
     Served,
     /// It sends requests too often: for a while it is sent messages, and not read.
     ReadLater,
@@ -74,7 +74,7 @@ pub(super) enum DeliveryPolicy {
     WithinBounds,
 }
 
-impl Peer {
+impl PeerConnection {
     pub(super) fn new(socket: OwnedFd, domid: DomId, rights: Rights, counters: OwnedFd) -> Self {
         Self {
             socket,
@@ -90,7 +90,7 @@ impl Peer {
             unsent_answers: 0,
             credit: u64::from(REQUESTS_BURST) * 1000,
             credit_at_ms: 0,
-            state: State::Served,
+            state: ServiceState::Served,
         }
     }
 
@@ -104,7 +104,7 @@ impl Peer {
         fds: &[BorrowedFd<'_>],
         policy: DeliveryPolicy,
     ) -> Result<bool, Errno> {
-        if self.state == State::HungUp {
+        if self.state == ServiceState::HungUp {
             // As on Xen, nobody is there to receive it.
             return Ok(false);
         }
@@ -146,7 +146,7 @@ impl Peer {
                 Ok(()) => {}
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::NOBUFS | Errno::TOOMANYREFS) => {
-                    self.state = State::SentLater;
+                    self.state = ServiceState::SentLater;
                     return Ok(());
                 }
                 Err(errno) => return Err(errno),
@@ -160,14 +160,15 @@ impl Peer {
     /// Returns the events that are waited for at its socket.
     pub(super) fn interest(&self) -> EventFlags {
         let mut flags = EventFlags::empty();
-        flags.set(EventFlags::IN, self.is_read() && self.state != State::ReadLater);
-        flags.set(EventFlags::OUT, !self.unsent.is_empty() && self.state != State::SentLater);
+        flags.set(EventFlags::IN, self.is_read() && self.state != ServiceState::ReadLater);
+        flags
+            .set(EventFlags::OUT, !self.unsent.is_empty() && self.state != ServiceState::SentLater);
         flags
     }
 
     /// Notes that it has gone, or has closed its end: its unsent messages are dropped.
     pub(super) fn hang_up(&mut self) {
-        self.state = State::HungUp;
+        self.state = ServiceState::HungUp;
         self.unsent.clear();
         self.unsent_answers = 0;
     }

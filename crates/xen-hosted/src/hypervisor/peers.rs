@@ -1,14 +1,14 @@
 //! All connections: their messages, the watchers of domains, and those that rest.
 
 use super::answer::AnswerResult;
-use super::peer::{DeliveryPolicy, Peer, State};
-use super::poll::{PeerId, Poll, Token};
+use super::peer::{DeliveryPolicy, PeerConnection, ServiceState};
+use super::poll::{EventSubject, PeerId, Poll};
 use crate::Rights;
 use crate::counters::{Counter, counters_len};
 use crate::errno::from_errno;
 use crate::limits::{CHANGES_AT_ONCE, UNREAD_MAX};
 use crate::map::memfd;
-use crate::proto::Message;
+use crate::proto::BrokerMessage;
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
@@ -20,9 +20,9 @@ use xen::domwatch::DomainEvent;
 use xen::{DomId, Error};
 
 /// All connections.
-pub(super) struct Peers {
+pub(super) struct PeerConnections {
     poll: Arc<Poll>,
-    places: Vec<(u32, Option<Peer>)>,
+    places: Vec<(u32, Option<PeerConnection>)>,
     free: Vec<u32>,
     count: usize,
     /// The connections that watch domains.
@@ -31,7 +31,7 @@ pub(super) struct Peers {
     resting: BTreeSet<PeerId>,
 }
 
-impl Peers {
+impl PeerConnections {
     /// Makes an empty table; the sockets of connections are waited for in `poll`.
     pub(super) fn new(poll: Arc<Poll>) -> Self {
         Self {
@@ -58,9 +58,9 @@ impl Peers {
         fcntl_add_seals(&counters, seals).map_err(from_errno)?;
         // The kernel's own limit applies where it is lower.
         let _ = set_socket_send_buffer_size(&socket, UNREAD_MAX);
-        let id = self.place(Peer::new(socket, domid, rights, counters));
+        let id = self.place(PeerConnection::new(socket, domid, rights, counters));
         let watched = self.get(id).map_or(Err(Errno::NOENT), |peer| {
-            self.poll.watch(&peer.socket, Token::Peer(id), EventFlags::IN)
+            self.poll.watch(&peer.socket, EventSubject::Peer(id), EventFlags::IN)
         });
         if let Err(errno) = watched {
             self.vacate(id);
@@ -72,7 +72,7 @@ impl Peers {
         Ok(id)
     }
 
-    fn place(&mut self, peer: Peer) -> PeerId {
+    fn place(&mut self, peer: PeerConnection) -> PeerId {
         self.count += 1;
         if let Some(index) = self.free.pop()
             && let Some(place) = self.places.get_mut(index as usize)
@@ -88,17 +88,17 @@ impl Peers {
         PeerId { index, generation: 1 }
     }
 
-    pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
+    pub(super) fn get(&self, id: PeerId) -> Option<&PeerConnection> {
         let (generation, peer) = self.places.get(id.index as usize)?;
         peer.as_ref().filter(|_| *generation == id.generation)
     }
 
-    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut PeerConnection> {
         let (generation, peer) = self.places.get_mut(id.index as usize)?;
         peer.as_mut().filter(|_| *generation == id.generation)
     }
 
-    fn vacate(&mut self, id: PeerId) -> Option<Peer> {
+    fn vacate(&mut self, id: PeerId) -> Option<PeerConnection> {
         let (generation, peer) = self.places.get_mut(id.index as usize)?;
         if *generation != id.generation {
             return None;
@@ -115,7 +115,7 @@ impl Peers {
     }
 
     /// Removes a connection, with all that it held.
-    pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<PeerConnection> {
         let peer = self.vacate(id)?;
         self.poll.forget(&peer.socket);
         self.watchers.retain(|watcher| *watcher != id);
@@ -137,7 +137,7 @@ impl Peers {
 
     pub(super) fn reply(&mut self, id: PeerId, errno: i32, words: Vec<u64>, fds: &[OwnedFd]) {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let _ = self.push(id, &Message::Reply { errno, words }, &fds, DeliveryPolicy::Answer);
+        let _ = self.push(id, &BrokerMessage::Reply { errno, words }, &fds, DeliveryPolicy::Answer);
     }
 
     /// Sends a message, now or when its receiver reads.
@@ -147,7 +147,7 @@ impl Peers {
     pub(super) fn push(
         &mut self,
         id: PeerId,
-        message: &Message,
+        message: &BrokerMessage,
         fds: &[BorrowedFd<'_>],
         policy: DeliveryPolicy,
     ) -> Result<(), Errno> {
@@ -169,8 +169,8 @@ impl Peers {
     /// that rests, only for the events that its rest allows.
     pub(super) fn refresh(&mut self, id: PeerId) {
         let Some(peer) = self.get(id) else { return };
-        self.poll.change(&peer.socket, Token::Peer(id), peer.interest());
-        if matches!(peer.state, State::ReadLater | State::SentLater) {
+        self.poll.change(&peer.socket, EventSubject::Peer(id), peer.interest());
+        if matches!(peer.state, ServiceState::ReadLater | ServiceState::SentLater) {
             self.resting.insert(id);
         }
     }
@@ -184,7 +184,7 @@ impl Peers {
     pub(super) fn wake(&mut self) {
         for id in std::mem::take(&mut self.resting) {
             if let Some(peer) = self.get_mut(id) {
-                peer.state = State::Served;
+                peer.state = ServiceState::Served;
                 self.refresh(id);
             }
         }

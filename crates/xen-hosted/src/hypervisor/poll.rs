@@ -29,7 +29,7 @@ impl PeerId {
 
 /// The subject of an event, encoded into the word that epoll keeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Token {
+pub(super) enum EventSubject {
     Listener(Role),
     Peer(PeerId),
     Process(DomId),
@@ -37,7 +37,7 @@ pub(super) enum Token {
     Stop,
 }
 
-impl Token {
+impl EventSubject {
     pub(super) fn word(self) -> u64 {
         let (kind, rest) = match self {
             Self::Listener(role) => (0, role as u64),
@@ -77,12 +77,17 @@ impl Poll {
     ///
     /// # Errors
     /// The error of epoll_ctl(2).
-    pub(super) fn watch(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> Result<()> {
+    pub(super) fn watch(
+        &self,
+        fd: impl AsFd,
+        token: EventSubject,
+        flags: EventFlags,
+    ) -> Result<()> {
         epoll::add(&self.epoll, fd, EventData::new_u64(token.word()), flags)
     }
 
     /// Changes the events that are waited for at `fd`.
-    pub(super) fn change(&self, fd: impl AsFd, token: Token, flags: EventFlags) {
+    pub(super) fn change(&self, fd: impl AsFd, token: EventSubject, flags: EventFlags) {
         let _ = epoll::modify(&self.epoll, fd, EventData::new_u64(token.word()), flags);
     }
 

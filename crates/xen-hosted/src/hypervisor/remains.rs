@@ -3,7 +3,7 @@
 //! a domain. Nothing is identified by a name that others could use as well: a process is identified
 //! by its number and its start.
 
-use super::connections::Connections;
+use super::connections::FuseConnections;
 use super::directory::Directory;
 use super::process::ends_until;
 use super::users::Users;
@@ -206,7 +206,7 @@ pub fn clear(host: &HostDir) -> io::Result<Vec<Remainder>> {
     let Some(directory) = Directory::find(host)? else { return Ok(Vec::new()) };
     let holdings = Holdings::read(&directory)?;
     let users = Users::reclaim(holdings.first_id)?;
-    let left = end(&directory.name, &holdings, users.as_ref(), &Connections::for_cleanup());
+    let left = end(&directory.name, &holdings, users.as_ref(), &FuseConnections::for_cleanup());
     if left.is_empty() {
         Holdings::forget(&directory)?;
     }
@@ -219,7 +219,7 @@ pub(super) fn end(
     name: &str,
     holdings: &Holdings,
     users: Option<&Users>,
-    connections: &Connections,
+    connections: &FuseConnections,
 ) -> Vec<Remainder> {
     if let Some(users) = users {
         connections.end_of_users(users);

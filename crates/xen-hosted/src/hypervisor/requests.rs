@@ -3,12 +3,12 @@
 use super::answer::AnswerResult;
 use super::bindings::FIRST_PORTS;
 use super::broker::{Broker, now_ms};
-use super::peer::{Peer, State};
+use super::peer::{PeerConnection, ServiceState};
 use super::poll::PeerId;
 use crate::Rights;
 use crate::counters::IDENTITIES_LEN;
 use crate::limits::{CREATE_MAX, PACKET_MAX, REQUESTS_A_TURN};
-use crate::proto::{self, Request};
+use crate::proto::{self, BrokerRequest};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -23,7 +23,7 @@ impl Broker {
             return;
         }
         if flags.contains(EventFlags::OUT) {
-            match self.parties.peers.get_mut(id).map(Peer::flush) {
+            match self.parties.peers.get_mut(id).map(PeerConnection::flush) {
                 Some(Ok(())) => self.parties.peers.refresh(id),
                 Some(Err(_)) => {
                     self.hang_up(id);
@@ -39,7 +39,7 @@ impl Broker {
                 return;
             }
             if !peer.may_ask(now_ms) {
-                peer.state = State::ReadLater;
+                peer.state = ServiceState::ReadLater;
                 self.parties.peers.refresh(id);
                 return;
             }
@@ -73,8 +73,8 @@ impl Broker {
         if let Some(peer) = self.parties.peers.get_mut(id) {
             peer.has_asked();
         }
-        let request = self.input.get(..count).and_then(Request::decode);
-        if let Some(Request::Release { granter, slot, number }) = request {
+        let request = self.input.get(..count).and_then(BrokerRequest::decode);
+        if let Some(BrokerRequest::Release { granter, slot, number }) = request {
             if !self.arenas.release(&mut self.parties, id, (granter, slot, number)) {
                 self.count_refusal(id);
             }
@@ -101,7 +101,7 @@ impl Broker {
         }
     }
 
-    fn answer(&mut self, id: PeerId, request: Request, fds: Vec<OwnedFd>) -> AnswerResult {
+    fn answer(&mut self, id: PeerId, request: BrokerRequest, fds: Vec<OwnedFd>) -> AnswerResult {
         let peer = self.parties.peers.get(id).ok_or(Error::NoEnt)?;
         if !peer.rights.has(needed(&request)) {
             return Err(Error::Perm);
@@ -109,29 +109,29 @@ impl Broker {
         let domid = peer.domid;
         let Self { parties, bindings, arenas, .. } = self;
         match request {
-            Request::Hello => self.hello(id),
-            Request::AllocUnbound { remote } => {
+            BrokerRequest::Hello => self.hello(id),
+            BrokerRequest::AllocUnbound { remote } => {
                 bindings.alloc_unbound(parties, id, resolve_self(remote, domid))
             }
-            Request::BindInterdomain { remote, port } => {
+            BrokerRequest::BindInterdomain { remote, port } => {
                 bindings.bind_interdomain(parties, id, resolve_self(remote, domid), port)
             }
-            Request::BindVirq { virq } => bindings.bind_virq(parties, id, virq),
-            Request::Close { port } => bindings.close(parties, id, port),
-            Request::Status { port } => bindings.status(parties, id, port),
-            Request::FindArena { granter, slot } => {
+            BrokerRequest::BindVirq { virq } => bindings.bind_virq(parties, id, virq),
+            BrokerRequest::Close { port } => bindings.close(parties, id, port),
+            BrokerRequest::Status { port } => bindings.status(parties, id, port),
+            BrokerRequest::FindArena { granter, slot } => {
                 arenas.find(parties, id, resolve_self(granter, domid), slot)
             }
-            Request::OfferArena { peer, writable, at } => {
+            BrokerRequest::OfferArena { peer, writable, at } => {
                 arenas.offer(parties, id, resolve_self(peer, domid), writable != 0, at)
             }
-            Request::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
-            Request::Changes => parties.peers.changes(id),
-            Request::Create(config) => self.create(id, &config, fds),
+            BrokerRequest::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
+            BrokerRequest::Changes => parties.peers.changes(id),
+            BrokerRequest::Create(config) => self.create(id, &config, fds),
             // These are not requests of such a connection.
-            Request::Release { .. }
-            | Request::SandboxDone { .. }
-            | Request::SandboxFailed { .. } => Err(Error::Inval),
+            BrokerRequest::Release { .. }
+            | BrokerRequest::SandboxDone { .. }
+            | BrokerRequest::SandboxFailed { .. } => Err(Error::Inval),
             of_control => self.control(id, &of_control),
         }
     }
@@ -164,32 +164,32 @@ fn resolve_self(named: DomId, domid: DomId) -> DomId {
 }
 
 /// Returns the right that a request needs.
-fn needed(request: &Request) -> Rights {
+fn needed(request: &BrokerRequest) -> Rights {
     match request {
-        Request::Hello | Request::SandboxDone { .. } | Request::SandboxFailed { .. } => {
-            Rights::NONE
-        }
-        Request::AllocUnbound { .. }
-        | Request::BindInterdomain { .. }
-        | Request::Close { .. }
-        | Request::Status { .. } => Rights::EVENT_CHANNELS,
-        Request::FindArena { .. } | Request::Release { .. } => Rights::GRANT_MAP,
-        Request::OfferArena { .. } | Request::ArenaMapped { .. } => Rights::GRANT_OFFER,
-        Request::BindVirq { .. } | Request::Changes => Rights::DOMAIN_WATCH,
-        Request::Create(_)
-        | Request::List { .. }
-        | Request::Info { .. }
-        | Request::Pause { .. }
-        | Request::Unpause { .. }
-        | Request::Shutdown { .. }
-        | Request::Destroy { .. }
-        | Request::SetMemoryMax { .. }
-        | Request::Scheduling { .. }
-        | Request::SetScheduling { .. }
-        | Request::Accounts { .. }
-        | Request::Process { .. }
-        | Request::Holder { .. }
-        | Request::HandOver { .. }
-        | Request::Keep { .. } => Rights::DOMAIN_CONTROL,
+        BrokerRequest::Hello
+        | BrokerRequest::SandboxDone { .. }
+        | BrokerRequest::SandboxFailed { .. } => Rights::NONE,
+        BrokerRequest::AllocUnbound { .. }
+        | BrokerRequest::BindInterdomain { .. }
+        | BrokerRequest::Close { .. }
+        | BrokerRequest::Status { .. } => Rights::EVENT_CHANNELS,
+        BrokerRequest::FindArena { .. } | BrokerRequest::Release { .. } => Rights::GRANT_MAP,
+        BrokerRequest::OfferArena { .. } | BrokerRequest::ArenaMapped { .. } => Rights::GRANT_OFFER,
+        BrokerRequest::BindVirq { .. } | BrokerRequest::Changes => Rights::DOMAIN_WATCH,
+        BrokerRequest::Create(_)
+        | BrokerRequest::List { .. }
+        | BrokerRequest::Info { .. }
+        | BrokerRequest::Pause { .. }
+        | BrokerRequest::Unpause { .. }
+        | BrokerRequest::Shutdown { .. }
+        | BrokerRequest::Destroy { .. }
+        | BrokerRequest::SetMemoryMax { .. }
+        | BrokerRequest::Scheduling { .. }
+        | BrokerRequest::SetScheduling { .. }
+        | BrokerRequest::Accounts { .. }
+        | BrokerRequest::Process { .. }
+        | BrokerRequest::Holder { .. }
+        | BrokerRequest::HandOver { .. }
+        | BrokerRequest::Keep { .. } => Rights::DOMAIN_CONTROL,
     }
 }

@@ -1,7 +1,7 @@
 //! The setting up of domains' sandboxes on this machine, and the parts that they run without.
 
 use super::budget::Budget;
-use super::connections::{Connection, Connections};
+use super::connections::{FuseConnection, FuseConnections};
 use super::facilities::HostFacilities;
 use super::process::map_ids;
 use super::remains::{Holdings, Remainder, end};
@@ -11,7 +11,7 @@ use crate::domain::devices::DeviceMount;
 use crate::domain::filter::{self, Processes, Sandbox};
 use crate::domain::sandbox::{self, Plan};
 use crate::domain::user::User;
-use crate::domain::{Config, Devices, MISSING_FEATURES, MissingFeature};
+use crate::domain::{Devices, DomainConfig, MISSING_FEATURES, MissingFeature};
 use crate::errno::from_errno;
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::sys;
@@ -76,12 +76,12 @@ impl Sandboxes {
     }
 
     /// Returns the means of ending domains' connections to FUSE.
-    pub(super) fn connections(&self) -> &Connections {
+    pub(super) fn connections(&self) -> &FuseConnections {
         &self.facilities.connections
     }
 
     /// Returns the connection that a domain's process has reported; `None` where it has none.
-    pub(super) fn connection_from(&self, number: u32, fds: Vec<OwnedFd>) -> Option<Connection> {
+    pub(super) fn connection_from(&self, number: u32, fds: Vec<OwnedFd>) -> Option<FuseConnection> {
         self.facilities.connections.connection_from(number, fds)
     }
 
@@ -114,8 +114,8 @@ impl Sandboxes {
     ///
     /// # Errors
     /// The system's error.
-    pub(super) fn group(&self, domid: DomId, config: &Config) -> io::Result<Group> {
-        let Config { tasks_max, weight, cap, .. } = *config;
+    pub(super) fn group(&self, domid: DomId, config: &DomainConfig) -> io::Result<Group> {
+        let DomainConfig { tasks_max, weight, cap, .. } = *config;
         self.cgroups.create(&domid.to_string(), Share::of(tasks_max, weight, cap))
     }
 
@@ -127,7 +127,7 @@ impl Sandboxes {
     pub(super) fn start(
         &self,
         domid: DomId,
-        config: &Config,
+        config: &DomainConfig,
         group: &mut Group,
         given: ProcessFiles,
     ) -> Result<(Pid, OwnedFd), Error> {

@@ -2,7 +2,7 @@
 //! not fit.
 
 use crate::support::puppet::Puppet;
-use crate::support::{Host, playing};
+use crate::support::{BrokerHost, playing};
 use xen::GrantRef;
 use xen::gnttab::{GrantMap, PageAccess};
 use xen_hosted::domain::MissingFeature;
@@ -21,7 +21,7 @@ fn eight_devices_with_four_queues_each_have_their_pages() {
         );
         return;
     }
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut config = playing("puppet");
     config.memory_max_kib = 128 * 1024;
@@ -58,7 +58,7 @@ fn eight_devices_with_four_queues_each_have_their_pages() {
 /// further arenas are refused before that kills it.
 #[test]
 fn more_arenas_than_a_domain_has_memory_for_are_refused() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut config = playing("puppet");
     config.memory_max_kib = 24 * 1024;

@@ -2,7 +2,7 @@
 //! one without.
 
 use crate::support::puppet::Puppet;
-use crate::support::{Host, entries, raw};
+use crate::support::{BrokerHost, entries, raw};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use xen_hosted::domain::{MissingFeature, system_calls};
@@ -11,7 +11,7 @@ use xen_hosted::domain::{MissingFeature, system_calls};
 const NUMBERS: libc::c_long = 480;
 
 /// Has a domain try each call that it may not make.
-fn each_is_refused(host: &Host, namespaces: bool) {
+fn each_is_refused(host: &BrokerHost, namespaces: bool) {
     let mut guest = Puppet::start(host);
     let lacks = |lack| guest.created.lacks.contains(&lack);
     assert_eq!(lacks(MissingFeature::Namespaces), !namespaces);
@@ -76,7 +76,7 @@ const REFUSED: [&str; 23] = [
 
 #[test]
 fn every_other_call_is_refused() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     each_is_refused(&host, true);
     let mut guest = Puppet::start(&host);
     for what in REFUSED {
@@ -87,7 +87,7 @@ fn every_other_call_is_refused() {
 /// With only a user's own rights, its files and other processes are still out of reach.
 #[test]
 fn every_other_call_is_refused_without_namespaces() {
-    let host = Host::start_without_namespaces();
+    let host = BrokerHost::start_without_namespaces();
     each_is_refused(&host, false);
     let folder = host.dir.path().join("theirs");
     fs::create_dir(&folder).unwrap();
@@ -116,10 +116,10 @@ fn every_other_call_is_refused_without_namespaces() {
 /// send none.
 #[test]
 fn who_shares_the_host_passes_no_descriptors() {
-    let host = Host::start_without_namespaces();
+    let host = BrokerHost::start_without_namespaces();
     let mut shared = Puppet::start(&host);
     assert_eq!(shared.ask("park"), libc::EPERM.to_string());
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let parked = guest.ask("park");
     // It can have as many in flight as it may, and a user with a higher limit still passes its own.

@@ -1,7 +1,7 @@
 //! The protection of the broker's own time and descriptors from its peers.
 
 use crate::support::puppet::Puppet;
-use crate::support::{self, Host, cpu_time_ms};
+use crate::support::{self, BrokerHost, cpu_time_ms};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
@@ -16,7 +16,7 @@ use xen_hosted::domctl::Control;
 use xen_hosted::{Platform, Role};
 
 /// Checks that the broker uses no processor while no requests are sent.
-fn check_idle(host: &Host, when: &str) {
+fn check_idle(host: &BrokerHost, when: &str) {
     let before = cpu_time_ms(host.broker.id());
     std::thread::sleep(Duration::from_millis(500));
     let used = cpu_time_ms(host.broker.id()) - before;
@@ -24,7 +24,7 @@ fn check_idle(host: &Host, when: &str) {
 }
 
 /// Makes a connection without the library.
-fn connected(host: &Host, role: Role) -> OwnedFd {
+fn connected(host: &BrokerHost, role: Role) -> OwnedFd {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(host.host().socket(role)).unwrap()).unwrap();
@@ -33,7 +33,7 @@ fn connected(host: &Host, role: Role) -> OwnedFd {
 
 #[test]
 fn who_hangs_up_does_not_keep_the_broker_busy() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     for when in ["unread", "resting"] {
         let mut guest = Puppet::start(&host);
@@ -50,7 +50,7 @@ fn who_hangs_up_does_not_keep_the_broker_busy() {
 #[test]
 fn a_full_table_of_descriptors_is_waited_for() {
     let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
-    let host = Host::start_with(|command| {
+    let host = BrokerHost::start_with(|command| {
         let set = move || {
             rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
             Ok(())
@@ -67,7 +67,7 @@ fn a_full_table_of_descriptors_is_waited_for() {
 /// One connection too many is refused with an error of its own, and not as if there were no broker.
 #[test]
 fn who_finds_all_connections_in_use_is_told_so() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let most = xen_hosted::limits::PEERS_MAX + 1;
     let mut crowd: Vec<_> = (0..most).map(|_| connected(&host, Role::Control)).collect();
     let connect = || Control::connect(&host.host()).map(drop);
@@ -87,7 +87,7 @@ const OF_PEERS: u64 = 24;
 fn what_cannot_be_sent_is_not_sent_again_at_once() {
     let to_peers = [(0, OF_PEERS)];
     let refuse = support::raw::refusing_where(libc::SYS_sendmsg, &to_peers, libc::ETOOMANYREFS);
-    let host = Host::start_with(|command| support::raw::before_exec(command, refuse));
+    let host = BrokerHost::start_with(|command| support::raw::before_exec(command, refuse));
     let crowd: Vec<_> = (0..8).map(|_| connected(&host, Role::Control)).collect();
     // Its answer has descriptors.
     let hello = 0_u64.to_ne_bytes();
@@ -107,7 +107,7 @@ fn a_creation_that_fails_leaves_no_process() {
     for first in OF_PEERS.. {
         assert!(first < 200, "creation never succeeds: {last:?}");
         let refuse = support::raw::refusing_where(libc::SYS_epoll_ctl, &[(2, first)], libc::ENOSPC);
-        let host = Host::start_with(|command| support::raw::before_exec(command, refuse));
+        let host = BrokerHost::start_with(|command| support::raw::before_exec(command, refuse));
         let created = support::create_with(&mut host.control(), &support::playing("none"), &shell);
         if created.is_ok() {
             break;
@@ -126,7 +126,7 @@ fn a_creation_that_fails_leaves_no_process() {
 /// The kernel drops descriptors for which the receiver has no room.
 #[test]
 fn who_has_no_room_for_a_port_is_told_so_and_has_none() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let (mut one, mut two) = (Puppet::start(&host), Puppet::start(&host));
     let port = one.ask(&format!("alloc {}", two.domid()));
@@ -144,7 +144,7 @@ fn who_has_no_room_for_a_port_is_told_so_and_has_none() {
 /// A guest lets go of an arena late, when there is another in its place.
 #[test]
 fn a_late_release_does_not_free_a_page_that_is_mapped() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let of_guest = guest.domid();
     let connect = || Platform::connect(&host.host(), Role::Frontend).unwrap();

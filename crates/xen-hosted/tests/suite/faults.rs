@@ -4,7 +4,7 @@
 //! `FAULT_SEEDS=17..18` runs that seed alone, `FAULT_SEEDS=0..500` more of them.
 
 use crate::support::puppet::{self, Puppet};
-use crate::support::{self, DIR, Host, ROLE, ended, entries, introduce, playing, until};
+use crate::support::{self, BrokerHost, DIR, ROLE, ended, entries, introduce, playing, until};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -74,7 +74,7 @@ impl SeededRandom {
     }
 }
 
-fn start_backend(host: &Host, domid: DomId, offer: &[u32; 3]) -> Child {
+fn start_backend(host: &BrokerHost, domid: DomId, offer: &[u32; 3]) -> Child {
     let [grant, port, _] = offer.map(|number| number.to_string());
     Command::new(std::env::current_exe().unwrap())
         .args(support::PLAYING)
@@ -95,12 +95,12 @@ fn kill(control: &mut Control, domid: DomId) {
 
 /// An observer of the host. It is told of each change that Xen would tell it of.
 struct Observer {
-    watch: xen_hosted::domwatch::Watch,
+    watch: xen_hosted::domwatch::BrokerWatch,
     channels: xen_hosted::evtchn::Channels,
 }
 
 impl Observer {
-    fn of(host: &Host) -> Self {
+    fn of(host: &BrokerHost) -> Self {
         // Without VIRQ_DOM_EXC, which the store has.
         let watch = Platform::connect(&host.host(), Role::Store).unwrap().watch();
         let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
@@ -127,7 +127,7 @@ fn await_release(client: &mut xenstore::Client) {
 }
 
 /// Runs a domain's life with deaths of other processes.
-fn round(host: &mut Host, chance: &mut SeededRandom) {
+fn round(host: &mut BrokerHost, chance: &mut SeededRandom) {
     let mut control = host.control();
     let mut onlooker = Observer::of(host);
     let mut guest = Puppet::start_with(&mut control, &playing("frontend"));
@@ -193,7 +193,7 @@ fn round(host: &mut Host, chance: &mut SeededRandom) {
 
 /// Kills a domain before it runs: while its sandbox is set up, when that is complete, or while the
 /// store is told of it.
-fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
+fn killed_before_it_runs(host: &BrokerHost, chance: &mut SeededRandom) {
     let mut control = host.control();
     let mut makes = host.control();
     let before = children(host);
@@ -232,14 +232,14 @@ fn killed_before_it_runs(host: &Host, chance: &mut SeededRandom) {
 }
 
 /// Returns the broker's children: the first processes of domains.
-fn children(host: &Host) -> Vec<i32> {
+fn children(host: &BrokerHost) -> Vec<i32> {
     let broker = host.broker.id();
     let text = std::fs::read_to_string(format!("/proc/{broker}/task/{broker}/children"));
     text.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// Returns the number of control groups of the host's domains, in all hierarchies.
-pub(crate) fn groups(host: &Host) -> usize {
+pub(crate) fn groups(host: &BrokerHost) -> usize {
     let below = host_groups(host).into_iter().map(|group| {
         let entries = std::fs::read_dir(group).into_iter().flatten().flatten();
         entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
@@ -248,7 +248,7 @@ pub(crate) fn groups(host: &Host) -> usize {
 }
 
 /// Returns the groups above them.
-pub(crate) fn host_groups(host: &Host) -> Vec<PathBuf> {
+pub(crate) fn host_groups(host: &BrokerHost) -> Vec<PathBuf> {
     let meta = std::fs::metadata(host.host().path()).unwrap();
     let name = format!("xenbus-{:x}-{:x}", meta.dev(), meta.ino());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -270,7 +270,7 @@ pub(crate) fn host_groups(host: &Host) -> Vec<PathBuf> {
 }
 
 /// Returns the memory of the broker itself, in KiB.
-fn memory_kib(host: &Host) -> u64 {
+fn memory_kib(host: &BrokerHost) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.broker.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -309,7 +309,7 @@ struct HostState {
     groups: usize,
 }
 
-fn host_state(host: &Host) -> HostState {
+fn host_state(host: &BrokerHost) -> HostState {
     let of = |pid| [opened(pid), shared(pid)];
     HostState {
         broker: of(host.broker.id()),
@@ -323,7 +323,7 @@ fn host_state(host: &Host) -> HostState {
 
 /// Returns that state once it does not change: the store releases a client's resources after the
 /// client has gone.
-fn settled_state(host: &Host) -> HostState {
+fn settled_state(host: &BrokerHost) -> HostState {
     let mut last = host_state(host);
     until("all is at rest", || {
         std::thread::sleep(Duration::from_millis(100));
@@ -339,7 +339,7 @@ fn settled_state(host: &Host) -> HostState {
 fn deaths_in_any_order_leave_nothing_behind() {
     let seeds = std::env::var("FAULT_SEEDS").unwrap_or_else(|_| "0..40".to_owned());
     let (from, to) = seeds.split_once("..").expect("FAULT_SEEDS=FROM..TO");
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     host.start_store();
     let before = settled_state(&host);
     let memory_before = memory_kib(&host);
@@ -363,7 +363,7 @@ fn deaths_in_any_order_leave_nothing_behind() {
 
 #[test]
 fn what_a_creator_holds_ends_with_it() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut looker = host.control();
     let create = |control: &mut Control, lifetime| {
         let mut config = playing("frontend");
@@ -402,7 +402,7 @@ fn what_a_creator_holds_ends_with_it() {
 
 #[test]
 fn the_brokers_end_is_its_domains() {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     host.start_store();
     let mut control = host.control();
     let mut guest = Puppet::start_with(&mut control, &playing("frontend"));
@@ -429,7 +429,7 @@ fn the_brokers_end_is_its_domains() {
 
 #[test]
 fn a_broker_that_dies_at_work_leaves_what_the_next_one_clears_up() {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     for seed in 0..10 {
         let mut chance = SeededRandom(seed);
         chance.below(2);

@@ -1,7 +1,7 @@
 //! A whole host: broker, the real daemon, sandboxed domains that reach it over their rings.
 
 use crate::support::puppet::Puppet;
-use crate::support::{self, Host, create, ended, introduce};
+use crate::support::{self, BrokerHost, create, ended, introduce};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
 use xen_hosted::Platform;
 use xen_hosted::domain::MissingFeature;
-use xen_hosted::domctl::{Control, Created};
+use xen_hosted::domctl::{Control, CreatedDomain};
 use xenstore::Store;
 use xenstore_core::wire::MsgType;
 
@@ -33,7 +33,7 @@ fn a_descriptor_that_was_not_given_is_named() {
     let missing = Platform::guest().unwrap_err().to_string();
     assert!(missing.starts_with("no descriptor is named \"xen-broker\""), "{missing}");
     assert!(missing.contains("LISTEN_FDNAMES") && missing.contains("Control::create"), "{missing}");
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let missing = guest.ask("take devices");
     let start = "no descriptor is named \"fuse-devices\"; LISTEN_FDNAMES has \"xen-broker\"; ";
@@ -45,7 +45,7 @@ fn a_descriptor_that_was_not_given_is_named() {
 
 #[test]
 fn a_domain_reaches_the_store_over_its_ring() {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     host.start_store();
     let mut control = host.control();
     let mut client = host.client();
@@ -82,7 +82,7 @@ fn a_domain_reaches_the_store_over_its_ring() {
 
 #[test]
 fn an_exit_status_says_why() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let created = create(&mut control, "reboot");
     assert_eq!(control.info(created.domid).unwrap().state, RunState::Paused);
@@ -93,7 +93,7 @@ fn an_exit_status_says_why() {
 }
 
 /// Reads the store from a domain of this host, over all steps once.
-fn reaches_the_store(host: &Host, control: &mut Control) -> Created {
+fn reaches_the_store(host: &BrokerHost, control: &mut Control) -> CreatedDomain {
     let mut client = host.client();
     let created = create(control, "name-reader");
     let home = format!("/local/domain/{}", created.domid);
@@ -117,7 +117,7 @@ fn an_ordinary_user_has_it_all_but_what_is_said() {
         return;
     }
     let nobody = 65534;
-    let mut host = Host::start_with(|command| {
+    let mut host = BrokerHost::start_with(|command| {
         let dir = command.get_args().next().map(PathBuf::from).unwrap();
         let above = dir.parent().unwrap();
         std::os::unix::fs::chown(above, Some(nobody), Some(nobody)).unwrap();
@@ -133,7 +133,7 @@ fn an_ordinary_user_has_it_all_but_what_is_said() {
 
 #[test]
 fn without_user_namespaces_the_rest_remains() {
-    let mut host = Host::start_without_namespaces();
+    let mut host = BrokerHost::start_without_namespaces();
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);
@@ -147,7 +147,7 @@ fn root_does_without_user_namespaces() {
         conformance::skip("root without user namespaces", "this is not root");
         return;
     }
-    let mut host = Host::start_as_root_without_user_namespaces();
+    let mut host = BrokerHost::start_as_root_without_user_namespaces();
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);
@@ -172,7 +172,7 @@ fn namespaces_that_are_refused_late_are_done_without() {
                 continue;
             }
             let refuse = support::raw::refusing(call, errno);
-            let mut host = Host::start_with(move |command| {
+            let mut host = BrokerHost::start_with(move |command| {
                 if rustix::process::geteuid().is_root() {
                     let dir = command.get_args().next().map(PathBuf::from).unwrap();
                     let above = dir.parent().unwrap();
@@ -195,7 +195,7 @@ fn namespaces_that_are_refused_late_are_done_without() {
 
 #[test]
 fn two_brokers_do_not_serve_one_directory_and_many_serve_many() {
-    let (a, b) = (Host::start(), Host::start());
+    let (a, b) = (BrokerHost::start(), BrokerHost::start());
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_xen-hosted"))
         .arg(a.host().path())
         .output()

@@ -2,7 +2,7 @@
 //! does not notice it.
 
 use crate::support::puppet::Puppet;
-use crate::support::{self, Host, ended, entries, playing, until};
+use crate::support::{self, BrokerHost, ended, entries, playing, until};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use xen_hosted::{Platform, Role};
 
 #[test]
 fn grants_are_for_one_peer_and_one_access() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut a = Puppet::start(&host);
     let mut b = Puppet::start(&host);
     let mut c = Puppet::start(&host);
@@ -47,7 +47,7 @@ fn grants_are_for_one_peer_and_one_access() {
 
 #[test]
 fn a_page_for_reading_is_not_written_by_any_means() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
     let mut offers = frontend.offers();
@@ -70,7 +70,7 @@ fn a_page_for_reading_is_not_written_by_any_means() {
 
 #[test]
 fn a_writable_arena_cannot_be_cut_or_sealed() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
     let mut offers = frontend.offers();
@@ -90,7 +90,7 @@ fn a_writable_arena_cannot_be_cut_or_sealed() {
 /// nobody waits.
 #[test]
 fn an_end_that_a_peer_forges_is_its_own_end() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let (mut guest, mut other) = (Puppet::start(&host), Puppet::start(&host));
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
     let mut offers = frontend.offers();
@@ -122,7 +122,7 @@ fn an_end_that_a_peer_forges_is_its_own_end() {
 
 #[test]
 fn ports_of_others_are_out_of_reach() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut a = Puppet::start(&host);
     let mut b = Puppet::start(&host);
     let backend = Platform::connect(&host.host(), Role::Backend).unwrap();
@@ -160,7 +160,7 @@ fn ports_of_others_are_out_of_reach() {
 /// Each kind of request, sent without the library, and its answer.
 #[test]
 fn what_passes_the_library_by_is_refused_and_counted() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut other = Puppet::start(&host);
     let of_other = other.domid();
@@ -209,7 +209,7 @@ fn what_passes_the_library_by_is_refused_and_counted() {
 
 #[test]
 fn who_does_not_read_is_not_bound_to_without_end() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     assert_eq!(guest.ask("alloc-all"), "4093 ENOSPC: no free port or grant entry");
     let mut channels = Platform::connect(&host.host(), Role::Backend).unwrap().channels().unwrap();
@@ -224,7 +224,7 @@ fn who_does_not_read_is_not_bound_to_without_end() {
 
 #[test]
 fn a_hostile_granter_does_not_harm_who_maps() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let mut grants = Platform::connect(&host.host(), Role::Backend).unwrap().grants();
     let said = guest.ask("grant-and-abuse 0");
@@ -254,7 +254,7 @@ fn a_hostile_granter_does_not_harm_who_maps() {
 /// them: that must not kill it.
 #[test]
 fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut config = playing("puppet");
     config.memory_max_kib = 24 * 1024;
@@ -279,7 +279,7 @@ fn pages_that_are_emptied_do_not_cost_their_user_its_memory() {
 
 #[test]
 fn two_domains_share_no_namespace() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let guests = [(); 2].map(|()| Puppet::start(&host));
     let processes = guests.each_ref().map(|guest| control.process(guest.domid()).unwrap());
@@ -293,7 +293,7 @@ fn two_domains_share_no_namespace() {
 
 #[test]
 fn bounds_hold_and_neighbours_do_not_notice() {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     host.start_store();
     let mut control = host.control();
     let mut guest = Puppet::start(&host);
@@ -338,7 +338,7 @@ fn bounds_hold_and_neighbours_do_not_notice() {
 
 #[test]
 fn a_domain_sees_nobody_else() {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     host.start_store();
     let mut guest = Puppet::start(&host);
     let mut other = Puppet::start(&host);
@@ -363,7 +363,7 @@ fn a_domain_sees_nobody_else() {
 /// There is no namespace to hide others in: calls that name them are refused instead.
 #[test]
 fn without_namespaces_others_are_out_of_reach_too() {
-    let mut host = Host::start_without_namespaces();
+    let mut host = BrokerHost::start_without_namespaces();
     host.start_store();
     let mut guest = Puppet::start(&host);
     assert!(guest.created.lacks.contains(&MissingFeature::Namespaces));
@@ -396,14 +396,14 @@ fn a_domain_has_no_descriptor_of_its_brokers_starter() {
         std::mem::forget(rustix::io::dup(std::io::stderr())?);
         Ok(())
     };
-    let host = Host::start_with(|command| support::raw::before_exec(command, leave_open));
+    let host = BrokerHost::start_with(|command| support::raw::before_exec(command, leave_open));
     let mut guest = Puppet::start(&host);
     assert_eq!(guest.ask("descriptors"), "0 1 2 3");
 }
 
 #[test]
 fn nothing_of_a_dead_domain_is_kept() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut guest = Puppet::start(&host);
     let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
@@ -434,7 +434,7 @@ fn nothing_of_a_dead_domain_is_kept() {
 
 #[test]
 fn a_pause_stops_it_and_a_cap_slows_it() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut config = playing("puppet");
     config.cap = 20;

@@ -1,12 +1,12 @@
 //! The killing of a domain: always possible, whatever its processes wait for.
 
 use crate::support::puppet::Puppet;
-use crate::support::{self, Host, playing, until};
+use crate::support::{self, BrokerHost, playing, until};
 use std::process::Command;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Config, Devices, MissingFeature};
+use xen_hosted::domain::{Devices, DomainConfig, MissingFeature};
 
-fn with_files() -> Config {
+fn with_files() -> DomainConfig {
     let mut config = playing("puppet");
     config.devices = Devices::Files;
     config
@@ -14,7 +14,7 @@ fn with_files() -> Config {
 
 /// Makes a domain that waits for itself: it has written into a file that it no longer serves.
 /// `None` where this machine lets no domain have files.
-fn waiting(host: &Host) -> Option<Puppet> {
+fn waiting(host: &BrokerHost) -> Option<Puppet> {
     let mut guest = Puppet::start_with(&mut host.control(), &with_files());
     if guest.created.lacks.contains(&MissingFeature::Devices) {
         let open = std::fs::File::options().read(true).write(true).open("/dev/fuse");
@@ -29,7 +29,7 @@ fn waiting(host: &Host) -> Option<Puppet> {
     Some(guest)
 }
 
-fn is_killed(host: &Host) {
+fn is_killed(host: &BrokerHost) {
     let mut control = host.control();
     let (Some(destroyed), Some(shut_down)) = (waiting(host), waiting(host)) else { return };
     control.destroy(destroyed.domid()).unwrap();
@@ -40,7 +40,7 @@ fn is_killed(host: &Host) {
 
 #[test]
 fn who_serves_its_own_files_no_more_is_killed() {
-    is_killed(&Host::start());
+    is_killed(&BrokerHost::start());
 }
 
 /// Changes the broker's command so that it lacks fusectl, by which it ends connections where it is
@@ -61,7 +61,7 @@ fn without_fusectl(command: &mut Command) {
 /// An ordinary user's machine may have no fusectl mounted.
 #[test]
 fn who_serves_its_own_files_no_more_is_killed_without_fusectl() {
-    let host = Host::start_with(without_fusectl);
+    let host = BrokerHost::start_with(without_fusectl);
     let mut control = host.control();
     let (Some(destroyed), Some(_ended_by_the_broker)) = (waiting(&host), waiting(&host)) else {
         return;
@@ -73,7 +73,7 @@ fn who_serves_its_own_files_no_more_is_killed_without_fusectl() {
 /// Without any means to end its connection a domain gets none.
 #[test]
 fn who_could_not_be_killed_gets_no_files() {
-    let host = Host::start_with(|command| {
+    let host = BrokerHost::start_with(|command| {
         without_fusectl(command);
         let by_force = (1, rustix::mount::UnmountFlags::FORCE.bits().into());
         let refuse = support::raw::refusing_exactly(libc::SYS_umount2, by_force, libc::EPERM);
@@ -95,7 +95,7 @@ fn lives(pid: u32) -> bool {
 
 /// Makes a host whose broker was killed with its domain, which could not end. Returns it with the
 /// domain's process.
-fn left_behind(start: fn() -> Host) -> Option<(Host, u32)> {
+fn left_behind(start: fn() -> BrokerHost) -> Option<(BrokerHost, u32)> {
     let mut host = start();
     let guest = waiting(&host)?;
     let pid = support::pid_of(&host.control().process(guest.domid()).unwrap());
@@ -108,7 +108,7 @@ fn left_behind(start: fn() -> Host) -> Option<(Host, u32)> {
 
 #[test]
 fn a_broker_ends_what_a_killed_one_has_left() {
-    let Some((mut host, pid)) = left_behind(Host::start) else { return };
+    let Some((mut host, pid)) = left_behind(BrokerHost::start) else { return };
     host.restart_broker();
     assert!(!lives(pid) && crate::faults::groups(&host) == 0);
     assert_eq!(host.control().list().unwrap().len(), 1);
@@ -116,7 +116,7 @@ fn a_broker_ends_what_a_killed_one_has_left() {
 
 #[test]
 fn who_takes_a_host_down_ends_what_a_killed_broker_has_left() {
-    let Some((host, pid)) = left_behind(Host::start) else { return };
+    let Some((host, pid)) = left_behind(BrokerHost::start) else { return };
     let holds = || std::fs::read(host.host().path().join("holds")).unwrap_or_default();
     let has = |word: &[u8]| holds().split(|byte| *byte == 0).any(|line| line.starts_with(word));
     assert!(has(b"process=") && rustix::process::geteuid().is_root() == has(b"users="));
@@ -129,7 +129,7 @@ fn who_takes_a_host_down_ends_what_a_killed_broker_has_left() {
 #[test]
 fn what_a_killed_broker_has_left_is_ended_without_fusectl() {
     // `unshare` and the shell are this process's child no more once the broker runs in their place.
-    let start = || Host::start_with(without_fusectl);
+    let start = || BrokerHost::start_with(without_fusectl);
     let Some((mut host, pid)) = left_behind(start) else { return };
     host.restart_broker();
     until("it is gone", || !lives(pid));
@@ -138,7 +138,7 @@ fn what_a_killed_broker_has_left_is_ended_without_fusectl() {
 /// A broker logs what does not end with it, and ends with a status that is not 0.
 #[test]
 fn a_broker_tells_what_does_not_end_with_it() {
-    let mut host = Host::start_with(|command| {
+    let mut host = BrokerHost::start_with(|command| {
         let refuse = support::raw::refusing(libc::SYS_pidfd_send_signal, libc::EPERM);
         support::raw::before_exec(command, refuse);
         command.stderr(std::process::Stdio::piped());
@@ -161,7 +161,7 @@ fn a_broker_tells_what_does_not_end_with_it() {
 /// A domain can cancel its death with the broker; it is identified by its process as well.
 #[test]
 fn who_outlives_its_broker_is_ended_by_the_next() {
-    let mut host = Host::start();
+    let mut host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let pid = support::pid_of(&host.control().process(guest.domid()).unwrap());
     guest.tell("shed");

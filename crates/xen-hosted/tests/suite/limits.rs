@@ -2,7 +2,7 @@
 //! machine has. `cargo xtask xen` runs these tests where there is version 2 alone.
 
 use crate::support::puppet::Puppet;
-use crate::support::{self, Host, ended, playing, until};
+use crate::support::{self, BrokerHost, ended, playing, until};
 use std::fs;
 use std::path::{Path, PathBuf};
 use xen::domctl::{DomainControl, RunState, Scheduling};
@@ -84,8 +84,10 @@ fn is_a_hosts(dir: &Path) -> bool {
 
 /// Makes a host and a domain with limits of its own; `None` where the machine has no groups for
 /// them.
-fn bounded(config: impl FnOnce(&mut xen_hosted::domain::Config)) -> Option<(Host, Puppet)> {
-    let host = Host::start();
+fn bounded(
+    config: impl FnOnce(&mut xen_hosted::domain::DomainConfig),
+) -> Option<(BrokerHost, Puppet)> {
+    let host = BrokerHost::start();
     let mut asked = playing("puppet");
     config(&mut asked);
     let guest = Puppet::start_with(&mut host.control(), &asked);

@@ -6,7 +6,7 @@
 //! then contains the whole case.
 
 use crate::support::puppet::Puppet;
-use crate::support::{self, Host, WITHIN, playing, this_program};
+use crate::support::{self, BrokerHost, WITHIN, playing, this_program};
 use conformance::platform::{self, Party, life};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -22,7 +22,7 @@ use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
 use xen_hosted::domain::MissingFeature;
-use xen_hosted::domctl::{Accounts, Control, Created, Descriptors};
+use xen_hosted::domctl::{Accounts, Control, CreatedDomain, Descriptors};
 use xen_hosted::{HostDir, Platform, Role};
 
 /// Maps and unmaps a page, as a backend, that it has mapped once before. It may make no system call
@@ -89,18 +89,18 @@ fn party(backend: &Platform, frontend: &Platform) -> Party {
 }
 
 /// Returns domain 0, as a backend and a frontend.
-fn domain_0(host: &Host) -> Party {
+fn domain_0(host: &BrokerHost) -> Party {
     let connect = |role| Platform::connect(&host.host(), role).unwrap();
     party(&connect(Role::Backend), &connect(Role::Frontend))
 }
 
 /// A domain, and the socket that is its standard input.
-struct Guest {
-    created: Created,
+struct SocketGuest {
+    created: CreatedDomain,
     socket: OwnedFd,
 }
 
-impl Guest {
+impl SocketGuest {
     fn start(control: &mut Control, role: &str) -> Self {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let (input, socket) = socketpair(family, SocketType::SEQPACKET, flags, None).unwrap();
@@ -164,17 +164,18 @@ fn all_cases(control: &mut Control, mut a: Party, mut b: Party) {
 
 #[test]
 fn domain_0_with_itself() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     all_cases(&mut host.control(), domain_0(&host), domain_0(&host));
 }
 
 #[test]
 fn domain_0_with_a_guest() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     for turned in [false, true] {
         // Two more, so that there is somebody else to bind and to grant to.
-        let guests = ["lender", "sleeper", "sleeper"].map(|role| Guest::start(&mut control, role));
+        let guests =
+            ["lender", "sleeper", "sleeper"].map(|role| SocketGuest::start(&mut control, role));
         let lent = Platform::over(guests[0].lent(&mut control)).unwrap();
         let (own, guest) = (domain_0(&host), party(&lent, &lent));
         if turned {
@@ -190,12 +191,12 @@ fn domain_0_with_a_guest() {
 
 #[test]
 fn two_guests_within_a_sandbox() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
-    let _third = Guest::start(&mut control, "sleeper");
-    let lender = Guest::start(&mut control, "lender");
-    let borrower = Guest::start(&mut control, "borrower");
-    let domids = [&lender, &borrower].map(Guest::domid);
+    let _third = SocketGuest::start(&mut control, "sleeper");
+    let lender = SocketGuest::start(&mut control, "lender");
+    let borrower = SocketGuest::start(&mut control, "borrower");
+    let domids = [&lender, &borrower].map(SocketGuest::domid);
     let before = domids.map(|domid| resources_in_use(&mut control, domid));
     pass(borrower.socket.as_fd(), lender.lent(&mut control).as_fd());
     for (name, _) in platform::cases() {
@@ -214,7 +215,7 @@ fn two_guests_within_a_sandbox() {
 
 #[test]
 fn the_life_of_domains() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     for (name, case) in life::CASES {
         // Each with a watch of its own, which has seen nothing yet.
         let platform = Platform::connect(&host.host(), Role::Store).unwrap();
@@ -246,7 +247,7 @@ fn the_life_of_domains() {
 
 #[test]
 fn a_page_is_mapped_and_unmapped_without_a_system_call() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut guest = Puppet::start(&host);
     let grant = guest.ask("offer 0");
     let mapper = std::process::Command::new(std::env::current_exe().unwrap())
@@ -263,7 +264,7 @@ fn a_page_is_mapped_and_unmapped_without_a_system_call() {
 /// The account of a domain is what it used.
 #[test]
 fn the_account_of_a_domain_is_what_it_used() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut guest = Puppet::start(&host);
     let domid = guest.domid();
@@ -305,7 +306,7 @@ fn the_account_of_a_domain_is_what_it_used() {
 /// A crashed domain can still be examined: it has its ports until the toolstack destroys it.
 #[test]
 fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
     let mut guest = Puppet::start(&host);
     let domid = guest.domid();
@@ -331,9 +332,9 @@ fn a_crashed_domain_keeps_its_ports_until_it_is_destroyed() {
 /// A guest is refused all requests of control, also over a socket that it has handed on.
 #[test]
 fn control_is_domain_0s() {
-    let host = Host::start();
+    let host = BrokerHost::start();
     let mut control = host.control();
-    let guest = Guest::start(&mut control, "lender");
+    let guest = SocketGuest::start(&mut control, "lender");
     let lent = Platform::over(guest.lent(&mut control)).unwrap();
     assert_eq!(lent.domid(), guest.domid());
     let mut theirs = Control::over(&lent);

@@ -67,12 +67,12 @@ mod tests {
     use super::*;
 
     /// A driver in which these ports have fired; it counts how often it is asked.
-    struct Driver {
+    struct FiringDriver {
         fired: Vec<u32>,
         asked: u32,
     }
 
-    impl Driver {
+    impl FiringDriver {
         fn read(&mut self, into: &mut [u8]) -> Result<ReadOutcome, Error> {
             self.asked += 1;
             let count = self.fired.len().min(into.len() / 4);
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_had_room_left_is_asked_once() {
-        let mut driver = Driver { fired: vec![3, 1, 2], asked: 0 };
+        let mut driver = FiringDriver { fired: vec![3, 1, 2], asked: 0 };
         let mut fired = FiredPorts::default();
         assert_eq!(driver.all(&mut fired), [3, 1, 2]);
         assert_eq!(driver.asked, 1);
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn what_was_read_elsewhere_is_given_out_first() {
-        let mut driver = Driver { fired: vec![4], asked: 0 };
+        let mut driver = FiringDriver { fired: vec![4], asked: 0 };
         let mut fired = FiredPorts::default();
         fired.take_read(&[3_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat(), 12);
         assert_eq!((driver.all(&mut fired), driver.asked), (vec![3, 1], 0));
@@ -115,7 +115,7 @@ mod tests {
     fn a_driver_that_filled_the_room_is_asked_again() {
         for count in [BATCH - 1, BATCH, BATCH + 1, 3 * BATCH] {
             let ports: Vec<u32> = (1..).take(count).collect();
-            let mut driver = Driver { fired: ports.clone(), asked: 0 };
+            let mut driver = FiringDriver { fired: ports.clone(), asked: 0 };
             assert_eq!(driver.all(&mut FiredPorts::default()), ports);
             assert_eq!(driver.asked as usize, count / BATCH + 1, "{count}");
         }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_port_closed_meanwhile_is_not_given_out() {
-        let mut driver = Driver { fired: vec![1, 2, 1, 3], asked: 0 };
+        let mut driver = FiringDriver { fired: vec![1, 2, 1, 3], asked: 0 };
         let mut fired = FiredPorts::default();
         assert_eq!(fired.next(|into| driver.read(into)), Ok(Some(1)));
         fired.forget(1);

@@ -35,7 +35,7 @@ impl fmt::Display for Error {
 impl core::error::Error for Error {}
 
 /// A fault of a record.
-type Fault = &'static str;
+type FieldFault = &'static str;
 
 /// A reader of the records of a stream, one after the other.
 pub(crate) struct RecordReader<'a> {
@@ -58,38 +58,38 @@ impl<'a> FieldReader<'a> {
         Self { body, rest: body }
     }
 
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8], Fault> {
+    fn bytes(&mut self, len: usize) -> Result<&'a [u8], FieldFault> {
         let (bytes, rest) =
             self.rest.split_at_checked(len).ok_or("its fields are longer than it is")?;
         self.rest = rest;
         Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], FieldFault> {
         let (array, rest) = self.rest.split_first_chunk().ok_or("it is too short")?;
         self.rest = rest;
         Ok(*array)
     }
 
-    fn u16(&mut self) -> Result<u16, Fault> {
+    fn u16(&mut self) -> Result<u16, FieldFault> {
         self.array().map(u16::from_ne_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, Fault> {
+    fn u32(&mut self) -> Result<u32, FieldFault> {
         self.array().map(u32::from_ne_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, Fault> {
+    fn u64(&mut self) -> Result<u64, FieldFault> {
         self.array().map(u64::from_ne_bytes)
     }
 
     /// Reads some groups of four bytes.
-    fn groups_of_four(&mut self, count: u16) -> Result<&'a [[u8; 4]], Fault> {
+    fn groups_of_four(&mut self, count: u16) -> Result<&'a [[u8; 4]], FieldFault> {
         Ok(self.bytes(usize::from(count).saturating_mul(4))?.as_chunks().0)
     }
 
     /// Reads text of this length, whose last byte is its only NUL.
-    fn text(&mut self, len: u16) -> Result<&'a [u8], Fault> {
+    fn text(&mut self, len: u16) -> Result<&'a [u8], FieldFault> {
         match self.bytes(usize::from(len))?.split_last() {
             Some((0, text)) if !text.contains(&0) => Ok(text),
             _ => Err("a text in it does not end with its only NUL"),
@@ -97,7 +97,7 @@ impl<'a> FieldReader<'a> {
     }
 
     /// Skips to the next multiple of 8 from the body's start.
-    fn skip_padding(&mut self) -> Result<(), Fault> {
+    fn skip_padding(&mut self) -> Result<(), FieldFault> {
         let odd = self.body.len().saturating_sub(self.rest.len()) % 8;
         let padding = if odd == 0 { 0 } else { 8usize.saturating_sub(odd) };
         self.bytes(padding).map(drop)
@@ -128,7 +128,7 @@ impl<'a> RecordReader<'a> {
     }
 
     /// Returns an error in the current record.
-    pub(crate) fn error(&self, what: Fault) -> Error {
+    pub(crate) fn error(&self, what: FieldFault) -> Error {
         Error { what, ..self.at }
     }
 
@@ -157,7 +157,11 @@ impl<'a> RecordReader<'a> {
         Ok(record)
     }
 
-    fn parse(&self, kind: u32, mut fields: FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
+    fn parse(
+        &self,
+        kind: u32,
+        mut fields: FieldReader<'a>,
+    ) -> Result<StreamRecord<'a>, FieldFault> {
         let fields = &mut fields;
         Ok(match kind {
             kind::END => StreamRecord::End,
@@ -203,14 +207,14 @@ impl<'a> RecordReader<'a> {
         })
     }
 
-    fn domain(&self, fields: &mut FieldReader<'a>) -> Result<DomainRecord<'a>, Fault> {
+    fn domain(&self, fields: &mut FieldReader<'a>) -> Result<DomainRecord<'a>, FieldFault> {
         let (domid, count, features) = (fields.u16()?, fields.u16()?, fields.u32()?);
         let features = (self.version > 1).then_some(features);
         Ok(DomainRecord { domid, features, quotas: quotas(fields, count)? })
     }
 }
 
-fn connection<'a>(fields: &mut FieldReader<'a>) -> Result<ConnectionRecord<'a>, Fault> {
+fn connection<'a>(fields: &mut FieldReader<'a>) -> Result<ConnectionRecord<'a>, FieldFault> {
     let (id, kind, present) = (fields.u32()?, fields.u16()?, fields.u16()?);
     let mut peer = match kind {
         0 => {
@@ -236,7 +240,10 @@ fn connection<'a>(fields: &mut FieldReader<'a>) -> Result<ConnectionRecord<'a>, 
     Ok(ConnectionRecord { id, peer, input, partial, output })
 }
 
-fn watch<'a>(fields: &mut FieldReader<'a>, extended: bool) -> Result<WatchDataRecord<'a>, Fault> {
+fn watch<'a>(
+    fields: &mut FieldReader<'a>,
+    extended: bool,
+) -> Result<WatchDataRecord<'a>, FieldFault> {
     let (conn, path, token) = (fields.u32()?, fields.u16()?, fields.u16()?);
     let mut depth = None;
     if extended {
@@ -246,7 +253,7 @@ fn watch<'a>(fields: &mut FieldReader<'a>, extended: bool) -> Result<WatchDataRe
     Ok(WatchDataRecord { conn, path: fields.text(path)?, token: fields.text(token)?, depth })
 }
 
-fn node<'a>(fields: &mut FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
+fn node<'a>(fields: &mut FieldReader<'a>) -> Result<StreamRecord<'a>, FieldFault> {
     let (conn, _tx_id) = (fields.u32()?, fields.u32()?);
     let (path, value) = (fields.u16()?, fields.u16()?);
     let (_access, count) = (fields.u16()?, fields.u16()?);
@@ -260,7 +267,7 @@ fn node<'a>(fields: &mut FieldReader<'a>) -> Result<StreamRecord<'a>, Fault> {
     })
 }
 
-fn quotas<'a>(fields: &mut FieldReader<'a>, count: u16) -> Result<Quotas<'a>, Fault> {
+fn quotas<'a>(fields: &mut FieldReader<'a>, count: u16) -> Result<Quotas<'a>, FieldFault> {
     let quotas = Quotas { values: fields.groups_of_four(count)?, names: fields.rest };
     if quotas.iter().count() != usize::from(count) {
         return Err("it has fewer names of quotas than values");

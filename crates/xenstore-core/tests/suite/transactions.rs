@@ -36,19 +36,20 @@ fn a_transaction_sees_its_snapshot_and_its_own_writes() {
 /// A change of a node that was read is a conflict; other changes are not.
 #[test]
 fn refused_only_for_a_true_conflict() {
-    type Step = fn(&mut TestStore, ConnId, u32) -> Result<(), String>;
-    let read: Step = |store, conn, tx| store.read(conn, tx, "/a").map(drop);
-    let absent: Step = |store, conn, tx| store.read(conn, tx, "/none").map(drop).or(Ok(()));
-    let list: Step = |store, conn, tx| store.list(conn, tx, "/dir").map(drop);
-    let perms: Step = |store, conn, tx| store.perms(conn, tx, "/a").map(drop);
-    let write: Step = |store, conn, tx| store.write(conn, tx, "/a", "new");
-    let child: Step = |store, conn, tx| store.write(conn, tx, "/dir/y", "new");
-    let child_value: Step = |store, conn, tx| store.write(conn, tx, "/dir/x", "new");
-    let appear: Step = |store, conn, tx| store.mkdir(conn, tx, "/none");
-    let chmod: Step = |store, conn, tx| store.set_perms(conn, tx, "/a", &["r0"]);
-    let remove: Step = |store, conn, tx| store.rm(conn, tx, "/a");
-    let same: Step = |store, conn, tx| store.write(conn, tx, "/a", "old");
-    let cases: [(&str, Step, Step, bool); 14] = [
+    type TransactionStep = fn(&mut TestStore, ConnId, u32) -> Result<(), String>;
+    let read: TransactionStep = |store, conn, tx| store.read(conn, tx, "/a").map(drop);
+    let absent: TransactionStep =
+        |store, conn, tx| store.read(conn, tx, "/none").map(drop).or(Ok(()));
+    let list: TransactionStep = |store, conn, tx| store.list(conn, tx, "/dir").map(drop);
+    let perms: TransactionStep = |store, conn, tx| store.perms(conn, tx, "/a").map(drop);
+    let write: TransactionStep = |store, conn, tx| store.write(conn, tx, "/a", "new");
+    let child: TransactionStep = |store, conn, tx| store.write(conn, tx, "/dir/y", "new");
+    let child_value: TransactionStep = |store, conn, tx| store.write(conn, tx, "/dir/x", "new");
+    let appear: TransactionStep = |store, conn, tx| store.mkdir(conn, tx, "/none");
+    let chmod: TransactionStep = |store, conn, tx| store.set_perms(conn, tx, "/a", &["r0"]);
+    let remove: TransactionStep = |store, conn, tx| store.rm(conn, tx, "/a");
+    let same: TransactionStep = |store, conn, tx| store.write(conn, tx, "/a", "old");
+    let cases: [(&str, TransactionStep, TransactionStep, bool); 14] = [
         ("value", read, write, true),
         ("value and removal", read, remove, true),
         ("value and permissions", read, chmod, false),

@@ -1,6 +1,6 @@
 //! The adder: the device type of `xen-driver`'s tests, unchanged.
 
-use super::kind::{Ledger, TestedDevice};
+use super::kind::{RequestRecord, TestedDevice};
 use crate::rng::Rng;
 use std::collections::BTreeMap;
 use xen_driver::backend::{self, Rings, rings};
@@ -51,7 +51,7 @@ pub(super) struct Sums {
     wrong: Option<String>,
 }
 
-impl Ledger for Sums {
+impl RequestRecord for Sums {
     type Front = front::AdderFrontend;
 
     fn ask(&mut self, front: &mut Self::Front, rng: &mut Rng) {

@@ -1,7 +1,7 @@
 //! The backend's process in domain 0.
 
 use super::kind::{TestedDevice, options};
-use super::machine::{self, ProcessChannels, ProcessGrantMap, StoreSocket};
+use super::machine::{self, HostStream, ProcessChannels, ProcessGrantMap};
 use crate::host::text;
 use crate::hypervisor::Hypervisor;
 use std::cell::RefCell;
@@ -47,7 +47,7 @@ impl<K: TestedDevice> BackendProcess<K> {
         let platform =
             Platform { evtchn: Rc::clone(&evtchn), grants: Rc::new(RefCell::new(grants)) };
         let backs = K::backs(platform, options(record_dir), media);
-        let mut store = Client::over(Box::new(StoreSocket::connect().map_err(text)?));
+        let mut store = Client::over(Box::new(HostStream::connect().map_err(text)?));
         let (side, domid) = (Side::Backend, DomId::DOM0);
         let bus = Bus::start(&mut store, side, domid, K::NAME, move |_| backs()).map_err(text)?;
         Ok(Self { bus, store, evtchn, channels: number, sleeps: false, turned_at: now })

@@ -1,7 +1,7 @@
 //! Block devices: `xen-block`'s ends, and a disk in this host's memory that does requests late and
 //! out of order.
 
-use super::kind::{Ledger, TestedDevice};
+use super::kind::{RequestRecord, TestedDevice};
 use crate::rng::Rng;
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -245,7 +245,7 @@ impl KnownSectors {
     }
 }
 
-impl Ledger for KnownSectors {
+impl RequestRecord for KnownSectors {
     type Front = BlockFrontend;
 
     fn ask(&mut self, front: &mut BlockFrontend, rng: &mut Rng) {

@@ -2,7 +2,7 @@
 
 use super::guest::GuestProcess;
 use super::host::DeviceRun;
-use super::kind::{Ledger, TestedDevice};
+use super::kind::{RequestRecord, TestedDevice};
 use super::machine;
 use super::tally::DeviceTally;
 use crate::host::text;

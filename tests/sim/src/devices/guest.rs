@@ -1,6 +1,6 @@
 //! A guest: its process, with its devices.
 
-use super::kind::{Ledger, TestedDevice};
+use super::kind::{RequestRecord, TestedDevice};
 use super::machine::{self, ProcessChannels, ProcessGrantOffer};
 use crate::host::text;
 use crate::hypervisor::{Hypervisor, NewDomain};

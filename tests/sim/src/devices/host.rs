@@ -2,7 +2,7 @@
 
 use super::backend::BackendProcess;
 use super::guest::GuestProcess;
-use super::kind::{Ledger, TestedDevice};
+use super::kind::{RequestRecord, TestedDevice};
 use super::machine::{self, CountedCall, PlannedDeath, StoreMachine};
 use super::plan::DevicePlan;
 use super::tally::DeviceTally;
@@ -29,7 +29,7 @@ const SLOTS: u16 = 3;
 /// The number of devices of a guest.
 pub(super) const DEVICES: u32 = 2;
 /// A domain number.
-pub(super) struct DeviceSlot<K: TestedDevice> {
+pub(super) struct TestedSlot<K: TestedDevice> {
     pub(super) domid: DomId,
     pub(super) guest: Option<GuestProcess<K>>,
     /// Its devices, as the toolstack has made them.
@@ -72,7 +72,7 @@ pub(super) struct DeviceRun<K: TestedDevice> {
     /// The planned death of the backend's process.
     pub(super) planned_death: Option<PlannedDeath>,
     pub(super) media: K::Media,
-    pub(super) slots: Vec<DeviceSlot<K>>,
+    pub(super) slots: Vec<TestedSlot<K>>,
     torn: Vec<TornIndex>,
     pub(super) record_dir: TempDir,
     /// The number of devices that were made.
@@ -109,9 +109,9 @@ impl<K: TestedDevice> DeviceRun<K> {
         let daemon = daemon.map_err(text)?;
         let (hypervisor_too, clock_too) = (hypervisor.clone(), Rc::clone(&clock));
         StoreMachine { hypervisor: hypervisor_too, daemon, clock: clock_too }.install();
-        let tool = Client::over(Box::new(machine::StoreSocket::connect().map_err(text)?));
+        let tool = Client::over(Box::new(machine::HostStream::connect().map_err(text)?));
         let record_dir = tempfile::tempdir().map_err(text)?;
-        let slot = |domid| DeviceSlot {
+        let slot = |domid| TestedSlot {
             domid: DomId(domid),
             guest: None,
             devices: Vec::new(),

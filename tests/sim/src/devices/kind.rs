@@ -16,7 +16,7 @@ pub(super) trait TestedDevice: 'static {
     /// The data that the backends of all processes share.
     type Media: Clone + Default + 'static;
     /// The requests of a guest to one device.
-    type Ledger: Ledger<Front = Self::Front>;
+    type Ledger: RequestRecord<Front = Self::Front>;
 
     /// Its name in the store.
     const NAME: &'static str;
@@ -41,7 +41,7 @@ pub(super) trait TestedDevice: 'static {
 }
 
 /// The requests of one device, as its user knows them.
-pub(super) trait Ledger: Default {
+pub(super) trait RequestRecord: Default {
     /// The frontend.
     type Front;
 

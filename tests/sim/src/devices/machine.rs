@@ -310,12 +310,12 @@ impl GrantOffer for ProcessGrantOffer {
 }
 
 /// A connection of domain 0 to the store.
-pub(super) struct StoreSocket {
+pub(super) struct HostStream {
     fd: OwnedFd,
     waited: u32,
 }
 
-impl StoreSocket {
+impl HostStream {
     /// Connects to the store.
     pub(super) fn connect() -> Result<Self, Errno> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -328,13 +328,13 @@ impl StoreSocket {
     }
 }
 
-impl AsFd for StoreSocket {
+impl AsFd for HostStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl StoreStream for StoreSocket {
+impl StoreStream for HostStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         begin_io(CountedCall::StoreWrite)?;
         Ok(send(&self.fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)

@@ -1,7 +1,7 @@
 //! Draws the next request of a guest.
 
 use super::{COUNTERS, Common, CounterIncrement, GuestPhase, ModelGuest, SHARED, TransactionStage};
-use crate::model::{Op, TransactionEnd};
+use crate::model::{Op, TransactionOutcome};
 use crate::watch_checker::WatchedPlace;
 use xen::DomId;
 
@@ -33,8 +33,11 @@ impl ModelGuest {
                 if waiting == 0 {
                     self.transaction = TransactionStage::Ending;
                     let committed = self.rng.chance(750);
-                    let outcome =
-                        if committed { TransactionEnd::Commit } else { TransactionEnd::Abort };
+                    let outcome = if committed {
+                        TransactionOutcome::Commit
+                    } else {
+                        TransactionOutcome::Abort
+                    };
                     self.request_in(id, Op::End(outcome), common);
                 }
             }
@@ -68,7 +71,7 @@ impl ModelGuest {
             (2, Some(value)) => Op::WriteCounter(which, value + 1),
             _ => {
                 self.transaction = TransactionStage::Ending;
-                Op::End(TransactionEnd::Commit)
+                Op::End(TransactionOutcome::Commit)
             }
         };
         self.request_in(id, op, common);

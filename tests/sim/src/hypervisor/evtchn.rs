@@ -1,7 +1,7 @@
 //! Event channels, and the loss, delay and invention of events.
 
 use super::Hypervisor;
-use super::port::{DelayedEvent, PortBinding, PortHolder, PortInUse};
+use super::port::{DelayedEvent, PortEnd, PortHolder, PortInUse};
 use super::process::DomainProcess;
 use super::state::MachineState;
 use crate::faults::{EventDelivery, RefusableCall};
@@ -23,7 +23,7 @@ impl MachineState {
         &mut self,
         process: DomainProcess,
         holder: usize,
-        bound: PortBinding,
+        bound: PortEnd,
     ) -> Result<Port, Error> {
         let (ports_max, serial) = (self.limits.ports, self.activity);
         self.activity += 1;
@@ -64,7 +64,7 @@ impl MachineState {
     pub(super) fn raise_dom_exc(&mut self) {
         let domain = self.domains.get(&DomId::DOM0);
         let mut ports = domain.into_iter().flat_map(|domain| &domain.ports);
-        let port = ports.find(|(_, channel)| channel.bound == PortBinding::Virq(Virq::DomExc));
+        let port = ports.find(|(_, channel)| channel.bound == PortEnd::Virq(Virq::DomExc));
         if let Some(port) = port.map(|(port, _)| Port(*port)) {
             self.raise(DomId::DOM0, port);
         }
@@ -76,10 +76,10 @@ impl MachineState {
         let Some(channel) = domain.ports.remove(&port.0) else { return };
         self.holders[channel.holder].fired.retain(|fired| *fired != port);
         self.lost_events.remove(&(domid, port));
-        if let PortBinding::Interdomain { remote, remote_port } = channel.bound
+        if let PortEnd::Interdomain { remote, remote_port } = channel.bound
             && let Some(other) = self.channel(remote, remote_port)
         {
-            other.bound = PortBinding::Unbound(domid);
+            other.bound = PortEnd::Unbound(domid);
         }
     }
 }
@@ -114,7 +114,7 @@ impl EventChannels for ProcessPorts {
     fn alloc_unbound(&mut self, remote: DomId) -> Result<Port, Error> {
         let state = &mut *self.state.borrow_mut();
         self.refuse(state)?;
-        state.take_port(self.process, self.holder, PortBinding::Unbound(remote))
+        state.take_port(self.process, self.holder, PortEnd::Unbound(remote))
     }
 
     fn bind_interdomain(&mut self, remote: DomId, remote_port: Port) -> Result<Port, Error> {
@@ -124,12 +124,12 @@ impl EventChannels for ProcessPorts {
             return Err(Error::Srch);
         }
         // Before the check of the remote port, so that the port cannot be bound to itself.
-        let bound = PortBinding::Interdomain { remote, remote_port };
+        let bound = PortEnd::Interdomain { remote, remote_port };
         let port = state.take_port(self.process, self.holder, bound)?;
         let own = self.process.domid;
         match state.channel(remote, remote_port) {
-            Some(other) if other.bound == PortBinding::Unbound(own) => {
-                other.bound = PortBinding::Interdomain { remote: own, remote_port: port };
+            Some(other) if other.bound == PortEnd::Unbound(own) => {
+                other.bound = PortEnd::Interdomain { remote: own, remote_port: port };
                 // The remote end may have sent an event before, which has not been delivered.
                 state.raise(own, port);
                 Ok(port)
@@ -146,7 +146,7 @@ impl EventChannels for ProcessPorts {
         if self.process.domid != DomId::DOM0 {
             return Err(Error::Busy);
         }
-        let bound = PortBinding::Virq(virq);
+        let bound = PortEnd::Virq(virq);
         if state.of(self.process)?.ports.values().any(|channel| channel.bound == bound) {
             return Err(Error::Exist);
         }
@@ -158,12 +158,12 @@ impl EventChannels for ProcessPorts {
         self.check(state, port)?;
         let bound = state.channel(self.process.domid, port).map(|channel| channel.bound);
         match bound {
-            Some(PortBinding::Interdomain { remote, remote_port }) => {
+            Some(PortEnd::Interdomain { remote, remote_port }) => {
                 state.raise(remote, remote_port);
                 Ok(())
             }
-            Some(PortBinding::Unbound(_)) => Ok(()),
-            Some(PortBinding::Virq(_)) | None => Err(Error::Inval),
+            Some(PortEnd::Unbound(_)) => Ok(()),
+            Some(PortEnd::Virq(_)) | None => Err(Error::Inval),
         }
     }
 
@@ -205,11 +205,11 @@ impl EventChannels for ProcessPorts {
         let channel = state.of(self.process)?.ports.get(&port.0);
         Ok(match channel.map(|channel| channel.bound) {
             None => PortStatus::Closed,
-            Some(PortBinding::Unbound(remote)) => PortStatus::Unbound(remote),
-            Some(PortBinding::Interdomain { remote, remote_port }) => {
+            Some(PortEnd::Unbound(remote)) => PortStatus::Unbound(remote),
+            Some(PortEnd::Interdomain { remote, remote_port }) => {
                 PortStatus::Interdomain { remote, remote_port }
             }
-            Some(PortBinding::Virq(virq)) => PortStatus::Virq(virq.number()),
+            Some(PortEnd::Virq(virq)) => PortStatus::Virq(virq.number()),
         })
     }
 }
@@ -278,8 +278,8 @@ impl Hypervisor {
             let channel = state.domains.get(at).and_then(|domain| domain.ports.get(&port.0));
             *at == domid
                 || channel.is_some_and(|channel| match channel.bound {
-                    PortBinding::Interdomain { remote, .. } => remote == domid,
-                    PortBinding::Unbound(_) | PortBinding::Virq(_) => false,
+                    PortEnd::Interdomain { remote, .. } => remote == domid,
+                    PortEnd::Unbound(_) | PortEnd::Virq(_) => false,
                 })
         })
     }
@@ -304,7 +304,7 @@ impl Hypervisor {
         let state = &mut *self.state.borrow_mut();
         let bound = state.channel(domid, port).map(|channel| channel.bound);
         let mut ends = vec![(domid, port)];
-        if let Some(PortBinding::Interdomain { remote, remote_port }) = bound {
+        if let Some(PortEnd::Interdomain { remote, remote_port }) = bound {
             ends.push((remote, remote_port));
         }
         ends.retain(|end| state.lost_events.contains(end));
@@ -340,9 +340,9 @@ impl Hypervisor {
         let state = self.state.borrow();
         let Some(domain) = state.domains.get(&domid) else { return 0 };
         let towards = domain.ports.values().filter(|channel| match channel.bound {
-            PortBinding::Unbound(peer) => peer == remote,
-            PortBinding::Interdomain { remote: peer, .. } => peer == remote,
-            PortBinding::Virq(_) => false,
+            PortEnd::Unbound(peer) => peer == remote,
+            PortEnd::Interdomain { remote: peer, .. } => peer == remote,
+            PortEnd::Virq(_) => false,
         });
         towards.count()
     }

@@ -28,7 +28,7 @@ mod state;
 pub use domains::NewDomain;
 pub use state::{Limits, Reuse};
 
-use crate::faults::{Counts, Faults, Rates};
+use crate::faults::{FaultCounts, Faults, Rates};
 use crate::page::Pin;
 use crate::rng::Rng;
 use process::DomainProcess;
@@ -79,7 +79,7 @@ impl Hypervisor {
 
     /// Returns the counts of the faults so far.
     #[must_use]
-    pub fn fault_counts(&self) -> Counts {
+    pub fn fault_counts(&self) -> FaultCounts {
         self.state.borrow().faults.counts
     }
 

@@ -32,7 +32,7 @@ impl PortHolder {
 
 /// The other end of a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum PortBinding {
+pub(super) enum PortEnd {
     Unbound(DomId),
     Interdomain { remote: DomId, remote_port: Port },
     Virq(Virq),
@@ -40,7 +40,7 @@ pub(super) enum PortBinding {
 
 /// A port in use.
 pub(crate) struct PortInUse {
-    pub(super) bound: PortBinding,
+    pub(super) bound: PortEnd,
     pub(super) holder: usize,
     /// The serial number, which no earlier port of its number had.
     pub(super) serial: u64,

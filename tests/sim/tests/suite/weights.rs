@@ -20,7 +20,7 @@ fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A guest that keeps its ring full of requests, and takes its replies.
-struct Guest {
+struct BusyGuest {
     evtchn: Box<dyn EventChannels>,
     port: Port,
     ring: ClientRing,
@@ -29,7 +29,7 @@ struct Guest {
     answered: u32,
 }
 
-impl Guest {
+impl BusyGuest {
     fn pump(&mut self) {
         let request = message(MsgType::GetDomainPath, b"1\0");
         loop {
@@ -96,7 +96,7 @@ fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
         ask(MsgType::Introduce, format!("{domid}\0{}\0{}\0", 1, port.0));
         let weight = weights[usize::from(domid) - 1];
         ask(MsgType::Control, format!("weight\0{domid}\0{weight}\0"));
-        Guest {
+        BusyGuest {
             evtchn,
             port,
             ring: ClientRing::new(page),

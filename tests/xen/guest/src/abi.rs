@@ -44,7 +44,7 @@ pub struct StartInfo {
 
 /// `struct sched_poll`.
 #[repr(C)]
-pub struct Poll {
+pub struct SchedPoll {
     pub ports: *const u32,
     pub nr_ports: u32,
     pub timeout: u64,

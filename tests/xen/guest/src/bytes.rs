@@ -3,12 +3,12 @@
 use core::fmt;
 
 /// Bytes up to a fixed number; further bytes are dropped.
-pub(crate) struct Buffer<const SIZE: usize> {
+pub(crate) struct ByteBuffer<const SIZE: usize> {
     bytes: [u8; SIZE],
     length: usize,
 }
 
-impl<const SIZE: usize> Buffer<SIZE> {
+impl<const SIZE: usize> ByteBuffer<SIZE> {
     /// Returns an empty buffer.
     pub(crate) const fn new() -> Self {
         Self { bytes: [0; SIZE], length: 0 }
@@ -55,7 +55,7 @@ impl<const SIZE: usize> Buffer<SIZE> {
     }
 }
 
-impl<const SIZE: usize> fmt::Write for Buffer<SIZE> {
+impl<const SIZE: usize> fmt::Write for ByteBuffer<SIZE> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.append(text.as_bytes());
         Ok(())

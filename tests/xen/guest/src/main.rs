@@ -37,23 +37,24 @@ mod xen;
 use abi::PAGE_SIZE;
 use abi::console::{IN, IN_CONS, IN_PROD, OUT, OUT_CONS, OUT_PROD};
 use abi::store::{CONNECTION, ERROR, REQ_CONS, REQ_PROD, RESPONSES, RING, RSP_CONS, RSP_PROD};
-use bytes::{Buffer, hex, number, words};
-use xen::{Channel, Page};
+use bytes::{ByteBuffer, hex, number, words};
+use xen::{GuestChannel, Page};
 
 /// The longest time that `put` waits for room.
 const ROOM_WITHIN_MS: u64 = 10_000;
 
-type Failed = &'static str;
+/// The reason why a command has failed.
+type CommandError = &'static str;
 
 /// The console, line by line.
 struct Console {
     page: Page,
-    channel: Channel,
+    channel: GuestChannel,
 }
 
 impl Console {
     /// Returns the next line, without its end.
-    fn line(&self, into: &mut Buffer<8192>) {
+    fn line(&self, into: &mut ByteBuffer<8192>) {
         into.clear();
         loop {
             self.channel.clear();
@@ -117,14 +118,14 @@ impl Console {
 }
 
 /// The XenStore ring, and the bytes that were taken from it and not yet requested.
-struct Store {
+struct StoreConnection {
     page: Page,
-    channel: Channel,
-    taken: Buffer<65536>,
+    channel: GuestChannel,
+    taken: ByteBuffer<65536>,
 }
 
-impl Store {
-    fn put(&mut self, mut bytes: &[u8]) -> Result<(), Failed> {
+impl StoreConnection {
+    fn put(&mut self, mut bytes: &[u8]) -> Result<(), CommandError> {
         let end = xen::now_ms() + ROOM_WITHIN_MS;
         loop {
             self.channel.clear();
@@ -183,7 +184,12 @@ impl Store {
         }
     }
 
-    fn read(&self, offset: u32, count: u32, into: &mut Buffer<65536>) -> Result<(), Failed> {
+    fn read(
+        &self,
+        offset: u32,
+        count: u32,
+        into: &mut ByteBuffer<65536>,
+    ) -> Result<(), CommandError> {
         let end = offset.checked_add(count).filter(|end| *end <= PAGE_SIZE);
         let range = offset..end.ok_or("read: beyond the page")?;
         if (offset | count).is_multiple_of(4) {
@@ -194,7 +200,7 @@ impl Store {
         Ok(())
     }
 
-    fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Failed> {
+    fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), CommandError> {
         let count = u32::try_from(bytes.len()).map_err(|_| "write: too long")?;
         if offset.checked_add(count).is_none_or(|end| end > PAGE_SIZE) {
             return Err("write: beyond the page");
@@ -213,21 +219,21 @@ impl Store {
 
 /// The kind of a command's answer.
 #[derive(PartialEq, Eq)]
-enum Answer {
+enum AnswerKind {
     None,
     Bytes,
 }
 
 /// The state of the commands; the buffers are kept, as clearing them costs time.
 struct Agent {
-    store: Store,
-    bytes: Buffer<65536>,
-    other: Buffer<4096>,
+    store: StoreConnection,
+    bytes: ByteBuffer<65536>,
+    other: ByteBuffer<4096>,
 }
 
 impl Agent {
     /// Runs one command; the answer's bytes are in `bytes`.
-    fn command(&mut self, line: &[u8]) -> Result<Answer, Failed> {
+    fn command(&mut self, line: &[u8]) -> Result<AnswerKind, CommandError> {
         let [name, first, second, third, fourth] = words(line);
         let Self { store, bytes, other } = self;
         bytes.clear();
@@ -240,11 +246,11 @@ impl Agent {
                 store.take_within(number(first)?, number(second)?);
                 bytes.append(store.taken.bytes());
                 store.taken.clear();
-                return Ok(Answer::Bytes);
+                return Ok(AnswerKind::Bytes);
             }
             b"read" => {
                 store.read(number(first)?, number(second)?, bytes)?;
-                return Ok(Answer::Bytes);
+                return Ok(AnswerKind::Bytes);
             }
             b"write" => {
                 bytes.parse(second)?;
@@ -262,23 +268,26 @@ impl Agent {
                     store.write(offset, other.bytes())?;
                 }
                 bytes.clear();
-                return Ok(Answer::Bytes);
+                return Ok(AnswerKind::Bytes);
             }
             b"shutdown" => xen::shut_down(number(first)?),
             _ => return Err("no such command"),
         }
-        Ok(Answer::None)
+        Ok(AnswerKind::None)
     }
 }
 
 /// Serves the console for ever.
 fn main(start: &xen::StartOfDay) -> ! {
     let console = Console { page: start.console_page, channel: start.console_channel };
-    let store =
-        Store { page: start.store_page, channel: start.store_channel, taken: Buffer::new() };
-    let mut agent = Agent { store, bytes: Buffer::new(), other: Buffer::new() };
-    let mut line = Buffer::new();
-    let mut wrong: Option<Failed> = None;
+    let store = StoreConnection {
+        page: start.store_page,
+        channel: start.store_channel,
+        taken: ByteBuffer::new(),
+    };
+    let mut agent = Agent { store, bytes: ByteBuffer::new(), other: ByteBuffer::new() };
+    let mut line = ByteBuffer::new();
+    let mut wrong: Option<CommandError> = None;
     loop {
         console.line(&mut line);
         if line.bytes() == b"hello" {
@@ -294,7 +303,7 @@ fn main(start: &xen::StartOfDay) -> ! {
                 console.answer(why, &[]);
                 wrong = None;
             }
-            None if done == Ok(Answer::Bytes) => console.answer("ok", agent.bytes.bytes()),
+            None if done == Ok(AnswerKind::Bytes) => console.answer("ok", agent.bytes.bytes()),
             None => {}
         }
     }

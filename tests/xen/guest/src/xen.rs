@@ -12,10 +12,10 @@
 
 use crate::abi::{
     EVENT_CHANNEL_OP, EVTCHNOP_SEND, NOTE_ENTRY, NOTE_GUEST_OS, NOTE_LOADER, NOTE_PADDR_OFFSET,
-    NOTE_VIRT_BASE, NOTE_XEN_VERSION, PAGE_SIZE, Poll, SCHED_OP, SCHEDOP_POLL, SCHEDOP_SHUTDOWN,
-    SHUTDOWN_CRASH, StartInfo, UPDATE_VA_MAPPING, UVMF_INVLPG, clock, shared_info,
+    NOTE_VIRT_BASE, NOTE_XEN_VERSION, PAGE_SIZE, SCHED_OP, SCHEDOP_POLL, SCHEDOP_SHUTDOWN,
+    SHUTDOWN_CRASH, SchedPoll, StartInfo, UPDATE_VA_MAPPING, UVMF_INVLPG, clock, shared_info,
 };
-use crate::bytes::Buffer;
+use crate::bytes::ByteBuffer;
 use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
 use core::ptr::{read_volatile, write_volatile};
@@ -74,16 +74,16 @@ static mut SHARED_INFO: Aligned<4096> = Aligned([0; 4096]);
 /// The pages and channels that the domain starts with.
 pub(crate) struct StartOfDay {
     pub(crate) store_page: Page,
-    pub(crate) store_channel: Channel,
+    pub(crate) store_channel: GuestChannel,
     pub(crate) console_page: Page,
-    pub(crate) console_channel: Channel,
+    pub(crate) console_channel: GuestChannel,
     store_mfn: u64,
 }
 
 impl StartOfDay {
     /// Returns the ring as INTRODUCE takes it.
-    pub(crate) fn introduction(&self) -> Buffer<64> {
-        let mut text = Buffer::new();
+    pub(crate) fn introduction(&self) -> ByteBuffer<64> {
+        let mut text = ByteBuffer::new();
         let _ = write!(text, "hello {} {}", self.store_mfn, self.store_channel.0);
         text
     }
@@ -113,9 +113,9 @@ extern "C" fn enter(info: *const StartInfo) -> ! {
     };
     crate::main(&StartOfDay {
         store_page,
-        store_channel: Channel(info.store_evtchn),
+        store_channel: GuestChannel(info.store_evtchn),
         console_page,
-        console_channel: Channel(info.console_evtchn),
+        console_channel: GuestChannel(info.console_evtchn),
         store_mfn: info.store_mfn,
     })
 }
@@ -170,9 +170,9 @@ impl Page {
 
 /// An event channel, by its port.
 #[derive(Clone, Copy)]
-pub(crate) struct Channel(u32);
+pub(crate) struct GuestChannel(u32);
 
-impl Channel {
+impl GuestChannel {
     /// Signals the other side.
     pub(crate) fn notify(self) {
         let port = self.0;
@@ -196,7 +196,7 @@ impl Channel {
         }
         // In ns; 0 waits for ever.
         let timeout = end_ms.map_or(0, |end| end * 1_000_000);
-        let poll = Poll { ports: &raw const self.0, nr_ports: 1, timeout };
+        let poll = SchedPoll { ports: &raw const self.0, nr_ports: 1, timeout };
         // SAFETY: the argument is a `struct sched_poll` with one port, which Xen reads.
         unsafe { hypercall(SCHED_OP, SCHEDOP_POLL, &raw const poll as u64, 0) };
         true

@@ -10,7 +10,7 @@ pub(super) const PIECES: u32 = 128;
 
 /// The access of a guest to the file system on its disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum DiskAccess {
+pub(super) enum FileSystemAccess {
     /// The host's kernel mounts it (`kernel_block=1`).
     Kernel,
     /// As a file, with debugfs, which needs no right to mount.
@@ -21,7 +21,7 @@ pub(super) enum DiskAccess {
     Nothing,
 }
 
-impl DiskAccess {
+impl FileSystemAccess {
     /// Returns the best access that this user may have on this machine, and the reason why there is
     /// no better one.
     pub(super) fn of_this_user() -> (Self, &'static str) {
@@ -114,36 +114,38 @@ fn quoted(text: &str) -> String {
 const MOUNTED: &str = "until [ -d /mnt/lost+found ]; do sleep 0.02; done\n";
 
 /// The guest that writes.
-pub(super) fn first(access: DiskAccess, image: &Path) -> String {
+pub(super) fn first(access: FileSystemAccess, image: &Path) -> String {
     let write = match access {
-        DiskAccess::Kernel => format!("{MOUNTED}cp -r /tmp/tree /mnt/tree && sync || fail cp\n"),
-        DiskAccess::Debugfs => format!("image=/dev/xvda\n{WRITE}"),
-        DiskAccess::Nbd => {
+        FileSystemAccess::Kernel => {
+            format!("{MOUNTED}cp -r /tmp/tree /mnt/tree && sync || fail cp\n")
+        }
+        FileSystemAccess::Debugfs => format!("image=/dev/xvda\n{WRITE}"),
+        FileSystemAccess::Nbd => {
             let (get, put) = ("nbd get /tmp/xvda.nbd $image\n", "nbd put /tmp/xvda.nbd $image\n");
             format!("{}image=/tmp/image\n{get}{WRITE}{put}", nbd())
         }
-        DiskAccess::Nothing => return config("one", access, image, IDLE),
+        FileSystemAccess::Nothing => return config("one", access, image, IDLE),
     };
     let program = format!("{FAIL}{TREE}{SUM}{write}echo demo: written $sum\n{IDLE}");
     config("one", access, image, &program)
 }
 
 /// The guest that reads, and then writes while its backend dies. It has a disk of its own.
-pub(super) fn second(access: DiskAccess, own: &Path) -> String {
+pub(super) fn second(access: FileSystemAccess, own: &Path) -> String {
     let read = match access {
-        DiskAccess::Kernel => {
+        FileSystemAccess::Kernel => {
             format!("{MOUNTED}cp -r /mnt/tree /tmp/back || fail cp\ncd /tmp/back || exit 9\n")
         }
-        DiskAccess::Debugfs => {
+        FileSystemAccess::Debugfs => {
             format!("image=/dev/xvdb\nuntil [ -e $image ]; do sleep 0.02; done\n{READ}")
         }
-        DiskAccess::Nbd => {
+        FileSystemAccess::Nbd => {
             format!("{}image=/tmp/image\nnbd get /tmp/xvdb.nbd $image\n{READ}", nbd())
         }
-        DiskAccess::Nothing => return config("two", access, own, IDLE),
+        FileSystemAccess::Nothing => return config("two", access, own, IDLE),
     };
     let write = match access {
-        DiskAccess::Nbd => "nbd each /tmp/xvdc.nbd /tmp/source 16384\n\
+        FileSystemAccess::Nbd => "nbd each /tmp/xvdc.nbd /tmp/source 16384\n\
                      nbd get /tmp/xvdc.nbd /tmp/again; disk=/tmp/again\n"
             .to_owned(),
         _ => format!(
@@ -159,9 +161,9 @@ pub(super) fn second(access: DiskAccess, own: &Path) -> String {
     config("two", access, own, &program)
 }
 
-fn config(name: &str, access: DiskAccess, image: &Path, program: &str) -> String {
+fn config(name: &str, access: FileSystemAccess, image: &Path, program: &str) -> String {
     let mut config = format!("name = \"{name}\"\nmemory = 64\n");
-    if access == DiskAccess::Kernel {
+    if access == FileSystemAccess::Kernel {
         config.push_str("kernel_block = 1\n");
     }
     let image = image.display();

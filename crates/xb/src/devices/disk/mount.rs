@@ -7,7 +7,7 @@ use super::attached::AttachedDisk;
 use crate::Error;
 use crate::domain::Domain;
 use crate::host::folder::Folder;
-use crate::host::{Host, Platform};
+use crate::host::{Host, HostPlatform};
 use crate::wait::Limit;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -110,7 +110,7 @@ fn process(host: &mut Host, domain: &Domain) -> Result<OwnedFd, Error> {
             "its configuration does not say kernel_block=1, which trusts it with the host's kernel";
         return Err(refused(why));
     }
-    let Platform::Hosted { control, .. } = &mut host.platform else {
+    let HostPlatform::Hosted { control, .. } = &mut host.platform else {
         return Err(refused("a guest of Xen mounts its disks itself"));
     };
     control.process(domid).map_err(Error::platform(format!("the process of {name}")))

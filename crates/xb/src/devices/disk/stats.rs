@@ -10,7 +10,7 @@ use xenbus::Id;
 
 /// The counts of a disk since it was connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stats {
+pub struct DiskStats {
     /// The device of the disk.
     pub id: Id,
     /// Pages that the backend keeps mapped.
@@ -20,12 +20,12 @@ pub struct Stats {
     /// Requests taken over from a backend that was killed.
     pub replayed: u64,
     /// By kind of request: read, write, flush, discard.
-    pub counts: Vec<(String, Counts)>,
+    pub counts: Vec<(String, RequestCounts)>,
 }
 
 /// The counts of one kind of request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Counts {
+pub struct RequestCounts {
     /// Requests answered.
     pub requests: u64,
     /// Sectors of 512 bytes in them.
@@ -46,7 +46,7 @@ pub struct Counts {
 ///
 /// # Errors
 /// A sentence: the backend has written nothing yet.
-pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
+pub fn read(host: &mut Host) -> Result<Vec<DiskStats>, Error> {
     let name = BLOCK.name();
     let dir = host.folder().map_or_else(|| Path::new("/run").join(name), Folder::record);
     let path = dir.join("stats");
@@ -61,7 +61,7 @@ pub fn read(host: &mut Host) -> Result<Vec<Stats>, Error> {
 }
 
 /// Parses `vbd 3/51712 persistent 4 wrong 0 replayed 0 read 1 8 0 0 64 64 0,0,1,... write ...`.
-fn parse(line: &str) -> Option<Stats> {
+fn parse(line: &str) -> Option<DiskStats> {
     let words: Vec<&str> = line.split(' ').collect();
     let [_, id, "persistent", persistent, "wrong", wrong, "replayed", replayed, kinds @ ..] =
         words.as_slice()
@@ -72,7 +72,7 @@ fn parse(line: &str) -> Option<Stats> {
     let id = Id { frontend: DomId(frontend.parse().ok()?), devid: devid.parse().ok()? };
     let counts = kinds.chunks_exact(8).map(|kind| {
         let number = |at: usize| kind.get(at)?.parse().ok();
-        let counts = Counts {
+        let counts = RequestCounts {
             requests: number(1)?,
             sectors: number(2)?,
             merges: number(3)?,
@@ -89,7 +89,7 @@ fn parse(line: &str) -> Option<Stats> {
     });
     let number = |text: &str| text.parse().ok();
     let (persistent, wrong, replayed) = (number(persistent)?, number(wrong)?, number(replayed)?);
-    Some(Stats { id, persistent, wrong, replayed, counts: counts.collect::<Option<_>>()? })
+    Some(DiskStats { id, persistent, wrong, replayed, counts: counts.collect::<Option<_>>()? })
 }
 
 #[cfg(test)]
@@ -103,7 +103,8 @@ mod tests {
         assert_eq!((stats.persistent, stats.wrong, stats.replayed), (4, 1, 2));
         let (requests, sectors, merges, errors) = (5, 40, 3, 0);
         let (median_us, p99_us, latencies) = (64, 128, vec![0, 2, 3]);
-        let read = Counts { requests, sectors, merges, errors, median_us, p99_us, latencies };
+        let read =
+            RequestCounts { requests, sectors, merges, errors, median_us, p99_us, latencies };
         assert_eq!(stats.counts, [("read".to_owned(), read)]);
         assert_eq!(parse(&line.replace("replayed", "again")), None);
     }

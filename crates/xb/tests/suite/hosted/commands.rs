@@ -4,28 +4,28 @@
 //! A line is a command of a shell, run in a folder that the commands before have left. Where ` ## `
 //! and a reason stand behind it, its result differs in a guest for that reason.
 
-use super::support::Host;
+use super::support::TestHost;
 use std::process::{Command, Stdio};
 
 /// One command of the table.
-struct Row {
+struct CommandCase {
     command: &'static str,
     /// The reason for which its result differs in a guest.
     reason: Option<&'static str>,
 }
 
-fn rows() -> Vec<Row> {
+fn rows() -> Vec<CommandCase> {
     let lines = include_str!("../../commands").lines();
     lines
         .map(|line| match line.split_once(" ## ") {
-            Some((command, reason)) => Row { command, reason: Some(reason) },
-            None => Row { command: line, reason: None },
+            Some((command, reason)) => CommandCase { command, reason: Some(reason) },
+            None => CommandCase { command: line, reason: None },
         })
         .collect()
 }
 
 /// Returns a script that runs all commands, and prints the status and the output of each.
-fn script(rows: &[Row]) -> String {
+fn script(rows: &[CommandCase]) -> String {
     let mut script = String::from(
         "umask 022; mkdir /tmp/commands; cd /tmp/commands; export HOME=$PWD LC_ALL=C TZ=UTC\n",
     );
@@ -64,7 +64,7 @@ fn ordinary_programs_do_in_a_guest_what_they_do_outside() {
     let rows = rows();
     assert!(rows.len() >= 150, "{}", rows.len());
     let script = script(&rows);
-    let host = Host::up("commands");
+    let host = TestHost::up("commands");
     if !host.has_fuse("ordinary programs in a guest") {
         return;
     }

@@ -1,10 +1,10 @@
 //! The demo, on each kind of machine.
 
-use super::support::{Host, XB};
+use super::support::{TestHost, XB};
 use std::process::Command;
 
 /// Runs a shell command in a mount namespace of its own, as root.
-pub(crate) fn apart(test: &str, host: &Host, script: &str) -> Option<std::process::Output> {
+pub(crate) fn apart(test: &str, host: &TestHost, script: &str) -> Option<std::process::Output> {
     if !rustix::process::geteuid().is_root() {
         conformance::skip(test, "only root can have mounts of its own");
         return None;
@@ -25,7 +25,7 @@ fn without(path: &str) -> String {
 }
 
 /// Runs the demo after a script, apart, and returns its output.
-fn demo_after(test: &str, host: &Host, script: &str) -> Option<String> {
+fn demo_after(test: &str, host: &TestHost, script: &str) -> Option<String> {
     let output = apart(test, host, &format!("{script} && exec $XB --host $DIR/h demo"))?;
     assert!(output.status.success(), "{output:?}");
     host.nothing_is_left();
@@ -34,7 +34,7 @@ fn demo_after(test: &str, host: &Host, script: &str) -> Option<String> {
 
 #[test]
 fn the_demo_without_fuse_says_so_and_goes_on() {
-    let host = Host::down("no-fuse");
+    let host = TestHost::down("no-fuse");
     let test = "the_demo_without_fuse_says_so_and_goes_on";
     let Some(said) = demo_after(test, &host, &without("/dev/fuse")) else { return };
     assert!(said.contains("/dev/fuse cannot be opened") && said.contains("they use NBD"), "{said}");
@@ -43,7 +43,7 @@ fn the_demo_without_fuse_says_so_and_goes_on() {
 
 #[test]
 fn the_demo_without_fuse_and_namespaces_says_what_is_not_done() {
-    let host = Host::down("no-namespaces");
+    let host = TestHost::down("no-namespaces");
     let test = "the_demo_without_fuse_and_namespaces_says_what_is_not_done";
     // Whether there are namespaces is asked of this program.
     let script =
@@ -63,7 +63,7 @@ fn the_demo_without_fuse_and_namespaces_says_what_is_not_done() {
 
 #[test]
 fn a_disk_is_not_mounted_without_loop_devices() {
-    let host = Host::down("no-loop-mount");
+    let host = TestHost::down("no-loop-mount");
     let test = "a_disk_is_not_mounted_without_loop_devices";
     if !host.has_fuse(test) {
         return;
@@ -86,7 +86,7 @@ fn a_disk_is_not_mounted_without_loop_devices() {
 
 #[test]
 fn the_demo_without_loop_devices_uses_debugfs() {
-    let host = Host::down("no-loop");
+    let host = TestHost::down("no-loop");
     let test = "the_demo_without_loop_devices_uses_debugfs";
     if !host.has_fuse(test) {
         return;
@@ -112,7 +112,7 @@ pub(crate) fn writes_and_compares(shown: &str) {
 
 #[test]
 fn the_demo_shows_each_step_and_leaves_nothing() {
-    let host = Host::down("demo");
+    let host = TestHost::down("demo");
     let shown = host.ok(&["demo"]);
     for words in [
         "a host is up",
@@ -149,7 +149,7 @@ fn the_demo_shows_each_step_and_leaves_nothing() {
 
 #[test]
 fn who_looks_on_sees_what_is_being_done() {
-    let host = Host::down("looks-on");
+    let host = TestHost::down("looks-on");
     let line = format!("{XB} --host {} demo", host.path("h").display());
     let mut script = Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).env_remove("CARGO").env_remove("XB_HOST");
@@ -163,7 +163,7 @@ fn who_looks_on_sees_what_is_being_done() {
 
 #[test]
 fn what_takes_long_is_told_of() {
-    let host = Host::up("long");
+    let host = TestHost::up("long");
     let config =
         host.config("web", "extra = \"trap '' TERM; echo deaf; while :; do sleep 1; done\"");
     host.ok(&["create", &config]);
@@ -178,7 +178,7 @@ fn what_takes_long_is_told_of() {
 
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing() {
-    let host = Host::down("full");
+    let host = TestHost::down("full");
     let test = "a_full_disk_is_said_and_leaves_nothing";
     // The room that is left: too little for a host, for an image, for a guest's data.
     for (room, command, words) in
@@ -201,7 +201,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
 
 #[test]
 fn a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays() {
-    let host = Host::down("full-create");
+    let host = TestHost::down("full-create");
     let test = "a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays";
     let config = host.config("web", "disk = [\"vdev=xvda,target=memory:1048576\"]");
     let script = format!(
@@ -226,7 +226,7 @@ fn a_guest_is_not_created_on_a_full_disk_and_nothing_of_it_stays() {
 /// Records of disks are mapped: one without room ended the daemon of all (SIGBUS).
 #[test]
 fn a_full_record_folder_ends_nobody() {
-    let host = Host::down("full-record");
+    let host = TestHost::down("full-record");
     let test = "a_full_record_folder_ends_nobody";
     let config = host.config("web", "extra = \"exec sleep 1000\"");
     let script = format!(
@@ -252,7 +252,7 @@ fn a_full_record_folder_ends_nobody() {
 
 #[test]
 fn a_guest_whose_image_is_on_a_full_disk_is_told_and_lives() {
-    let host = Host::down("full-image");
+    let host = TestHost::down("full-image");
     let test = "a_guest_whose_image_is_on_a_full_disk_is_told_and_lives";
     if !host.has_fuse(test) {
         return;

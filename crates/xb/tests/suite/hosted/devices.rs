@@ -1,13 +1,13 @@
 //! Devices of a kind for which xb has no word and no daemon: attached, detached, and removed with
 //! their domain.
 
-use super::support::{Host, WITHIN};
+use super::support::{TestHost, WITHIN};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use xb::devices::{self, Device, Force};
+use xb::devices::{self, AttachableDevice, Force};
 use xb::host::folder::Folder;
 use xb::host::{Host as Opened, HostChoice};
 use xb::wait::Limit;
@@ -57,7 +57,7 @@ struct Player {
 }
 
 impl Player {
-    fn start(host: &Host, side: Side, domid: DomId) -> Self {
+    fn start(host: &TestHost, side: Side, domid: DomId) -> Self {
         let (busy, ends) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (of_drivers, told, path) = (busy.clone(), ends.clone(), host.path("h/store"));
         let play = move || {
@@ -90,13 +90,13 @@ fn limit() -> Limit {
     Limit::new(WITHIN)
 }
 
-fn adder(frontend: DomId, devid: u32) -> Device {
-    Device::new(NewDevice::new(KIND, Id { frontend, devid }, DomId::DOM0))
+fn adder(frontend: DomId, devid: u32) -> AttachableDevice {
+    AttachableDevice::new(NewDevice::new(KIND, Id { frontend, devid }, DomId::DOM0))
 }
 
 /// Makes a host with a guest that has no disk, and opens the host with the library.
-fn scene(test: &str) -> (Host, Opened, DomId) {
-    let host = Host::up(test);
+fn scene(test: &str) -> (TestHost, Opened, DomId) {
+    let host = TestHost::up(test);
     let config = host.config("web", "extra = \"exec sleep 1000\"");
     let domid = host.json(&["create", &config])["domid"].as_u64().unwrap();
     let opened = Opened::open(HostChoice::Hosted(Folder::new(&host.path("h")))).unwrap();
@@ -105,7 +105,7 @@ fn scene(test: &str) -> (Host, Opened, DomId) {
 
 /// Checks that no node of an adder exists. The folders above stay with the domain, and its
 /// frontend's errors.
-fn no_adder_is_left(host: &Host) {
+fn no_adder_is_left(host: &TestHost) {
     let is_left = |node: &str| node.contains("/adder/") && !node.contains("/error/device/");
     let nodes = host.nodes();
     let left: Vec<_> = nodes.iter().filter(|node| is_left(node)).collect();

@@ -1,12 +1,12 @@
 //! Disks of guests that run: attached, detached, resized, mounted.
 
-use super::support::{Host, XB};
+use super::support::{TestHost, XB};
 use serde_json::json;
 use std::process::{Command, Stdio};
 
 #[test]
 fn of_two_that_attach_one_number_one_is_told() {
-    let host = Host::up("twice-attached");
+    let host = TestHost::up("twice-attached");
     let config = host.config("web", "extra = \"exec sleep 1000\"");
     host.ok(&["create", &config]);
     for _ in 0..5 {
@@ -28,7 +28,7 @@ fn of_two_that_attach_one_number_one_is_told() {
 
 #[test]
 fn a_disk_in_use_is_not_detached_and_that_is_said_soon() {
-    let host = Host::up("in-use");
+    let host = TestHost::up("in-use");
     if !host.has_fuse("a_disk_in_use_is_not_detached_and_that_is_said_soon") {
         return;
     }
@@ -51,7 +51,7 @@ fn a_disk_in_use_is_not_detached_and_that_is_said_soon() {
 
 #[test]
 fn what_can_be_no_disk_is_not_waited_for() {
-    let host = Host::up("no-disk");
+    let host = TestHost::up("no-disk");
     let fifo = host.path("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let folder = host.path("");
@@ -82,7 +82,7 @@ fn qcow2(test: &str, arguments: &[&str]) -> bool {
 /// Such an image ended the daemon for all guests, and the next daemon, too.
 #[test]
 fn an_image_that_names_itself_ends_nobody() {
-    let host = Host::up("names-itself");
+    let host = TestHost::up("names-itself");
     let image = host.path("a.qcow2").to_str().unwrap().to_owned();
     if !qcow2("an_image_that_names_itself_ends_nobody", &[&image, "16M"]) {
         return;
@@ -105,7 +105,7 @@ fn an_image_that_names_itself_ends_nobody() {
 
 #[test]
 fn an_image_folder_is_given_to_a_host_that_is_up() {
-    let host = Host::up("image-dir");
+    let host = TestHost::up("image-dir");
     let folder = host.path("images");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::create_dir_all(host.path("own")).unwrap();
@@ -132,7 +132,7 @@ fn an_image_folder_is_given_to_a_host_that_is_up() {
 
 #[test]
 fn disks_come_and_go() {
-    let host = Host::up("disks");
+    let host = TestHost::up("disks");
     if !host.has_fuse("disks_come_and_go") {
         return;
     }
@@ -179,7 +179,7 @@ fn disks_come_and_go() {
 #[test]
 fn a_disk_is_mounted_once() {
     let test = "a_disk_is_mounted_once";
-    let host = Host::up("mounted");
+    let host = TestHost::up("mounted");
     if !rustix::process::geteuid().is_root() {
         return conformance::skip(test, "only root has disks mounted");
     }
@@ -208,7 +208,7 @@ fn a_disk_is_mounted_once() {
 
 #[test]
 fn a_disk_is_resized_to_whole_sectors() {
-    let host = Host::up("resize");
+    let host = TestHost::up("resize");
     let image = host.image("a.img", 1 << 20);
     let config =
         host.config("web", &format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\""));
@@ -233,7 +233,7 @@ fn a_disk_is_resized_to_whole_sectors() {
 /// A second backend is refused, wherever it keeps its record, as it would answer the same requests.
 #[test]
 fn a_second_backend_is_refused_and_takes_nothing_away() {
-    let host = Host::up("second");
+    let host = TestHost::up("second");
     let image = host.image("a.img", 1 << 20);
     let config =
         host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep 1000\""));
@@ -256,7 +256,7 @@ fn a_second_backend_is_refused_and_takes_nothing_away() {
 /// A killed backend holds its locks until the kernel has released them.
 #[test]
 fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
-    let host = Host::up("again");
+    let host = TestHost::up("again");
     let images = ["a.img", "b.img", "c.img"].map(|name| host.image(name, 1 << 20));
     let disks: Vec<String> = std::iter::zip(&images, ["xvda", "xvdb", "xvdc"])
         .map(|(image, vdev)| format!("\"{image},,{vdev},w\""))
@@ -287,7 +287,7 @@ fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
 /// also when the guest is started again.
 #[test]
 fn a_relative_name_is_looked_for_where_the_command_was_given() {
-    let host = Host::up("relative");
+    let host = TestHost::up("relative");
     let image = host.image("a.img", 1 << 20);
     let config = host.config("web", "disk = [\"a.img,,xvda,w\"]\nextra = \"exec sleep 1000\"");
     let here = |args: &[&str]| {
@@ -307,7 +307,7 @@ fn a_relative_name_is_looked_for_where_the_command_was_given() {
 
 #[test]
 fn a_disk_whose_server_is_gone_is_not_listed_as_connected() {
-    let host = Host::up("server-gone");
+    let host = TestHost::up("server-gone");
     let image = host.image("a.img", 1 << 20);
     let socket = host.path("socket").to_str().unwrap().to_owned();
     let serve = || {

@@ -1,13 +1,13 @@
 //! The ends of guests, the actions that follow, and the messages about them.
 
-use super::support::Host;
+use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::Stdio;
 
 #[test]
 fn a_program_that_is_done_at_once_had_its_disk() {
-    let host = Host::up("at-once");
+    let host = TestHost::up("at-once");
     let image = host.image("a.img", 1 << 20);
     for (program, status) in [("true", 0), ("exit 3", 3)] {
         let rest = format!("disk = [\"{image},,xvda,w\"]\nextra = \"{program}\"");
@@ -38,7 +38,7 @@ fn a_program_that_is_done_at_once_had_its_disk() {
 
 #[test]
 fn an_end_before_the_host_came_up_anew_is_not_taken_for_this_one() {
-    let host = Host::up("anew");
+    let host = TestHost::up("anew");
     let config = host.config("job", "extra = \"exit 5\"");
     assert_eq!(host.run(&["create", &config, "--wait"]).status.code(), Some(5));
     let folder = host.path("h/guests/job");
@@ -53,7 +53,7 @@ fn an_end_before_the_host_came_up_anew_is_not_taken_for_this_one() {
 
 #[test]
 fn without_a_keeper_the_end_is_told_all_the_same() {
-    let host = Host::up("no-keeper");
+    let host = TestHost::up("no-keeper");
     let config = host
         .config("job", "extra = \"trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done\"");
     let child =
@@ -69,7 +69,7 @@ fn without_a_keeper_the_end_is_told_all_the_same() {
 
 #[test]
 fn a_guest_that_is_waited_for_is_followed_over_its_reboots() {
-    let host = Host::up("followed");
+    let host = TestHost::up("followed");
     let program = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done";
     let config = host.config("web", &format!("extra = \"{program}\""));
     let child =
@@ -88,7 +88,7 @@ fn a_guest_that_is_waited_for_is_followed_over_its_reboots() {
 
 #[test]
 fn who_destroys_a_guest_that_is_waited_for_is_told_of() {
-    let host = Host::up("taken");
+    let host = TestHost::up("taken");
     let config = host.config("web", "extra = \"echo ready; exec sleep 1000\"");
     let child =
         host.command(&["create", &config, "--wait"]).stderr(Stdio::piped()).spawn().unwrap();
@@ -102,7 +102,7 @@ fn who_destroys_a_guest_that_is_waited_for_is_told_of() {
 
 #[test]
 fn what_follows_an_end_is_as_the_configuration_says() {
-    let host = Host::up("after");
+    let host = TestHost::up("after");
     let config = host.config("kept", "on_crash = \"preserve\"\nextra = \"exit 1\"");
     host.ok(&["create", &config]);
     host.until("it has crashed", || {
@@ -132,7 +132,7 @@ fn what_follows_an_end_is_as_the_configuration_says() {
 
 #[test]
 fn the_logs_of_guests_that_ended_long_ago_are_dropped() {
-    let host = Host::up("many");
+    let host = TestHost::up("many");
     let guests = host.path("h/guests");
     for number in 0..300 {
         let guest = guests.join(format!("old{number}"));
@@ -150,7 +150,7 @@ fn the_logs_of_guests_that_ended_long_ago_are_dropped() {
 
 #[test]
 fn a_log_is_bounded_and_all_that_comes_is_shown() {
-    let host = Host::up("chatty");
+    let host = TestHost::up("chatty");
     let program =
         "for n in 1 2 3 4 5; do sleep 0.5; seq ${n}00000 ${n}80000; done; sleep 0.5; echo the end";
     let config = host.config("chatty", &format!("extra = \"{program}\""));
@@ -182,7 +182,7 @@ fn a_log_is_bounded_and_all_that_comes_is_shown() {
 
 #[test]
 fn an_exit_status_is_passed_on() {
-    let host = Host::up("status");
+    let host = TestHost::up("status");
     for status in [0, 3, 0x41, 255] {
         let config = host.config("job", &format!("extra = \"exit {status}\""));
         let output = host.run(&["create", &config, "--wait"]);
@@ -209,7 +209,7 @@ fn a_guest_that_does_not_end_is_told_of() {
         conformance::skip("a guest that does not end", "no freezer of version 1 may be used here");
         return;
     }
-    let host = Host::up("stays");
+    let host = TestHost::up("stays");
     host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
     let broker = host.pid("broker").unwrap().as_raw_nonzero();
     let children = format!("/proc/{broker}/task/{broker}/children");
@@ -234,7 +234,7 @@ fn a_guest_that_does_not_end_is_told_of() {
 /// folder it was started.
 #[test]
 fn a_host_whose_broker_was_killed_is_taken_down_whole() {
-    let host = Host::up("broker-killed");
+    let host = TestHost::up("broker-killed");
     host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
     host.kill("broker");
     assert!(host.ok(&["host", "down"]).contains("is down"));

@@ -1,6 +1,6 @@
 //! The configurations of `examples/`: the commands at the beginning of each are run, and print what is said there.
 
-use super::support::{Host, XB};
+use super::support::{TestHost, XB};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -31,7 +31,7 @@ fn examples(text: &str) -> Vec<Example> {
 }
 
 /// Runs the commands of one example in a folder that has its file.
-fn run(host: &Host, file: &Path, folder: &Path) {
+fn run(host: &TestHost, file: &Path, folder: &Path) {
     let programs = Path::new(XB).parent().unwrap().display();
     let path = format!("{programs}:{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
     let examples = examples(&fs::read_to_string(file).unwrap());
@@ -66,7 +66,7 @@ fn the_examples_work_as_they_stand() {
             return conformance::skip(test, &format!("{program} is not installed"));
         }
     }
-    let host = Host::up("examples");
+    let host = TestHost::up("examples");
     if !host.has_fuse(test) {
         return;
     }

@@ -1,6 +1,6 @@
 //! Bad input and faults: a sentence that helps, an exit code that is not 0, and nothing left behind.
 
-use super::support::{Host, XB};
+use super::support::{TestHost, XB};
 use super::traces::entries;
 use serde_json::json;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
-    let host = Host::up("refused");
+    let host = TestHost::up("refused");
     let nodes = || host.nodes();
     let before = nodes();
     let (good, busy) = (host.image("good.img", 1 << 20), host.image("busy.img", 1 << 20));
@@ -72,7 +72,7 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
 
 #[test]
 fn a_host_is_up_once_in_a_directory() {
-    let host = Host::up("twice");
+    let host = TestHost::up("twice");
     assert!(host.ok(&["host", "up"]).contains("was up already"));
     host.fails(&["demo"], 1, "a host is up in");
     assert_eq!(host.json(&["host", "status"])["up"], json!(true), "the demo has left it alone");
@@ -90,7 +90,7 @@ fn a_host_is_up_once_in_a_directory() {
 
 #[test]
 fn of_two_that_bring_a_host_up_one_does() {
-    let host = Host::down("two-up");
+    let host = TestHost::down("two-up");
     for _ in 0..5 {
         let up =
             || host.command(&["host", "up"]).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -108,7 +108,7 @@ fn of_two_that_bring_a_host_up_one_does() {
 
 #[test]
 fn a_daemon_that_is_gone_is_named() {
-    let host = Host::up("gone");
+    let host = TestHost::up("gone");
     let config = host.config("web", "extra = \"exec sleep 1000\"");
     // A host that exists and cannot be used is not reported as down.
     let (control, aside) = (host.path("h/host/control"), host.path("aside"));
@@ -127,7 +127,7 @@ fn a_daemon_that_is_gone_is_named() {
 
 #[test]
 fn a_hundred_rounds_leave_nothing() {
-    let host = Host::up("rounds");
+    let host = TestHost::up("rounds");
     let image = host.image("a.img", 1 << 20);
     let config =
         host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep 1000\""));
@@ -177,7 +177,7 @@ fn a_hundred_rounds_leave_nothing() {
 #[test]
 fn what_is_no_host_is_left_alone() {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    let host = Host::down("not-a-host");
+    let host = TestHost::down("not-a-host");
     let folder = host.path("h");
     std::fs::create_dir_all(folder.join("log")).unwrap();
     std::fs::write(folder.join("log/precious"), "kept").unwrap();
@@ -215,7 +215,7 @@ fn what_is_no_host_is_left_alone() {
 
 #[test]
 fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
-    let host = Host::up("keeper");
+    let host = TestHost::up("keeper");
     let image = host.image("a.img", 1 << 20);
     // More output than a FIFO holds, all of it read later; then it ends while the keeper is gone.
     let config = host.config(
@@ -255,7 +255,7 @@ fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
 #[test]
 fn a_daemons_log_is_bounded() {
     use std::io::Write;
-    let host = Host::up("daemons-log");
+    let host = TestHost::up("daemons-log");
     let path = host.path("h/log/xen-blockd.log");
     let mut log = std::fs::File::options().append(true).open(&path).unwrap();
     log.write_all(&vec![b'x'; 3 << 20]).unwrap();
@@ -279,7 +279,7 @@ fn written(pid: rustix::process::Pid) -> u64 {
 
 #[test]
 fn a_guest_that_prints_without_end_is_read_at_its_rate() {
-    let host = Host::up("prints");
+    let host = TestHost::up("prints");
     let keeper = host.pid("keeper").unwrap();
     let (begin, before) = (Instant::now(), written(keeper));
     host.ok(&["create", &host.config("loud", "extra = \"exec yes\"")]);
@@ -301,7 +301,7 @@ fn a_guest_that_prints_without_end_is_read_at_its_rate() {
 /// The wait for a broker that does not answer is as long as requested.
 #[test]
 fn a_broker_that_is_stopped_is_waited_for_as_long_as_was_said() {
-    let host = Host::up("stopped");
+    let host = TestHost::up("stopped");
     let broker = host.pid("broker").unwrap();
     let signal = |signal| rustix::process::kill_process(broker, signal).unwrap();
     signal(rustix::process::Signal::STOP);
@@ -318,7 +318,7 @@ fn a_broker_that_is_stopped_is_waited_for_as_long_as_was_said() {
 /// Guests' logs leave room for the records of disks, which lie beside them.
 #[test]
 fn guests_that_print_do_not_fill_the_records_folder() {
-    let host = Host::down("full");
+    let host = TestHost::down("full");
     let loud = "extra = \"exec yes\"";
     let guests: Vec<String> = (0..8).map(|at| host.config(&format!("loud{at}"), loud)).collect();
     let quiet = host.config(
@@ -353,7 +353,7 @@ fn guests_that_print_do_not_fill_the_records_folder() {
 /// A kernel without Xen is a program, or a script; a file that cannot be run is refused at once.
 #[test]
 fn a_kernel_that_cannot_be_run_is_refused_and_a_script_runs() {
-    let host = Host::up("kernel");
+    let host = TestHost::up("kernel");
     let nodes = host.nodes();
     let file = |name: &str, bytes: &[u8], mode: u32| {
         let path = host.path(name);

@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM at each step, and waits with a time limit.
 
-use super::support::Host;
+use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -19,13 +19,13 @@ fn signals(child: &Child, which: &str) -> Option<u64> {
 }
 
 /// Waits until a program catches Ctrl-C.
-fn until_it_catches(host: &Host, child: &Child) {
+fn until_it_catches(host: &TestHost, child: &Child) {
     let interrupt = 1 << (Signal::INT.as_raw() - 1);
     host.until("it catches Ctrl-C", || (signals(child, "SigCgt:")? & interrupt != 0).then_some(()));
 }
 
 /// Waits until a program sleeps, as it does for as long as a daemon is stopped.
-fn until_it_waits(host: &Host, child: &Child) {
+fn until_it_waits(host: &TestHost, child: &Child) {
     let stat = format!("/proc/{}/stat", child.id());
     let asleep = || {
         let stat = std::fs::read_to_string(&stat).ok()?;
@@ -46,7 +46,7 @@ fn until_it_waits(host: &Host, child: &Child) {
 
 /// Ends `create` by SIGTERM while one daemon does not answer: it ends at once, and the others clean
 /// up.
-fn ended_at(host: &Host, args: &[&str], daemon: &str) {
+fn ended_at(host: &TestHost, args: &[&str], daemon: &str) {
     let nodes = host.nodes();
     let stopped = host.pid(daemon).unwrap();
     kill_process(stopped, Signal::STOP).unwrap();
@@ -62,7 +62,7 @@ fn ended_at(host: &Host, args: &[&str], daemon: &str) {
 
 #[test]
 fn sigterm_ends_create_at_once_and_leaves_nothing() {
-    let host = Host::up("term-create");
+    let host = TestHost::up("term-create");
     let image = host.image("a.img", 1 << 20);
     let disk = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
     let with_disk = host.config("with", &disk);
@@ -82,7 +82,7 @@ fn sigterm_ends_create_at_once_and_leaves_nothing() {
 
 #[test]
 fn who_waits_for_a_guest_takes_it_along_whatever_ends_it() {
-    let host = Host::up("term-wait");
+    let host = TestHost::up("term-wait");
     let image = host.image("a.img", 1 << 20);
     let disk = format!("disk = [\"{image},,xvda,w\"]\non_reboot = \"restart\"");
     let nodes = host.nodes();
@@ -112,7 +112,7 @@ fn who_waits_for_a_guest_takes_it_along_whatever_ends_it() {
 /// The waiting command dies while the keeper starts the guest again, when neither guest exists.
 #[test]
 fn who_waits_takes_a_guest_along_that_is_being_started_again() {
-    let host = Host::up("wait-again");
+    let host = TestHost::up("wait-again");
     let image = host.image("a.img", 1 << 20);
     let nodes = host.nodes();
     let config = host
@@ -141,7 +141,7 @@ fn who_waits_takes_a_guest_along_that_is_being_started_again() {
 
 /// Interrupts `create` while one daemon does not answer, and continues the daemon once `create` has
 /// noticed.
-fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
+fn interrupted_at(host: &TestHost, args: &[&str], daemon: &str) {
     let nodes = host.nodes();
     let stopped = host.pid(daemon).unwrap();
     kill_process(stopped, Signal::STOP).unwrap();
@@ -162,7 +162,7 @@ fn interrupted_at(host: &Host, args: &[&str], daemon: &str) {
 
 #[test]
 fn ctrl_c_at_each_step_of_create_leaves_nothing() {
-    let host = Host::up("ctrl-c-create");
+    let host = TestHost::up("ctrl-c-create");
     let image = host.image("a.img", 1 << 20);
     let disk = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
     let with_disk = host.config("with", &disk);
@@ -191,7 +191,7 @@ fn ctrl_c_at_each_step_of_create_leaves_nothing() {
 fn ctrl_c_at_each_step_of_the_demo_leaves_nothing() {
     // As many rounds as lines, and one more: then it has ended by itself.
     for lines in 0..20 {
-        let host = Host::down(&format!("ctrl-c-{lines}"));
+        let host = TestHost::down(&format!("ctrl-c-{lines}"));
         let mut child =
             host.command(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -219,7 +219,7 @@ fn ctrl_c_at_each_step_of_the_demo_leaves_nothing() {
 
 #[test]
 fn a_wait_has_an_end() {
-    let host = Host::up("timeout");
+    let host = TestHost::up("timeout");
     let image = host.image("a.img", 1 << 20);
     let config = host.config(
         "web",
@@ -241,7 +241,7 @@ fn a_wait_has_an_end() {
 
 #[test]
 fn a_store_that_does_not_answer_is_waited_for_with_an_end() {
-    let host = Host::up("stopped");
+    let host = TestHost::up("stopped");
     let store = host.pid("xenstored").unwrap();
     kill_process(store, Signal::STOP).unwrap();
     host.fails(&["list", "--timeout", "1"], 3, "the store's reply: Connection timed out");

@@ -16,11 +16,11 @@ mod user;
 mod words;
 
 use serde_json::json;
-use support::Host;
+use support::TestHost;
 
 #[test]
 fn a_guest_from_birth_to_death() {
-    let host = Host::up("life");
+    let host = TestHost::up("life");
     let config = host.config("web", "memory = 32\nextra = \"echo hello; exec sleep 1000\"");
     assert_eq!(host.json(&["create", &config])["name"], json!("web"));
     let listed = host.json(&["list"]);
@@ -40,7 +40,7 @@ fn a_guest_from_birth_to_death() {
 
 #[test]
 fn a_backend_that_was_killed_comes_back_with_the_host() {
-    let host = Host::up("killed");
+    let host = TestHost::up("killed");
     let image = host.image("a.img", 1 << 20);
     let config =
         host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep 1000\""));
@@ -55,7 +55,7 @@ fn a_backend_that_was_killed_comes_back_with_the_host() {
 
 #[test]
 fn configurations_are_converted_and_checked() {
-    let host = Host::down("convert");
+    let host = TestHost::down("convert");
     let config = host.config("web", "vif = [\"bridge=x\"]\ndisk = [\"/a,,xvda\"]");
     let output = host.run(&["config", "convert", &config]);
     let toml = String::from_utf8(output.stdout).unwrap();
@@ -72,7 +72,7 @@ fn configurations_are_converted_and_checked() {
 
 #[test]
 fn help_completions_and_manual_pages_are_of_one_table() {
-    let host = Host::down("help");
+    let host = TestHost::down("help");
     let commands: &[&[&str]] = &[
         &["host", "up"],
         &["host", "down"],
@@ -123,7 +123,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
 
 #[test]
 fn arguments_come_behind_the_file_as_in_it() {
-    let host = Host::up("arguments");
+    let host = TestHost::up("arguments");
     let image = host.image("a.img", 1 << 20);
     let config = host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep\""));
     host.ok(&[
@@ -140,7 +140,7 @@ fn arguments_come_behind_the_file_as_in_it() {
 
 #[test]
 fn what_toml_alone_can_say_does_not_hinder_a_restart_and_a_uuid_is_had_once() {
-    let host = Host::up("toml");
+    let host = TestHost::up("toml");
     let uuid = "0a1b2c3d-0000-4000-8000-000000000001";
     let path = host.path("web.toml");
     let text =
@@ -158,7 +158,7 @@ fn what_toml_alone_can_say_does_not_hinder_a_restart_and_a_uuid_is_had_once() {
 
 #[test]
 fn a_destroy_that_failed_halfway_is_finished_by_the_next() {
-    let host = Host::up("halfway");
+    let host = TestHost::up("halfway");
     let nodes = host.nodes();
     let config = host
         .config("web", "disk = [\"vdev=xvda,target=memory:1048576\"]\nextra = \"exec sleep 1000\"");
@@ -183,7 +183,7 @@ fn a_destroy_that_failed_halfway_is_finished_by_the_next() {
 
 #[test]
 fn a_node_that_stays_is_seen() {
-    let host = Host::up("node");
+    let host = TestHost::up("node");
     let before = host.nodes();
     for path in ["/local/domain/7/name", "/local/domain/0/backend/vbd/7/51712", "/vm/x", "/libxl/7"]
     {

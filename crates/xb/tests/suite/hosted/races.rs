@@ -3,7 +3,7 @@
 //!
 //! `RACE_SECONDS=600` runs for ten minutes, `RACE_SEED=17` begins with that seed.
 
-use super::support::{Host, WITHIN};
+use super::support::{TestHost, WITHIN};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt;
@@ -52,7 +52,7 @@ impl SeededRandom {
 }
 
 /// Returns a random command line.
-fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
+fn command(host: &TestHost, chance: &mut SeededRandom) -> Vec<String> {
     let name = chance.of(&NAMES);
     let disk = chance.of(&DISKS);
     let path = |name: String| host.path(&name).to_str().unwrap().to_owned();
@@ -89,7 +89,7 @@ fn command(host: &Host, chance: &mut SeededRandom) -> Vec<String> {
 }
 
 /// Runs commands until the end, and collects unexpected results.
-fn client(host: &Host, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u64; 3] {
+fn client(host: &TestHost, seed: u64, end: Instant, odd: &Mutex<Vec<String>>) -> [u64; 3] {
     let mut chance = SeededRandom(seed);
     let [mut done, mut refused, mut killed] = [0; 3];
     while Instant::now() < end {
@@ -142,7 +142,7 @@ fn twenty_clients_at_once_are_told_what_happened_and_leave_nothing() {
         now.as_secs() * 1000
     });
     eprintln!("RACE_SEED={seed}");
-    let host = Host::up("races");
+    let host = TestHost::up("races");
     for name in NAMES {
         let root = host.image(&format!("{name}.img"), 1 << 20);
         for disk in DISKS {

@@ -14,14 +14,14 @@ pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 pub(crate) const XB: &str = env!("CARGO_BIN_EXE_xb");
 
 /// A folder of a test, with a hosted host in `h`.
-pub(crate) struct Host {
+pub(crate) struct TestHost {
     folder: TempDir,
     before: Traces,
     /// The store's nodes without any guest.
     nodes: Option<Vec<String>>,
 }
 
-impl Host {
+impl TestHost {
     /// Makes a host that is not up yet.
     pub(crate) fn down(test: &str) -> Self {
         static BUILT: Once = Once::new();
@@ -205,7 +205,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for TestHost {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {

@@ -1,7 +1,7 @@
 //! An ordinary user: all that such a user can do works, and the rest is refused with a message.
 
 use super::demo::{apart, writes_and_compares};
-use super::support::{Host, XB};
+use super::support::{TestHost, XB};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ const USER: u32 = 54_321;
 struct Home(PathBuf);
 
 impl Home {
-    fn of(host: &Host) -> Self {
+    fn of(host: &TestHost) -> Self {
         let (home, bin) = (host.path("home"), host.path("bin"));
         std::fs::create_dir(&home).unwrap();
         std::fs::create_dir(&bin).unwrap();
@@ -28,14 +28,14 @@ impl Home {
         Self(home)
     }
 
-    fn run(&self, host: &Host, args: &[&str]) -> Output {
+    fn run(&self, host: &TestHost, args: &[&str]) -> Output {
         let mut command = Command::new(host.path("bin/xb"));
         command.arg("--host").arg(self.0.join("h")).args(args).uid(USER).gid(USER).current_dir("/");
         command.env_remove("XB_HOST").env_remove("CARGO").env("TMPDIR", &self.0);
         command.output().unwrap()
     }
 
-    fn ok(&self, host: &Host, args: &[&str]) -> String {
+    fn ok(&self, host: &TestHost, args: &[&str]) -> String {
         let output = self.run(host, args);
         assert!(output.status.success(), "xb {args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
@@ -44,7 +44,7 @@ impl Home {
 
 #[test]
 fn an_ordinary_user_who_may_open_fuse_has_files() {
-    let host = Host::down("user-fuse");
+    let host = TestHost::down("user-fuse");
     let test = "an_ordinary_user_who_may_open_fuse_has_files";
     if !rustix::process::geteuid().is_root() {
         return conformance::skip(test, "only root can become another user");
@@ -71,7 +71,7 @@ fn an_ordinary_user_who_may_open_fuse_has_files() {
 
 #[test]
 fn an_ordinary_user_has_guests_and_is_told_what_cannot_be() {
-    let host = Host::down("user");
+    let host = TestHost::down("user");
     if !rustix::process::geteuid().is_root() {
         // Then all other tests run as an ordinary user.
         return conformance::skip(

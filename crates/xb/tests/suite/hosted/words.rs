@@ -1,13 +1,13 @@
 //! The interface for programs: JSON, exit codes, and arguments that would have no effect.
 
-use super::support::{Host, XB};
+use super::support::{TestHost, XB};
 use super::traces::entries;
 use serde_json::{Value, json};
 use std::process::Command;
 
 #[test]
 fn every_command_that_does_something_prints_json() {
-    let host = Host::down("json");
+    let host = TestHost::down("json");
     let h = host.path("h").to_str().unwrap().to_owned();
     assert_eq!(host.json(&["host", "up"]), json!({ "host": h, "up": true, "was_up": false }));
     assert_eq!(host.json(&["host", "up"])["was_up"], json!(true));
@@ -50,7 +50,7 @@ fn every_command_that_does_something_prints_json() {
 
 #[test]
 fn an_error_is_json_where_json_is_asked_for() {
-    let host = Host::up("json-error");
+    let host = TestHost::up("json-error");
     let output = host.run(&["info", "nobody", "--json"]);
     assert_eq!((output.status.code(), &*output.stdout), (Some(4), &b""[..]));
     let error: Value = serde_json::from_slice(&output.stderr).unwrap();
@@ -69,7 +69,7 @@ fn an_error_is_json_where_json_is_asked_for() {
 
 #[test]
 fn what_would_have_no_effect_is_refused() {
-    let host = Host::down("no-effect");
+    let host = TestHost::down("no-effect");
     let config = host.config("web", "");
     for command in [
         &["demo", "--json"][..],
@@ -95,7 +95,7 @@ fn what_would_have_no_effect_is_refused() {
 
 #[test]
 fn a_host_that_does_not_come_up_in_time_is_given_up() {
-    let host = Host::down("late");
+    let host = TestHost::down("late");
     // All four daemons may be found at the first look by chance; not each time.
     let late = host.until("it is late", || {
         let output = host.run(&["host", "up", "--timeout", "0"]);
@@ -116,7 +116,7 @@ fn a_host_that_does_not_come_up_in_time_is_given_up() {
 
 #[test]
 fn cargo_builds_what_is_ours_and_nothing_elsewhere() {
-    let host = Host::down("cargo");
+    let host = TestHost::down("cargo");
     let with = |manifest: &str| {
         let mut command = host.command(&["store", "--", "--help"]);
         command.env("CARGO", "/bin/false").env("CARGO_MANIFEST_DIR", manifest).output().unwrap()
@@ -134,7 +134,7 @@ fn cargo_builds_what_is_ours_and_nothing_elsewhere() {
 /// No program takes an option for a file or folder.
 #[test]
 fn options_are_options_in_every_program() {
-    let host = Host::down("options");
+    let host = TestHost::down("options");
     let empty = host.path("empty");
     std::fs::create_dir(&empty).unwrap();
     for program in ["xb", "xen-hosted", "xenstored", "xen-blockd", "xenstore"] {

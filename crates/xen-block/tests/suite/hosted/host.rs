@@ -193,7 +193,7 @@ impl DerefMut for BlockGuest {
 
 impl BlockGuest {
     fn create(host: &mut BlockHost, devices: Devices) -> Self {
-        let shape = |config: &mut xen_hosted::domain::Config| config.devices = devices;
+        let shape = |config: &mut xen_hosted::domain::DomainConfig| config.devices = devices;
         let guest = testhost::Guest::create(host, "hosted::part", shape);
         Self { guest, runs: 0 }
     }

@@ -59,7 +59,7 @@ impl SandboxSet {
 pub(super) const OWN_PROCESS: u64 = u64::MAX;
 
 /// Calls that have the same rule.
-pub(super) struct Row {
+pub(super) struct FilterRow {
     pub(super) calls: &'static [Call],
     pub(super) sandboxes: SandboxSet,
     /// Alternatives: the call is let through where all conditions of one of them hold; without any,
@@ -72,7 +72,7 @@ pub(super) struct Row {
     why: &'static str,
 }
 
-impl Row {
+impl FilterRow {
     const fn any(sandboxes: SandboxSet, calls: &'static [Call], why: &'static str) -> Self {
         Self { calls, sandboxes, when: &[], arguments: "", why }
     }
@@ -108,8 +108,8 @@ const PROCESS: u64 = 0;
 const GROUP: u64 = 1;
 
 /// The table, without the calls that only some architectures have.
-const ROWS: &[Row] = &[
-    Row::any(
+const ROWS: &[FilterRow] = &[
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2
@@ -118,7 +118,7 @@ const ROWS: &[Row] = &[
         ],
         "on descriptors that it has",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2 SYS_readlinkat
@@ -126,12 +126,12 @@ const ROWS: &[Row] = &[
         ],
         "tells of files that it sees; without namespaces also whether others are there, and whose",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![SYS_flock],
         "on files that it has open; without namespaces programs and libraries of the host are among them",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Namespaces,
         calls![
             SYS_openat SYS_openat2 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2 SYS_linkat SYS_symlinkat
@@ -140,7 +140,7 @@ const ROWS: &[Row] = &[
         "its files are its own: `/tmp`, what it serves at `/dev`, memory; and what its creator has given it as standard \
          input, output and errors. The host's are mounted for reading",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_openat],
         &[&[Arg::Without(2, CHANGES)]],
@@ -148,7 +148,7 @@ const ROWS: &[Row] = &[
         "all files of its user have modes, times and names that Landlock does not guard, and contents that it does not \
          guard where there is none. So nothing is opened for writing, and nothing but a descriptor's contents is changed",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_mknodat],
         &[
@@ -159,14 +159,14 @@ const ROWS: &[Row] = &[
         "files, FIFOs, sockets",
         "devices are drivers of the host",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_fadvise64],
         &[&[Arg::IsNot(3, libc::POSIX_FADV_DONTNEED as u64)]],
         "no `POSIX_FADV_DONTNEED`",
         "the host's files are in the host's cache",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_pipe2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime SYS_signalfd4
@@ -174,14 +174,14 @@ const ROWS: &[Row] = &[
         ],
         "its own, bounded by its descriptors and tasks; pipes and epoll see [users](#users)",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_memfd_create],
         &[&[Arg::Without(1, libc::MFD_HUGETLB as u64)]],
         "no `MFD_HUGETLB`",
         "huge pages are the machine's, and in no account",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_fcntl],
         &[
@@ -195,7 +195,7 @@ const ROWS: &[Row] = &[
         "`F_SETFL` only with `O_NONBLOCK` among the flags; no leases, no notices",
         "a descriptor that blocks stops who shares it; a lease holds up who opens a file of the host",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_fcntl],
         &[
@@ -218,7 +218,7 @@ const ROWS: &[Row] = &[
         "descriptors, flags as above, locks, seals",
         "an owner is sent signals, a lease and a notice hold up who opens a file",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_ioctl],
         &[
@@ -231,26 +231,26 @@ const ROWS: &[Row] = &[
         "`TCGETS`, `TIOCGWINSZ`, `FIONREAD`, `FIOCLEX`, `FIONCLEX`",
         "each driver has others",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_socket],
         &[&[Arg::Is(0, libc::AF_UNIX as u64)]],
         "`AF_UNIX`",
         "its network has no interface, and other families are much code",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_socketpair],
         &[&[Arg::Is(0, libc::AF_UNIX as u64)]],
         "`AF_UNIX`",
         "each family's code runs, and is loaded, before it is asked for pairs",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Namespaces,
         calls![SYS_bind SYS_listen SYS_accept4 SYS_connect],
         "between its own processes: names of sockets are those of its files and of its network",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_socketpair],
         &[
@@ -260,19 +260,19 @@ const ROWS: &[Row] = &[
         "`AF_UNIX`, streams and packets",
         "a datagram takes an address with it; a socket with a name is somebody else's: the store's, the broker's",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_shutdown SYS_sendto SYS_recvfrom SYS_recvmsg SYS_recvmmsg SYS_getsockopt SYS_getsockname SYS_getpeername
         ],
         "on sockets that it has",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::NotOfTheHost,
         calls![SYS_sendmsg SYS_sendmmsg],
         "descriptors on their way are counted by user, see [users](#users)",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_setsockopt],
         &[&[
@@ -285,14 +285,14 @@ const ROWS: &[Row] = &[
         "memory of compiled filters is bounded for the machine (`bpf_jit_limit`): a domain could have all of it, and \
          nobody else get a filter, nor another domain its sandbox",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_mmap],
         &[&[Arg::Without(3, libc::MAP_HUGETLB as u64)]],
         "no `MAP_HUGETLB`",
         "huge pages are the machine's, and in no account",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_mprotect SYS_munmap SYS_mremap SYS_msync SYS_mincore SYS_mlock SYS_munlock SYS_membarrier
@@ -300,7 +300,7 @@ const ROWS: &[Row] = &[
         ],
         "its own memory; it may lock none (`RLIMIT_MEMLOCK`)",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_madvise],
         &[&[
@@ -311,7 +311,7 @@ const ROWS: &[Row] = &[
         "not `MADV_MERGEABLE`, `MADV_COLD`, `MADV_PAGEOUT`",
         "memory is merged with nobody's; the host's files are in the host's cache",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_futex SYS_set_robust_list
@@ -321,7 +321,7 @@ const ROWS: &[Row] = &[
         ],
         "itself and its children; no program gives it a privilege (`no_new_privs`)",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigpending SYS_rt_sigsuspend
@@ -329,33 +329,33 @@ const ROWS: &[Row] = &[
         ],
         "signals to itself",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Namespaces,
         calls![SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigqueueinfo],
         "it sees no processes but its own; `RLIMIT_SIGPENDING` bounds what waits",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_kill SYS_tgkill],
         &[&[Arg::Is(0, OWN_PROCESS)]],
         "its own process",
         "others of its user are in sight",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_clone],
         &[&[Arg::Without(0, NAMESPACES)]],
         "no namespace",
         "in a namespace of its own it would have all privileges, and much more of the kernel",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_clone],
         &[&[Arg::Without(0, NAMESPACES), Arg::With(0, THREAD)]],
         "threads",
         "a process would outlive the domain",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_sched_yield SYS_sched_getaffinity SYS_sched_getparam SYS_sched_getscheduler SYS_sched_getattr SYS_sched_get_priority_max
@@ -364,33 +364,33 @@ const ROWS: &[Row] = &[
         ],
         "tells; gives way",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Namespaces,
         calls![SYS_sched_setaffinity SYS_prlimit64],
         "its own processes; no bound is raised beyond what the sandbox has set",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_sched_setaffinity SYS_prlimit64],
         &[&[Arg::Is(0, OWN_PROCESS)], &[Arg::Is(0, 0)]],
         "its own process",
         "others of its user are in sight",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_setpriority],
         &[&[Arg::Is(0, PROCESS)], &[Arg::Is(0, GROUP)]],
         "of a process or group",
         "users are the host's",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_setpriority],
         &[&[Arg::Is(0, PROCESS), Arg::Is(1, 0)]],
         "its own process",
         "`PRIO_USER` would slow broker and store",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Every,
         calls![SYS_prctl],
         &[
@@ -422,7 +422,7 @@ const ROWS: &[Row] = &[
         "not its death with the broker, nor filters (as above), nor core scheduling, which would keep a processor idle \
          beside it, nor memory that is merged with others'",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_clock_gettime SYS_clock_getres SYS_clock_nanosleep SYS_nanosleep SYS_gettimeofday SYS_setitimer
@@ -435,8 +435,8 @@ const ROWS: &[Row] = &[
 
 /// The older forms that x86 keeps beside those above.
 #[cfg(target_arch = "x86_64")]
-const ROWS_OF_X86: &[Row] = &[
-    Row::any(
+const ROWS_OF_X86: &[FilterRow] = &[
+    FilterRow::any(
         SandboxSet::Every,
         calls![
             SYS_stat SYS_lstat SYS_access SYS_readlink SYS_getdents SYS_dup2 SYS_pipe SYS_eventfd SYS_epoll_create
@@ -444,7 +444,7 @@ const ROWS_OF_X86: &[Row] = &[
         ],
         "as those above",
     ),
-    Row::any(
+    FilterRow::any(
         SandboxSet::Namespaces,
         calls![
             SYS_open SYS_creat SYS_mkdir SYS_rmdir SYS_unlink SYS_rename SYS_link SYS_symlink SYS_chmod SYS_chown
@@ -452,7 +452,7 @@ const ROWS_OF_X86: &[Row] = &[
         ],
         "as those above",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Namespaces,
         calls![SYS_mknod],
         &[
@@ -463,7 +463,7 @@ const ROWS_OF_X86: &[Row] = &[
         "files, FIFOs, sockets",
         "as `mknodat`",
     ),
-    Row::when(
+    FilterRow::when(
         SandboxSet::Alone,
         calls![SYS_open],
         &[&[Arg::Without(1, CHANGES)]],
@@ -472,10 +472,10 @@ const ROWS_OF_X86: &[Row] = &[
     ),
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const ROWS_OF_X86: &[Row] = &[];
+const ROWS_OF_X86: &[FilterRow] = &[];
 
 /// Returns all rows.
-pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
+pub(super) fn rows() -> impl Iterator<Item = &'static FilterRow> {
     ROWS.iter().chain(ROWS_OF_X86)
 }
 

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use xen::DomId;
 use xen::domctl::{DomainControl, DomainInfo, RunState};
 use xen::evtchn::EventChannels;
-use xen_hosted::domain::{Config, Files};
-use xen_hosted::domctl::{Control, Created, Descriptors};
+use xen_hosted::domain::{DomainConfig, Files};
+use xen_hosted::domctl::{Control, CreatedDomain, Descriptors};
 use xen_hosted::{HostDir, Platform};
 use xen_io::xs_ring::ClientRing;
 use xenstore_core::wire::MsgType;
@@ -59,13 +59,13 @@ fn broker() -> OsString {
 }
 
 /// A broker in a directory of its own, and the daemon if one was started.
-pub(crate) struct Host {
+pub(crate) struct BrokerHost {
     pub(crate) dir: TempDir,
     pub(crate) broker: Child,
     pub(crate) store: Option<Child>,
 }
 
-impl Host {
+impl BrokerHost {
     /// A host with a broker.
     pub(crate) fn start() -> Self {
         Self::start_with(|_| {})
@@ -165,7 +165,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for BrokerHost {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- the store's log:\n{}", self.store_log());
@@ -206,8 +206,8 @@ pub(crate) fn terminate(child: &Child) {
 }
 
 /// Returns the configuration of a domain that plays `role`.
-pub(crate) fn playing(role: &str) -> Config {
-    let mut config = Config::default();
+pub(crate) fn playing(role: &str) -> DomainConfig {
+    let mut config = DomainConfig::default();
     config.files = Files::System;
     config.args = ["guest"].into_iter().chain(PLAYING).map(OsString::from).collect();
     config.env = vec![format!("{ROLE}={role}").into()];
@@ -220,16 +220,16 @@ pub(crate) fn this_program() -> File {
 }
 
 /// Creates a domain that plays `role`, paused.
-pub(crate) fn create(control: &mut Control, role: &str) -> Created {
+pub(crate) fn create(control: &mut Control, role: &str) -> CreatedDomain {
     create_with(control, &playing(role), &this_program()).unwrap()
 }
 
 /// Creates a domain with nothing to read and this program's output, paused.
 pub(crate) fn create_with(
     control: &mut Control,
-    config: &Config,
+    config: &DomainConfig,
     program: &File,
-) -> Result<Created, xen::Error> {
+) -> Result<CreatedDomain, xen::Error> {
     let input = File::open("/dev/null")?;
     let (output, error) = (std::io::stdout(), std::io::stderr());
     let descriptors = Descriptors {
@@ -242,7 +242,7 @@ pub(crate) fn create_with(
 }
 
 /// Introduces a domain to the store, as the toolstack does between creation and start.
-pub(crate) fn introduce(client: &mut xenstore::Client, created: &Created) {
+pub(crate) fn introduce(client: &mut xenstore::Client, created: &CreatedDomain) {
     let domid = created.domid.0;
     client.introduce(domid, created.store_gfn.0, created.store_port.0).unwrap();
 }

@@ -1,17 +1,17 @@
 //! A domain that executes the test's commands, line by line, and answers each with its result.
 
-use super::{Host, WITHIN, playing, this_program};
+use super::{BrokerHost, WITHIN, playing, this_program};
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use xen::DomId;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::Config;
-use xen_hosted::domctl::{Control, Created, Descriptors};
+use xen_hosted::domain::DomainConfig;
+use xen_hosted::domctl::{Control, CreatedDomain, Descriptors};
 
 /// The test's side of the domain.
 pub(crate) struct Puppet {
-    pub(crate) created: Created,
+    pub(crate) created: CreatedDomain,
     input: Option<PipeWriter>,
     output: BufReader<PipeReader>,
 }
@@ -23,12 +23,12 @@ fn file(end: impl Into<OwnedFd>) -> File {
 
 impl Puppet {
     /// Creates it and runs its program.
-    pub(crate) fn start(host: &Host) -> Self {
+    pub(crate) fn start(host: &BrokerHost) -> Self {
         Self::start_with(&mut host.control(), &playing("puppet"))
     }
 
     /// Creates it as `config` says and runs its program.
-    pub(crate) fn start_with(control: &mut Control, config: &Config) -> Self {
+    pub(crate) fn start_with(control: &mut Control, config: &DomainConfig) -> Self {
         let (read_in, input) = std::io::pipe().unwrap();
         let (output, write_out) = std::io::pipe().unwrap();
         let (read_in, write_out) = (file(read_in), file(write_out));
