@@ -85,7 +85,7 @@ pub(crate) fn write(root: &Path) -> Result<()> {
     Ok(fs::write(root.join(README), put(&readme, MARK, &table)?)?)
 }
 
-/// True where README's table is that of docs/performance.md.
+/// True if README's table is that of docs/performance.md.
 pub(crate) fn agree(readme: &str, tables: &str) -> Result<bool> {
     Ok(put(readme, MARK, &readme_table(tables)?)? == readme)
 }

@@ -25,7 +25,7 @@ pub(crate) struct Package {
     pub(crate) name: String,
     /// Its version.
     pub(crate) version: String,
-    /// True where its manifest does not forbid to publish it.
+    /// True if its manifest does not forbid to publish it.
     pub(crate) can_be_published: bool,
     /// Its folder, relative to the root.
     pub(crate) folder: PathBuf,

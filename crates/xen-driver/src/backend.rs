@@ -67,7 +67,7 @@ pub trait Backend: Driver {
     /// The frontend has broken a ring, or the event channel is gone: the device is to be closed.
     fn work(&mut self, now: Instant, patience: Option<Duration>) -> Result<TurnOutcome, Error>;
 
-    /// Lets the frontend notify again, before the server sleeps. True where there is something in the rings after all.
+    /// Lets the frontend notify again, before the server sleeps. True if there is something in the rings after all.
     ///
     /// # Errors
     /// As [`Backend::work`].

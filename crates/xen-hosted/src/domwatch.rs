@@ -13,7 +13,7 @@ use xen::{DomId, Error};
 pub struct BrokerWatch {
     link: Arc<Link>,
     pending: VecDeque<DomainEvent>,
-    /// True where the last answer contained all changes.
+    /// True if the last answer contained all changes.
     is_complete: bool,
 }
 

@@ -333,7 +333,7 @@ impl BackRing {
         Ok(index)
     }
 
-    /// Shows the frontend all responses put so far; true where it is to be notified.
+    /// Shows the frontend all responses put so far; true if it is to be notified.
     ///
     /// # Errors
     /// [`RingError::Page`] where the ring was mapped for reading only.
@@ -408,7 +408,7 @@ impl FrontRing {
         Ok(())
     }
 
-    /// Shows the backend all requests put so far; true where it is to be notified.
+    /// Shows the backend all requests put so far; true if it is to be notified.
     ///
     /// # Errors
     /// None with pages that this end may write, which offered pages are.

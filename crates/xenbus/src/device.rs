@@ -112,7 +112,7 @@ impl Device<'_> {
         self.their_number(name)?.ok_or(Error::Missing { path })
     }
 
-    /// True where the other end has set a feature: its node is a number other than 0.
+    /// True if the other end has set a feature: its node is a number other than 0.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -48,7 +48,7 @@ pub enum PeerState {
 }
 
 impl PeerState {
-    /// True where a frontend has rings that a backend may use.
+    /// True if a frontend has rings that a backend may use.
     #[must_use]
     pub fn has_rings(self) -> bool {
         use State::{Connected, Initialised, Reconfigured, Reconfiguring};

@@ -206,7 +206,7 @@ impl<'a> Modules<'a> {
         items.collect()
     }
 
-    /// True where a module names something by itself, and not by a glob.
+    /// True if a module names something by itself, and not by a glob.
     fn names(&self, at: usize, word: &str) -> bool {
         let module = &self.all[at];
         module.items.contains(word)
@@ -281,7 +281,7 @@ pub(super) fn imports<'a>(tokens: &[Token<'a>]) -> Vec<(&'a str, Vec<&'a str>)> 
     imports.into_iter().map(|import| (import.name, import.path)).collect()
 }
 
-/// True where `tokens` end with `pub(…)`.
+/// True if `tokens` end with `pub(…)`.
 fn is_visibility(tokens: &[Token<'_>]) -> bool {
     let open = tokens.iter().rposition(|token| *token == "(");
     open.and_then(|open| tokens[..open].last()) == Some(&"pub")

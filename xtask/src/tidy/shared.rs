@@ -76,7 +76,7 @@ fn types<'a>(tokens: &[Token<'a>]) -> BTreeSet<Token<'a>> {
     names
 }
 
-/// True where an item that begins with these words is a trait, or an implementation of one.
+/// True if an item that begins with these words is a trait, or an implementation of one.
 fn has_associated_types(head: &[Token<'_>]) -> bool {
     head.contains(&"trait") || matches!(head, ["impl", ..] | ["unsafe", "impl", ..])
 }

@@ -43,7 +43,7 @@ pub(crate) fn shipped(text: &str) -> &str {
     end.map_or(text, |end| &text[..end])
 }
 
-/// True where a source file is test code as a whole.
+/// True if a source file is test code as a whole.
 pub(crate) fn is_test(name: &str) -> bool {
     let path = PathBuf::from(name);
     let stem = path.file_stem().unwrap_or_default();

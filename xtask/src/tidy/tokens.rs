@@ -29,7 +29,7 @@ pub(super) fn behind_group(tokens: &[Token<'_>], open: usize) -> usize {
     tokens.len()
 }
 
-/// True where a token is a word: a name or one of the language's.
+/// True if a token is a word: a name or one of the language's.
 pub(super) fn is_word(token: Token<'_>) -> bool {
     token.starts_with(|first: char| first == '_' || first.is_alphabetic())
 }

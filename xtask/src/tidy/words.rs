@@ -48,7 +48,7 @@ fn beginnings(file: &File, findings: &mut Findings) {
     }
 }
 
-/// True where `text` begins with all of `word`.
+/// True if `text` begins with all of `word`.
 fn begins(text: &str, word: &str) -> bool {
     let rest = text.strip_prefix(word);
     rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_alphanumeric() || next == '\''))

@@ -27,7 +27,7 @@ impl FileWatch {
         Ok(Self(watch))
     }
 
-    /// Takes the changes; true where there are any since the last call.
+    /// Takes the changes; true if there are any since the last call.
     pub(crate) fn take(&self) -> bool {
         matches!(rustix::io::read(&self.0, &mut [0_u8; 4096]), Ok(1..))
     }

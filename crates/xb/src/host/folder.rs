@@ -103,7 +103,7 @@ impl Folder {
         names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect()
     }
 
-    /// Adds to the image folders. Returns true where there is a new one.
+    /// Adds to the image folders. Returns true if there is a new one.
     pub(crate) fn add_image_dirs(&self, more: &[PathBuf]) -> Result<bool, Error> {
         let mut dirs = self.image_dirs();
         let known = dirs.len();

@@ -33,7 +33,7 @@ pub struct ShownResponses {
     pub at: Instant,
     /// The number of answers.
     pub count: u32,
-    /// True where the frontend is to be notified.
+    /// True if the frontend is to be notified.
     pub notify: bool,
 }
 
@@ -50,7 +50,7 @@ impl Ring {
         self.slots
     }
 
-    /// True where there is no slot for another request before some answers are shown.
+    /// True if there is no slot for another request before some answers are shown.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
@@ -123,7 +123,7 @@ impl Ring {
         Ok(Some(ShownResponses { at, count, notify }))
     }
 
-    /// Lets the frontend notify again. True where there is something to take after all.
+    /// Lets the frontend notify again. True if there is something to take after all.
     ///
     /// # Errors
     /// As [`Ring::take`].

@@ -184,7 +184,7 @@ impl<B: Backend> BackendServer<B> {
         Ok(())
     }
 
-    /// True where a backend has had something for [`Backend::complaint`] since this was last asked.
+    /// True if a backend has had something for [`Backend::complaint`] since this was last asked.
     pub fn take_complaints(&mut self) -> bool {
         std::mem::take(&mut self.complaints)
     }

@@ -24,7 +24,7 @@ pub trait Frontend: Driver {
     /// The backend has broken a ring, or the event channel is gone: the device is to be closed.
     fn work(&mut self) -> Result<usize, Error>;
 
-    /// Lets the backend notify again, before the guest sleeps. True where there is an answer after all.
+    /// Lets the backend notify again, before the guest sleeps. True if there is an answer after all.
     ///
     /// # Errors
     /// As [`Frontend::work`].
@@ -57,7 +57,7 @@ pub trait GuestDevices {
     /// [`Error::Store`].
     fn work(&mut self, store: &mut Client) -> Result<usize, Error>;
 
-    /// Lets the backends notify again. True where there is an answer after all.
+    /// Lets the backends notify again. True if there is an answer after all.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -117,7 +117,7 @@ impl<T: Default> Ring<T> {
         Ok(&mut slot.asked)
     }
 
-    /// Makes what was put visible to the backend; true where it is to be notified.
+    /// Makes what was put visible to the backend; true if it is to be notified.
     ///
     /// # Errors
     /// The backend has broken the ring.
@@ -163,7 +163,7 @@ impl<T: Default> Ring<T> {
         })
     }
 
-    /// Lets the backend notify again. True where there is an answer after all.
+    /// Lets the backend notify again. True if there is an answer after all.
     ///
     /// # Errors
     /// As [`Ring::push`].

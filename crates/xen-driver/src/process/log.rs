@@ -31,7 +31,7 @@ impl Log {
         Self { name, said, complaints: false, complaints_told }
     }
 
-    /// True where a further line of this device may be said; says when it is the first that may not.
+    /// True if a further line of this device may be said; says when it is the first that may not.
     fn allows(&mut self, id: Id) -> bool {
         let (since, lines) = self.said.entry(id).or_default();
         if since.is_none_or(|since| since.elapsed() >= A_MINUTE) {

@@ -122,7 +122,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Hands it to a connection of this domain. Returns the connection's bit, true where the
+    /// Hands it to a connection of this domain. Returns the connection's bit, true if the
     /// connection did not have it yet, and the descriptors.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ impl Namespaces {
         self != Self::None && self.attempt(root_id, sandbox::try_devices).unwrap_or(false)
     }
 
-    /// Has a process that is created in them try something. Returns true where it succeeds.
+    /// Has a process that is created in them try something. Returns true if it succeeds.
     fn attempt(self, root_id: Option<u32>, tries: fn(&OwnedFd, User) -> !) -> io::Result<bool> {
         let (user, flags) = self.birth(root_id);
         let (broker_end, child_end) = pair().map_err(|error| errno_of(error.errno()))?;

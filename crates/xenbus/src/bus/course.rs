@@ -12,16 +12,16 @@ pub(super) struct Course {
     side: Side,
     own: State,
     standing: DeviceUse,
-    /// True where the driver may hold something of the peer's.
+    /// True if the driver may hold something of the peer's.
     held: bool,
     /// It is Connected by a process that has ended, and not yet taken over.
     orphan: bool,
     /// The peer's state that the last complaint was about, so that each is made once.
     complained: Option<State>,
-    /// True where this end has read all that the peer has said when it connected.
+    /// True if this end has read all that the peer has said when it connected.
     refreshed: bool,
     restarts: u32,
-    /// True where its driver has said that it waits.
+    /// True if its driver has said that it waits.
     waits: bool,
 }
 
@@ -66,35 +66,35 @@ impl Course {
         self.own
     }
 
-    /// True where its driver has said that it waits for something.
+    /// True if its driver has said that it waits for something.
     pub(super) fn waits(&self) -> bool {
         self.waits
     }
 
-    /// True where the driver may hold something of the peer's.
+    /// True if the driver may hold something of the peer's.
     pub(super) fn is_held(&self) -> bool {
         self.held
     }
 
-    /// True where there are rings of a driver that has ended: the backend gives them up when this end closes.
+    /// True if there are rings of a driver that has ended: the backend gives them up when this end closes.
     pub(super) fn has_lost_rings(&self) -> bool {
         self.side == Side::Frontend && !matches!(self.own, State::Initialising | State::Closed)
     }
 
-    /// True where a state of its node means that the device was taken away and made again before this end could look,
+    /// True if a state of its node means that the device was taken away and made again before this end could look,
     /// which did not write that.
     pub(super) fn is_another(&self, state: State) -> bool {
         state == State::Initialising && self.own != State::Initialising
     }
 
-    /// True where the device may be in use: then its driver is asked before it closes.
+    /// True if the device may be in use: then its driver is asked before it closes.
     pub(super) fn may_be_in_use(&self) -> bool {
         self.side == Side::Frontend
             && self.own == State::Connected
             && self.standing == DeviceUse::Wanted
     }
 
-    /// True where the other end's reason for closing is to be told.
+    /// True if the other end's reason for closing is to be told.
     pub(super) fn wants_peer_error(&self) -> bool {
         self.standing == DeviceUse::Wanted
     }
@@ -195,7 +195,7 @@ impl Course {
         !std::mem::take(&mut self.refreshed)
     }
 
-    /// True where a complaint about the peer's state is the first one.
+    /// True if a complaint about the peer's state is the first one.
     pub(super) fn take_complaint(&mut self, peer: State) -> bool {
         self.complained.replace(peer) != Some(peer)
     }

@@ -61,7 +61,7 @@ impl RequestPage {
         self.0.0.access()
     }
 
-    /// True where a request that has not ended names it.
+    /// True if a request that has not ended names it.
     #[must_use]
     pub fn in_use(&self) -> bool {
         Arc::strong_count(&self.0) > 1
