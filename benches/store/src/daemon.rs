@@ -153,7 +153,7 @@ impl Daemon {
                 command.env("XENSTORED_RUNDIR", &dir).env("XENSTORED_ROOTDIR", &dir);
             }
             MeasuredDaemon::O | MeasuredDaemon::On => {
-                configure_oxenstored(places, kind, &dir, &mut command)?
+                configure_oxenstored(places, kind, &dir, &mut command)?;
             }
         }
         if matches!(kind, MeasuredDaemon::C | MeasuredDaemon::O | MeasuredDaemon::On) {
