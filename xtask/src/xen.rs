@@ -98,10 +98,11 @@ pub(crate) fn check_debs() -> Result<ExitCode> {
     let lab = Lab::new()?;
     fetch::packages(&lab, fetch::VersionPolicy::AnyVersion)?;
     let debian = DebianPackages { root: lab.root(), database: database::make(&lab)? };
-    let place = deb::place()?;
+    let place = deb::place()?.with_extension("check");
     let built = deb::build(Profile::Release, &place)?;
     let script = lab.project.join(deb::RECIPES).join("check");
     debian_root::check(&debian, &built, &script, &place.join("root"))?;
+    std::fs::remove_dir_all(place)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -48,10 +48,13 @@ impl LicenseNotices {
         let mut programs = BTreeMap::new();
         for package in array(&metadata["packages"]) {
             let id = text(&package["id"])?;
+            let mut runs_in_compiler = false;
             for target in array(&package["targets"]) {
-                if array(&target["kind"]).iter().any(|kind| kind == "bin") {
+                let is = |kind: &str| array(&target["kind"]).iter().any(|one| one == kind);
+                if is("bin") {
                     programs.insert(text(&target["name"])?, id.clone());
                 }
+                runs_in_compiler |= is("proc-macro");
             }
             let (name, version) = (text(&package["name"])?, text(&package["version"])?);
             let licence = package["license"].as_str().unwrap_or("see below");
@@ -62,10 +65,13 @@ impl LicenseNotices {
                 foreign: !package["source"].is_null(),
                 dependencies: Vec::new(),
             };
-            packages.insert(id, linked);
+            // A procedural macro is not linked into a program, nor is anything that it is built on.
+            if !runs_in_compiler {
+                packages.insert(id, linked);
+            }
         }
         for node in array(&metadata["resolve"]["nodes"]) {
-            let linked = packages.get_mut(&text(&node["id"])?).ok_or("a node is a package")?;
+            let Some(linked) = packages.get_mut(&text(&node["id"])?) else { continue };
             for dependency in array(&node["deps"]) {
                 // The kind is null of what is linked; it is `build` or `dev` of others.
                 if array(&dependency["dep_kinds"]).iter().any(|one| one["kind"].is_null()) {
@@ -84,8 +90,10 @@ impl LicenseNotices {
             waiting.push(self.programs.get(program).ok_or(format!("no package has {program}"))?);
         }
         while let Some(id) = waiting.pop() {
-            if linked.insert(id) {
-                waiting.extend(&self.packages[id].dependencies);
+            if let Some(package) = self.packages.get(id)
+                && linked.insert(id)
+            {
+                waiting.extend(&package.dependencies);
             }
         }
         let mut notices =
@@ -141,8 +149,10 @@ mod tests {
         let text = notices.of(&["xb".to_owned()]).expect("xb is a program");
         assert!(text.contains("\nclap_builder "), "{text}");
         assert!(text.contains("Permission is hereby granted"), "{text}");
-        // It is used by tests and build scripts alone, or is ours.
-        assert!(!text.contains("\nxen-block "), "{text}");
+        // It is ours, a procedural macro's, or used by tests alone.
+        for other in ["xen-block", "syn", "clap_derive", "tempfile"] {
+            assert!(!text.contains(&format!("\n{other} ")), "{other}");
+        }
         assert!(notices.of(&["no-such-program".to_owned()]).is_err());
     }
 }

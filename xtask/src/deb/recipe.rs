@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `program NAME` | a program that cargo built, in `/usr/lib/xenbus/bin` |
 //! | `link PATH TARGET` | a symbolic link |
-//! | `config PATH FILE` | a file of the project that the operator may change |
+//! | `config PATH FILE` | a file of the project that the operator may change; it names the packages' programs |
 //! | `unit FILE` | a unit of systemd, whose programs are those of the packages |
 //! | `page FILE NAME` | a manual page; its line `@HELP@` becomes what `NAME --help` prints |
 //! | `pages NAME` | the manual pages that `NAME man FOLDER` writes |
@@ -22,7 +22,7 @@ use std::process::Command;
 
 /// The folder of the programs. They look for each other beside themselves.
 const BIN: &str = "usr/lib/xenbus/bin";
-/// The folder of programs that the units of the repository name.
+/// The folder of programs that the units and settings of the repository name.
 const UNIT_BIN: &str = "/usr/local/bin/";
 /// The shells, with the file of a program's completions.
 const SHELLS: &[(&str, &str)] = &[
@@ -99,14 +99,14 @@ impl<'a> StagingFolder<'a> {
     fn config_file(&mut self, path: &str, file: &str) -> Result<()> {
         let from = self.sources.root.join(file);
         let mode = fs::metadata(&from).map_err(|error| format!("{file}: {error}"))?.permissions();
-        let bytes = fs::read(&from)?;
+        let text = self.read(file)?.replace(UNIT_BIN, &format!("/{BIN}/"));
         let executable = mode.mode() & 0o100 != 0;
-        self.put(path, &bytes, if executable { 0o755 } else { 0o644 })?;
+        self.put(path, text.as_bytes(), if executable { 0o755 } else { 0o644 })?;
         self.config.push(format!("/{}", path.trim_start_matches('/')));
         Ok(())
     }
 
-    /// Adds a unit with the packages' programs, and without its words on an installation by hand.
+    /// Adds a unit with the packages' programs, without its comment on manual installation.
     fn unit(&mut self, file: &str) -> Result<()> {
         let text = self.read(file)?;
         let name = file.rsplit('/').next().unwrap_or(file);
@@ -196,8 +196,8 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
-/// Returns a unit whose programs are those of the packages, without the comment that tells how to
-/// install it by hand; none if it starts no program of ours.
+/// Returns a unit whose programs are those of the packages, without its comment on manual
+/// installation; none if it starts no program of ours.
 fn packaged_unit(text: &str) -> Option<String> {
     let mut unit = String::new();
     let mut installing = false;
@@ -218,7 +218,18 @@ fn roff(text: &str) -> String {
         if line.starts_with(['.', '\'']) {
             roff.push_str("\\&");
         }
-        roff.push_str(&line.replace('\\', "\\e").replace('-', "\\-"));
+        for sign in line.chars() {
+            match sign {
+                '\\' => roff.push_str("\\e"),
+                '-' => roff.push_str("\\-"),
+                // Without these names groff prints typographic signs, which no shell understands.
+                '\'' => roff.push_str("\\(aq"),
+                '`' => roff.push_str("\\(ga"),
+                '^' => roff.push_str("\\(ha"),
+                '~' => roff.push_str("\\(ti"),
+                sign => roff.push(sign),
+            }
+        }
         roff.push('\n');
     }
     roff
@@ -240,6 +251,7 @@ mod tests {
 
     #[test]
     fn text_is_no_request_of_roff() {
-        assert_eq!(roff("--all\n.x\n'y \\\n"), "\\-\\-all\n\\&.x\n\\&'y \\e\n");
+        assert_eq!(roff("--all\n.x\n'y \\\n"), "\\-\\-all\n\\&.x\n\\&\\(aqy \\e\n");
+        assert_eq!(roff("`a` ^ ~"), "\\(gaa\\(ga \\(ha \\(ti\n");
     }
 }

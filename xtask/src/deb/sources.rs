@@ -35,15 +35,15 @@ impl PackageSources {
     }
 }
 
-/// Returns the version of the workspace with the day and the name of the commit, so that a package
-/// of a later commit is an upgrade.
+/// Returns the version of the workspace with the time and the name of the commit, so that a package
+/// of a later commit is an upgrade. An unpacked archive of the sources has no commit.
 fn version(workspace: &Workspace) -> Result<String> {
     let mut log = Command::new("git");
-    log.args(["log", "-1", "--format=%cd.%h", "--date=format:%Y%m%d%H%M"]);
+    log.args(["log", "-1", "--format=%cd.%h", "--date=format-local:%Y%m%d%H%M%S"]);
     let version = &workspace.version;
-    Ok(match output(log.current_dir(&workspace.root)) {
-        Ok(commit) => format!("{version}+{}", commit.trim()),
-        // An unpacked archive of the sources.
-        Err(_) => version.clone(),
-    })
+    if !workspace.root.join(".git").exists() {
+        return Ok(version.clone());
+    }
+    let commit = output(log.env("TZ", "UTC").current_dir(&workspace.root))?;
+    Ok(format!("{version}+{}", commit.trim()))
 }

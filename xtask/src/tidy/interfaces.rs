@@ -102,9 +102,18 @@ fn public_part<'t, 'a>(tokens: &'t [Token<'a>], at: usize) -> &'t [Token<'a>] {
     &after[..len.min(after.len())]
 }
 
-/// The index of the first of these signs.
+/// The index of the first of these signs that stands in no round or square brackets.
 fn position(tokens: &[Token<'_>], signs: &[&str]) -> usize {
-    tokens.iter().position(|token| signs.contains(token)).unwrap_or(tokens.len())
+    let mut depth = 0_usize;
+    for (at, token) in tokens.iter().enumerate() {
+        match *token {
+            sign if depth == 0 && signs.contains(&sign) => return at,
+            "(" | "[" => depth += 1,
+            ")" | "]" => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    tokens.len()
 }
 
 /// The index of the comma or the bracket that ends a field.
@@ -147,6 +156,9 @@ mod tests {
             "pub const A: Mode = B;",
             "pub const fn a(b: E) {}",
             "pub use rustix::io::Errno;",
+            "pub fn a(b: [u8; 4], c: E) {}",
+            "pub const fn a(b: [u8; 4]) -> E {}",
+            "pub type A = ([u8; 4], E);",
         ] {
             assert_eq!(used(item), 1, "{item}");
         }

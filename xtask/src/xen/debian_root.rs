@@ -37,6 +37,7 @@ ln -sfn /run var/run
 cp usr/share/xen-utils-common/default.xen etc/default/xen
 cp "$@" debs/
 cp "$CHECK" check
+: >made
 exec chroot . /usr/bin/busybox env -i PATH=/usr/sbin:/usr/bin HOME=/root DEBIAN_FRONTEND=noninteractive \
     /usr/bin/bash /check
 "#;
@@ -55,6 +56,11 @@ pub(super) fn check(
     unshare.env("PLACE", place).env("DATABASE", &debian.database);
     unshare.env("CHECK", script);
     let status = unshare.status().map_err(|error| format!("unshare of util-linux: {error}"))?;
+    if !place.join("made").exists() {
+        return Err(
+            "no Debian root can be made here; an ordinary user needs user namespaces".into()
+        );
+    }
     if !status.success() {
         return Err(format!("the packages fail in a Debian root: {status}").into());
     }
