@@ -146,12 +146,12 @@ mod tests {
     #[test]
     fn every_linked_library_is_named_with_its_licence() {
         let notices = LicenseNotices::collect().expect("cargo knows the workspace");
-        let text = notices.of(&["xb".to_owned()]).expect("xb is a program");
-        assert!(text.contains("\nclap_builder "), "{text}");
-        assert!(text.contains("Permission is hereby granted"), "{text}");
+        let listed = notices.of(&["xb".to_owned()]).expect("xb is a program");
+        assert!(listed.contains("\nclap_builder "), "{listed}");
+        assert!(listed.contains("Permission is hereby granted"), "{listed}");
         // It is ours, a procedural macro's, or used by tests alone.
         for other in ["xen-block", "syn", "clap_derive", "tempfile"] {
-            assert!(!text.contains(&format!("\n{other} ")), "{other}");
+            assert!(!listed.contains(&format!("\n{other} ")), "{other}");
         }
         assert!(notices.of(&["no-such-program".to_owned()]).is_err());
     }
