@@ -16,6 +16,7 @@
 )]
 
 pub mod blkif;
+mod byte_stream;
 pub mod ring;
 pub mod xenbus;
 pub mod xs_ring;

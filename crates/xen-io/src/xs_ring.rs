@@ -18,10 +18,9 @@
 //! also those that only the store should write: whatever the guest puts there harms its own streams
 //! and nothing else. After a read or a write that moved bytes the peer is to be notified.
 
-use std::fmt;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::fence;
-use xen::shared::{PageError, SharedPage};
+use crate::byte_stream::ByteStream;
+pub use crate::byte_stream::RingError;
+use xen::shared::SharedPage;
 
 /// Bytes of each of the two streams that the page holds (`XENSTORE_RING_SIZE`).
 pub const RING_SIZE: usize = 1024;
@@ -56,18 +55,18 @@ pub const CONNECTED: u32 = 0;
 /// The connection word with which a guest asks for a reset (`XENSTORE_RECONNECT`).
 pub const RECONNECT: u32 = 1;
 
-/// The offsets of one stream in the page.
-#[derive(Clone, Copy)]
-struct StreamOffsets {
-    data: usize,
-    cons: usize,
-    prod: usize,
-}
-
-const REQUESTS: StreamOffsets =
-    StreamOffsets { data: offset::REQ, cons: offset::REQ_CONS, prod: offset::REQ_PROD };
-const RESPONSES: StreamOffsets =
-    StreamOffsets { data: offset::RSP, cons: offset::RSP_CONS, prod: offset::RSP_PROD };
+const REQUESTS: ByteStream = ByteStream {
+    data: offset::REQ,
+    size: RING_SIZE_U32,
+    cons: offset::REQ_CONS,
+    prod: offset::REQ_PROD,
+};
+const RESPONSES: ByteStream = ByteStream {
+    data: offset::RSP,
+    size: RING_SIZE_U32,
+    cons: offset::RSP_CONS,
+    prod: offset::RSP_PROD,
+};
 
 /// The reason that a store stops serving a ring: the value of the error word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,139 +80,6 @@ pub enum ErrorWord {
     RingIndex = 2,
     /// A payload over the limit (`XENSTORE_ERROR_PROTO`).
     Protocol = 3,
-}
-
-/// The indices or the page of a ring are unusable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum RingError {
-    /// More bytes between the two indices than the ring holds.
-    Index {
-        /// Consumer index as read.
-        cons: u32,
-        /// Producer index as read.
-        prod: u32,
-    },
-    /// An access outside the page; the layout in this module would be wrong.
-    Page(PageError),
-}
-
-impl fmt::Display for RingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Index { cons, prod } => {
-                write!(f, "impossible ring indices: consumed {cons}, produced {prod}")
-            }
-            Self::Page(out) => out.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for RingError {}
-
-impl From<PageError> for RingError {
-    fn from(out: PageError) -> Self {
-        Self::Page(out)
-    }
-}
-
-/// The two indices of a stream, read once and checked; `used` is at most [`RING_SIZE`].
-struct Indices {
-    cons: u32,
-    prod: u32,
-    used: usize,
-}
-
-fn indices(page: &SharedPage, stream: StreamOffsets) -> Result<Indices, RingError> {
-    let cons = page.load_u32(stream.cons)?;
-    let prod = page.load_u32(stream.prod)?;
-    let used = prod.wrapping_sub(cons);
-    if used > RING_SIZE_U32 {
-        return Err(RingError::Index { cons, prod });
-    }
-    Ok(Indices { cons, prod, used: used as usize })
-}
-
-/// Returns the offset of `index` in a stream's 1024 bytes.
-fn position(index: u32) -> usize {
-    (index % RING_SIZE_U32) as usize
-}
-
-/// Takes bytes off a stream until it is seen empty or `into` is full; returns their number.
-///
-/// Linux signals new bytes only if it finds all earlier ones taken. Therefore the stream is looked
-/// at again once the own index has moved: bytes added in between come without a signal.
-fn consume(page: &SharedPage, stream: StreamOffsets, into: &mut [u8]) -> Result<usize, RingError> {
-    let mut taken: usize = 0;
-    while let Some(left) = into.get_mut(taken..)
-        && let count @ 1.. = consume_some(page, stream, left)?
-    {
-        taken = taken.saturating_add(count);
-        fence(SeqCst);
-    }
-    Ok(taken)
-}
-
-/// Takes the bytes that a stream holds at one moment.
-fn consume_some(
-    page: &SharedPage,
-    stream: StreamOffsets,
-    into: &mut [u8],
-) -> Result<usize, RingError> {
-    let at = indices(page, stream)?;
-    let count = at.used.min(into.len());
-    if count == 0 {
-        return Ok(0);
-    }
-    let start = position(at.cons);
-    let first = count.min(RING_SIZE.saturating_sub(start));
-    let Some((head, rest)) = into.split_at_mut_checked(first) else { return Ok(0) };
-    page.copy_out(stream.data.saturating_add(start), head)?;
-    let wrapped = count.saturating_sub(first);
-    if let Some(tail) = rest.get_mut(..wrapped) {
-        page.copy_out(stream.data, tail)?;
-    }
-    page.store_u32(stream.cons, at.cons.wrapping_add(low_u32(count)))?;
-    Ok(count)
-}
-
-/// Puts bytes onto a stream until all are there or it is seen full; returns the number put.
-///
-/// Linux signals new space only if it finds the stream full. Therefore, if not all bytes fitted,
-/// the stream is looked at again once the own index has moved.
-fn produce(page: &SharedPage, stream: StreamOffsets, from: &[u8]) -> Result<usize, RingError> {
-    let mut put: usize = 0;
-    while let Some(left) = from.get(put..)
-        && let count @ 1.. = produce_some(page, stream, left)?
-    {
-        put = put.saturating_add(count);
-        fence(SeqCst);
-    }
-    Ok(put)
-}
-
-/// Puts as many bytes as fit at one moment.
-fn produce_some(page: &SharedPage, stream: StreamOffsets, from: &[u8]) -> Result<usize, RingError> {
-    let at = indices(page, stream)?;
-    let count = RING_SIZE.saturating_sub(at.used).min(from.len());
-    if count == 0 {
-        return Ok(0);
-    }
-    let start = position(at.prod);
-    let first = count.min(RING_SIZE.saturating_sub(start));
-    let Some((head, rest)) = from.split_at_checked(first) else { return Ok(0) };
-    page.copy_in(stream.data.saturating_add(start), head)?;
-    let wrapped = count.saturating_sub(first);
-    if let Some(tail) = rest.get(..wrapped) {
-        page.copy_in(stream.data, tail)?;
-    }
-    page.store_u32(stream.prod, at.prod.wrapping_add(low_u32(count)))?;
-    Ok(count)
-}
-
-/// A count of at most [`RING_SIZE`] as an index counts it.
-fn low_u32(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(RING_SIZE_U32)
 }
 
 /// The store's end of a guest's ring.
@@ -236,7 +102,7 @@ impl ServerRing {
     /// # Errors
     /// [`RingError::Index`]; nothing else that is in this ring means anything then.
     pub fn read(&self, into: &mut [u8]) -> Result<usize, RingError> {
-        consume(&self.page, REQUESTS, into)
+        REQUESTS.consume(&self.page, into)
     }
 
     /// Sends as much of `from` as fits; returns how many bytes. Where it is not 0 the guest is to be
@@ -246,7 +112,7 @@ impl ServerRing {
     /// # Errors
     /// [`RingError::Index`]; nothing else that is in this ring means anything then.
     pub fn write(&self, from: &[u8]) -> Result<usize, RingError> {
-        produce(&self.page, RESPONSES, from)
+        RESPONSES.produce(&self.page, from)
     }
 
     /// Empties both streams: all four indices become 0.
@@ -322,7 +188,7 @@ impl ClientRing {
     /// # Errors
     /// [`RingError::Index`]; nothing is taken then.
     pub fn read(&self, into: &mut [u8]) -> Result<usize, RingError> {
-        consume(&self.page, RESPONSES, into)
+        RESPONSES.consume(&self.page, into)
     }
 
     /// Sends as much of `from` as fits; returns how many bytes. Where it is not 0 the store is to be
@@ -331,7 +197,7 @@ impl ClientRing {
     /// # Errors
     /// [`RingError::Index`]; nothing is sent then.
     pub fn write(&self, from: &[u8]) -> Result<usize, RingError> {
-        produce(&self.page, REQUESTS, from)
+        REQUESTS.produce(&self.page, from)
     }
 
     /// The features that the store offers.
