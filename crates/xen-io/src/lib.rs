@@ -9,6 +9,7 @@
 //! | [`xenbus`] | the states of a device's two ends |
 //! | [`ring`] | rings of requests and responses, in one or several pages, both ends |
 //! | [`blkif`] | block devices: requests and responses, 32-bit and 64-bit layouts |
+//! | [`console`] | the console ring: `struct xencons_interface`, both ends |
 //! | [`xs_ring`] | the XenStore ring: `struct xenstore_domain_interface`, both ends |
 #![cfg_attr(
     test,
@@ -17,6 +18,7 @@
 
 pub mod blkif;
 mod byte_stream;
+pub mod console;
 pub mod ring;
 pub mod xenbus;
 pub mod xs_ring;
