@@ -1,0 +1,151 @@
+//! The newest output of a console, for readers that each have their own place.
+//!
+//! A place is a number of bytes since the console's life began. A reader that is slow keeps nothing
+//! alive: if its place has left the backlog, it goes on with the oldest byte, and learns how many it
+//! has missed.
+
+/// The newest bytes of a stream, at most so many.
+#[derive(Debug)]
+pub struct Backlog {
+    /// The bytes, at most `capacity`; from `oldest` on, then from the start.
+    bytes: Vec<u8>,
+    capacity: usize,
+    /// The number of bytes that the stream has had.
+    end: u64,
+}
+
+/// Bytes from a reader's place on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BacklogSlice<'b> {
+    /// The number of bytes between the reader's place and the first of these, which are gone.
+    pub missed: u64,
+    /// The bytes, contiguous in memory; not always all that there are.
+    pub bytes: &'b [u8],
+    /// The reader's place behind these bytes.
+    pub place: u64,
+}
+
+impl Backlog {
+    /// An empty backlog that keeps `capacity` bytes, at least 1. It takes up memory as it fills.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { bytes: Vec::new(), capacity: capacity.max(1), end: 0 }
+    }
+
+    /// Returns the place behind the newest byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Returns the place of the oldest byte.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.end.saturating_sub(self.bytes.len() as u64)
+    }
+
+    /// Adds bytes. The oldest ones go if there are too many.
+    pub fn push(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(self.capacity) {
+            self.push_part(part);
+        }
+    }
+
+    fn push_part(&mut self, part: &[u8]) {
+        let (now, later) = part.split_at(part.len().min(self.capacity - self.offset()));
+        for piece in [now, later] {
+            let at = self.offset();
+            let overwritten = self.bytes.len().saturating_sub(at).min(piece.len());
+            let (over, new) = piece.split_at(overwritten);
+            if let Some(place) = self.bytes.get_mut(at..at + overwritten) {
+                place.copy_from_slice(over);
+            }
+            self.bytes.extend_from_slice(new);
+            self.end = self.end.saturating_add(piece.len() as u64);
+        }
+    }
+
+    /// Returns the bytes from `place` on, as many as are contiguous. A place behind the end counts as
+    /// the end.
+    #[must_use]
+    pub fn from(&self, place: u64) -> BacklogSlice<'_> {
+        let begin = place.clamp(self.start(), self.end);
+        let all = self.end - begin;
+        let at = self.offset_of(begin);
+        let contiguous = self.bytes.get(at..).unwrap_or_default();
+        let len = usize::try_from(all).unwrap_or(usize::MAX).min(contiguous.len());
+        let bytes = contiguous.get(..len).unwrap_or_default();
+        BacklogSlice {
+            missed: begin.saturating_sub(place),
+            bytes,
+            place: begin + bytes.len() as u64,
+        }
+    }
+
+    /// Returns the offset of the next byte.
+    fn offset(&self) -> usize {
+        self.offset_of(self.end)
+    }
+
+    fn offset_of(&self, place: u64) -> usize {
+        usize::try_from(place % self.capacity as u64).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads all that is there from a place on.
+    fn read(backlog: &Backlog, mut place: u64) -> (u64, Vec<u8>) {
+        let (mut missed, mut all) = (0, Vec::new());
+        loop {
+            let slice = backlog.from(place);
+            missed += slice.missed;
+            if slice.bytes.is_empty() {
+                return (missed, all);
+            }
+            all.extend_from_slice(slice.bytes);
+            place = slice.place;
+        }
+    }
+
+    #[test]
+    fn a_reader_gets_what_came_since_its_place() {
+        let mut backlog = Backlog::new(8);
+        backlog.push(b"abc");
+        assert_eq!(read(&backlog, 0), (0, b"abc".to_vec()));
+        backlog.push(b"defgh");
+        assert_eq!(read(&backlog, 3), (0, b"defgh".to_vec()));
+        backlog.push(b"ij");
+        assert_eq!((backlog.start(), backlog.end()), (2, 10));
+        assert_eq!(read(&backlog, 8), (0, b"ij".to_vec()));
+        assert_eq!(read(&backlog, 10), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_slow_reader_is_told_how_many_bytes_it_has_missed() {
+        let mut backlog = Backlog::new(4);
+        backlog.push(b"abcdefghij");
+        assert_eq!(read(&backlog, 1), (5, b"ghij".to_vec()));
+        backlog.push(&[b'x'; 1000]);
+        assert_eq!(read(&backlog, 10), (996, b"xxxx".to_vec()));
+    }
+
+    #[test]
+    fn every_size_of_chunk_and_of_backlog_keeps_the_newest_bytes() {
+        let stream: Vec<u8> = (0..=250).collect();
+        for capacity in 1..20 {
+            for chunk in 1..25 {
+                let mut backlog = Backlog::new(capacity);
+                for (number, piece) in stream.chunks(chunk).enumerate() {
+                    backlog.push(piece);
+                    let end = number * chunk + piece.len();
+                    let start = end.saturating_sub(capacity);
+                    assert_eq!(read(&backlog, 0), (start as u64, stream[start..end].to_vec()));
+                }
+                assert!(backlog.bytes.capacity() < 64, "it has grown");
+            }
+        }
+    }
+}

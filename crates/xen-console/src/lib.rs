@@ -1,0 +1,12 @@
+//! Consoles of domains: both ends, and the daemon that logs and serves them.
+//!
+//! The promise: the index of a guest's ring moves only after its bytes are in the log and in the
+//! backlog, so a daemon that is killed has lost nothing. A full disk costs the log, never the guest.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`backlog`] | the newest output of a console, for readers that each have their own place |
+//! | [`log`] | the log of a console, bounded in size, with an index of times and lives |
+
+pub mod backlog;
+pub mod log;
