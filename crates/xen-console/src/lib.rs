@@ -6,7 +6,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`backlog`] | the newest output of a console, for readers that each have their own place |
+//! | [`record`] | how much of the ring is in the log, for a daemon that is started again |
 //! | [`log`] | the log of a console, bounded in size, with an index of times and lives |
 
 pub mod backlog;
 pub mod log;
+pub mod record;

@@ -1,0 +1,147 @@
+//! The record of a console: how much of the ring is in the log, for a daemon that is started again.
+//!
+//! The daemon writes a chunk of the ring to the log, then this record, and then releases the chunk.
+//! Killed at any moment, the record tells the next daemon which bytes of the ring are in the log.
+
+use rustix::io::{pread, pwrite};
+use std::fs::File;
+use std::io;
+
+/// The version of the layout, which is the first word.
+const VERSION: u64 = 1;
+const LEN: usize = 40;
+
+/// The state of a console when its record was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LoggedState {
+    /// The identity of the domain's life: a number of a domain is used again.
+    pub life: u64,
+    /// The inode of the log.
+    pub inode: u64,
+    /// The size of the log.
+    pub log_len: u64,
+    /// The index of the ring behind the last byte that is in the log.
+    pub index: u32,
+}
+
+/// The record of one console, in a file that outlives the process; best on tmpfs.
+#[derive(Debug)]
+pub struct ConsoleRecord {
+    file: File,
+}
+
+impl ConsoleRecord {
+    /// Takes the record that `file` has or will have.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self { file }
+    }
+
+    /// Writes the state, in one call.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, state: LoggedState) -> io::Result<()> {
+        let words = [VERSION, state.life, state.inode, state.log_len, state.index.into()];
+        let mut bytes = [0; LEN];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        match pwrite(&self.file, &bytes, 0)? {
+            LEN => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    /// Returns the state that an earlier process has written; none if there is none.
+    #[must_use]
+    pub fn read(&self) -> Option<LoggedState> {
+        let mut bytes = [0; LEN];
+        let count = pread(&self.file, &mut bytes, 0).ok()?;
+        let mut words = bytes
+            .get(..count)?
+            .chunks_exact(8)
+            .map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+        if words.len() < LEN / 8 || words.next() != Some(VERSION) {
+            return None;
+        }
+        Some(LoggedState {
+            life: words.next()?,
+            inode: words.next()?,
+            log_len: words.next()?,
+            index: u32::try_from(words.next()?).ok()?,
+        })
+    }
+}
+
+impl LoggedState {
+    /// Returns the number of bytes at the beginning of the ring's output that are in the log already.
+    ///
+    /// `now` is what holds now: the life, the log, and the index of the ring's first byte. `output`
+    /// is the ring's output, and `tail` reads so many bytes from the end of the log.
+    ///
+    /// Between the writing of the log and that of the record, the log has more bytes than the record
+    /// says. They count if the ring has the same bytes at that place.
+    pub fn logged(
+        &self,
+        now: &Self,
+        output: &[u8],
+        tail: impl FnOnce(usize) -> Option<Vec<u8>>,
+    ) -> usize {
+        if (self.life, self.inode) != (now.life, now.inode) || now.log_len < self.log_len {
+            return 0;
+        }
+        // The bytes that the record knows to be in the log, and that are not released.
+        let known = self.index.wrapping_sub(now.index) as usize;
+        let Some(after) = output.get(known..) else { return 0 };
+        let more = usize::try_from(now.log_len - self.log_len).unwrap_or(usize::MAX);
+        let same = match after.get(..more) {
+            Some(bytes) if more > 0 => tail(more).is_some_and(|tail| tail == bytes),
+            _ => false,
+        };
+        if same { known + more } else { known }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATE: LoggedState = LoggedState { life: 5, inode: 6, log_len: 100, index: 50 };
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let file = tempfile::tempfile().unwrap();
+        let record = ConsoleRecord::new(file.try_clone().unwrap());
+        assert_eq!(record.read(), None);
+        record.write(STATE).unwrap();
+        assert_eq!(ConsoleRecord::new(file.try_clone().unwrap()).read(), Some(STATE));
+        file.set_len(39).unwrap();
+        assert_eq!(record.read(), None, "torn");
+        file.set_len(40).unwrap();
+        pwrite(&file, &[2], 0).unwrap();
+        assert_eq!(record.read(), None, "of another version");
+    }
+
+    #[test]
+    fn the_bytes_that_are_in_the_log_are_known_after_a_kill_at_any_moment() {
+        let no_tail = |_| panic!("the log has no more than the record says");
+        let now = |log_len, index| LoggedState { log_len, index, ..STATE };
+        // Killed before anything of the next chunk.
+        assert_eq!(STATE.logged(&now(100, 50), b"next", no_tail), 0);
+        // Between the log and the record: all of it, or a part.
+        assert_eq!(STATE.logged(&now(104, 50), b"next", |len| Some(b"next"[..len].into())), 4);
+        assert_eq!(STATE.logged(&now(102, 50), b"next", |len| Some(b"next"[..len].into())), 2);
+        // Between the record and the release.
+        assert_eq!(STATE.logged(&now(100, 46), b"next more", no_tail), 4);
+        // Another has written to the log, or it was cut.
+        assert_eq!(STATE.logged(&now(104, 50), b"next", |_| Some(b"else".to_vec())), 0);
+        assert_eq!(STATE.logged(&now(104, 50), b"nex", |_| Some(b"next".to_vec())), 0);
+        assert_eq!(STATE.logged(&now(99, 46), b"next", no_tail), 0);
+        // Another life, another log, indices that do not fit.
+        assert_eq!(STATE.logged(&LoggedState { life: 1, ..now(100, 46) }, b"next", no_tail), 0);
+        assert_eq!(STATE.logged(&LoggedState { inode: 1, ..now(100, 46) }, b"next", no_tail), 0);
+        assert_eq!(STATE.logged(&now(100, 51), b"next", no_tail), 0);
+        assert_eq!(STATE.logged(&now(100, u32::MAX), &[0; 51], no_tail), 51);
+    }
+}
