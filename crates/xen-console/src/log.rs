@@ -13,7 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
 /// The ending of the name of a log that was set aside.
@@ -94,6 +94,17 @@ impl ConsoleLog {
     #[must_use]
     pub fn place(&self) -> (u64, u64) {
         (self.file.metadata().map_or(0, |file| file.ino()), self.len)
+    }
+
+    /// Returns the last bytes of the log, at most `len`.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn tail(&self, len: usize) -> io::Result<Vec<u8>> {
+        let from = self.len.saturating_sub(len as u64);
+        let mut bytes = vec![0; usize::try_from(self.len - from).unwrap_or(len)];
+        self.file.read_exact_at(&mut bytes, from)?;
+        Ok(bytes)
     }
 
     /// Adds bytes that came at this time, and sets the log aside before if it has its full size.

@@ -66,6 +66,14 @@ pub struct StreamChunk {
     end: u32,
 }
 
+impl StreamChunk {
+    /// Returns the index behind the last byte.
+    #[must_use]
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+}
+
 /// The two indices of a stream, read once and checked.
 struct Indices {
     cons: u32,

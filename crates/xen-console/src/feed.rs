@@ -1,0 +1,124 @@
+//! The way of a console's output: from the ring into the log and the backlog.
+
+use crate::backlog::Backlog;
+use crate::log::{ConsoleLog, LogOutcome};
+use crate::record::{ConsoleRecord, LoggedState};
+use xen_io::console::{ConsoleBackRing, OUTPUT_SIZE, RingError, StreamChunk};
+
+/// The files of a console. Each may be missing: output is served all the same.
+#[derive(Debug, Default)]
+pub struct ConsoleFiles {
+    /// The log.
+    pub log: Option<ConsoleLog>,
+    /// The record of what is in the log.
+    pub record: Option<ConsoleRecord>,
+}
+
+/// The outcome of one move of output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FeedOutcome {
+    /// The number of bytes that have left the ring. If it is not 0, the guest is to be notified.
+    pub moved: usize,
+    /// The fate of the bytes in the log; none if nothing was for it.
+    pub logged: Option<LogOutcome>,
+}
+
+/// The output of one console.
+#[derive(Debug)]
+pub struct ConsoleFeed {
+    ring: ConsoleBackRing,
+    files: ConsoleFiles,
+    backlog: Backlog,
+    /// The identity of the domain's life.
+    life: u64,
+    buffer: Box<[u8; OUTPUT_SIZE]>,
+}
+
+impl ConsoleFeed {
+    /// The output of the console in `ring`, of the domain's life `life`. Bytes in the ring that an
+    /// earlier process has put into the log are not put there again.
+    ///
+    /// # Errors
+    /// [`RingError`]: the ring cannot be used.
+    pub fn new(
+        ring: ConsoleBackRing,
+        files: ConsoleFiles,
+        backlog: Backlog,
+        life: u64,
+    ) -> Result<Self, RingError> {
+        let mut feed = Self { ring, files, backlog, life, buffer: Box::new([0; OUTPUT_SIZE]) };
+        feed.skip_logged()?;
+        feed.ring.set_connected()?;
+        Ok(feed)
+    }
+
+    /// Returns the ring, for input.
+    #[must_use]
+    pub fn ring(&self) -> &ConsoleBackRing {
+        &self.ring
+    }
+
+    /// Returns the backlog, for readers.
+    #[must_use]
+    pub fn backlog(&self) -> &Backlog {
+        &self.backlog
+    }
+
+    /// Returns the log, to note a life or to open it again.
+    pub fn log(&mut self) -> Option<&mut ConsoleLog> {
+        self.files.log.as_mut()
+    }
+
+    /// Moves output that the ring holds at this moment, at most `bytes_max`, which came at this time.
+    ///
+    /// # Errors
+    /// [`RingError`]: the ring cannot be used. Nothing was moved.
+    pub fn move_output(
+        &mut self,
+        bytes_max: usize,
+        time_us: u64,
+    ) -> Result<FeedOutcome, RingError> {
+        let len = bytes_max.min(OUTPUT_SIZE);
+        let chunk = self.ring.peek_output(self.buffer.get_mut(..len).unwrap_or_default())?;
+        if chunk.len == 0 {
+            return Ok(FeedOutcome { moved: 0, logged: None });
+        }
+        let bytes = self.buffer.get(..chunk.len).unwrap_or_default();
+        let logged = self.files.log.as_mut().map(|log| log.append(bytes, time_us));
+        self.backlog.push(bytes);
+        self.release(chunk)?;
+        Ok(FeedOutcome { moved: chunk.len, logged })
+    }
+
+    /// Records that a chunk is in the log, and gives its room to the guest.
+    fn release(&mut self, chunk: StreamChunk) -> Result<(), RingError> {
+        if let ConsoleFiles { log: Some(log), record: Some(record) } = &self.files {
+            let (inode, log_len) = log.place();
+            let state = LoggedState { life: self.life, inode, log_len, index: chunk.end() };
+            if record.write(state).is_err() {
+                // Without it a daemon that is started again may repeat a chunk.
+                self.files.record = None;
+            }
+        }
+        self.ring.release_output(chunk)
+    }
+
+    /// Releases the bytes that an earlier process has put into the log, and shows them to readers.
+    fn skip_logged(&mut self) -> Result<(), RingError> {
+        let ConsoleFiles { log: Some(log), record: Some(record) } = &self.files else {
+            return Ok(());
+        };
+        let Some(state) = record.read() else { return Ok(()) };
+        let whole = self.ring.peek_output(&mut self.buffer[..])?;
+        let output = self.buffer.get(..whole.len).unwrap_or_default();
+        let (inode, log_len) = log.place();
+        let now = LoggedState { life: self.life, inode, log_len, index: whole.start };
+        let logged = state.logged(&now, output, |len| log.tail(len).ok());
+        if logged > 0 {
+            let chunk = self.ring.peek_output(self.buffer.get_mut(..logged).unwrap_or_default())?;
+            self.backlog.push(self.buffer.get(..chunk.len).unwrap_or_default());
+            self.release(chunk)?;
+        }
+        Ok(())
+    }
+}
