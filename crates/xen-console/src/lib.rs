@@ -7,10 +7,12 @@
 //! |---|---|
 //! | [`backlog`] | the newest output of a console, for readers that each have their own place |
 //! | [`feed`] | the way of output from the ring into the log and the backlog |
+//! | [`pty`] | the pseudoterminal of a console |
 //! | [`record`] | how much of the ring is in the log, for a daemon that is started again |
 //! | [`log`] | the log of a console, bounded in size, with an index of times and lives |
 
 pub mod backlog;
 pub mod feed;
 pub mod log;
+pub mod pty;
 pub mod record;
