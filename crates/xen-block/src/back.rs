@@ -26,7 +26,7 @@ use xen_driver::Channel;
 use xen_driver::backend::pages::GrantUse;
 use xen_driver::backend::rings::{self, EntryFormat, Rings};
 use xen_driver::backend::throttle::{self, Throttle};
-use xen_driver::backend::{self, Backend, DescriptorId, TurnOutcome};
+use xen_driver::backend::{self, Backend, Buses, DescriptorId, TurnOutcome};
 use xen_io::blkif::{Layout, RequestLimits, info, names};
 use xenbus::negotiate::QueueNames;
 use xenbus::{Device, Driver, Error, Progress};
@@ -85,22 +85,22 @@ impl fmt::Debug for BackendContext {
 }
 
 /// The server of all block devices of a domain.
-pub type BlockServer = xen_driver::BackendServer<BlockBackend>;
+pub type BlockServer = xen_driver::BackendServer<Buses<BlockBackend>>;
 
 /// Returns the server of all devices of these kinds in a domain.
 ///
 /// # Errors
 /// The store is gone.
 pub fn serve(
-    store: Client,
+    mut store: Client,
     domid: DomId,
     kinds: &[&str],
     platform: BackendContext,
 ) -> Result<BlockServer, Error> {
     let (evtchn, platform) = (Rc::clone(&platform.evtchn), Rc::new(platform));
-    BlockServer::start(store, domid, kinds, evtchn, move |_| {
-        BlockBackend::new(Rc::clone(&platform))
-    })
+    let make = move |_| BlockBackend::new(Rc::clone(&platform));
+    let buses = Buses::start(&mut store, domid, kinds, make)?;
+    BlockServer::start(store, evtchn, buses)
 }
 
 /// The state of a connected device.

@@ -1,12 +1,13 @@
 //! The backend's end of a device type.
 //!
-//! A [`Backend`] is the driver of one device; a [`BackendServer`] has all of them, in one thread that sleeps in one place.
+//! A [`Backend`] serves one device; a [`BackendServer`] has all of them, in one thread that sleeps in one place.
 //! [`Rings`] gives a backend the rings and event channels that a frontend has named, and takes them over from a process
 //! that was killed.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`server`] | the loop that serves all devices of a domain |
+//! | [`devices`] | the devices of a server: those of buses, or found in another way |
 //! | [`rings`] | the rings of one device: connected, taken over, given back |
 //! | [`ring`] | one ring: requests taken, answered, shown, each recorded |
 //! | [`pages`] | the guest's pages, mapped for one request or for good |
@@ -17,6 +18,7 @@
 //!
 //! `record::memory`, `pages::page` and `waiter` are the only modules of the crate with `unsafe`.
 
+pub mod devices;
 pub mod histogram;
 pub mod pages;
 mod record;
@@ -26,6 +28,7 @@ pub mod server;
 pub mod throttle;
 mod waiter;
 
+pub use devices::{Buses, DeviceSet};
 pub use rings::Rings;
 pub use server::BackendServer;
 
@@ -38,7 +41,7 @@ use std::time::{Duration, Instant};
 use xen::Port;
 use xen::evtchn::EventChannels;
 use xen::gnttab::GrantMap;
-use xenbus::{Driver, Error};
+use xenbus::Error;
 
 /// Event channels and grants, as a backend's process has them from its platform.
 #[derive(Clone)]
@@ -55,11 +58,11 @@ impl fmt::Debug for Platform {
     }
 }
 
-/// The backend of one device: a [`Driver`] whose rings a [`BackendServer`] has served.
+/// The backend of one device, whose rings a [`BackendServer`] has served.
 ///
 /// The server calls [`work`](Backend::work) for every device in each of its turns, whoever has notified, as to look into
 /// a ring costs less than to find out.
-pub trait Backend: Driver {
+pub trait Backend {
     /// Takes what is in the rings, answers what is done, notifies. Waits for what it has begun with `patience` alone,
     /// and then no longer.
     ///

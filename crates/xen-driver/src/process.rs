@@ -21,7 +21,7 @@ mod platform;
 mod report;
 mod statistics;
 
-use crate::backend::{Backend, BackendServer, Platform};
+use crate::backend::{Backend, BackendServer, Buses, Platform};
 use clock::{COARSE, coarse_time};
 use lock::lock;
 use log::Log;
@@ -33,7 +33,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xen::DomId;
-use xenbus::Error;
+use xenbus::{Driver, Error};
 use xenstore::Client;
 
 pub use report::ProgramFailure;
@@ -89,11 +89,11 @@ impl BackendProgram {
     ///
     /// # Errors
     /// There is no platform or no store, another process serves the same, or the store is gone.
-    pub fn serve<B: Backend>(
+    pub fn serve<B: Driver + Backend>(
         &self,
         wanted: &[String],
         record_dir: Option<PathBuf>,
-        begin: impl FnOnce(ProgramStart<'_>) -> Result<BackendServer<B>, Error>,
+        begin: impl FnOnce(ProgramStart<'_>) -> Result<BackendServer<Buses<B>>, Error>,
     ) -> Result<std::convert::Infallible, ProgramFailure> {
         let MachinePlatform { platform, domid, run_dir, lock_dir } = platform::provided(self.name)?;
         let record_dir = record_dir.unwrap_or(run_dir);

@@ -1,16 +1,17 @@
 //! The loop that serves all devices of a backend's domain: one thread, one place where it sleeps.
 
 use super::Backend;
+use super::devices::{Buses, DeviceSet};
 use super::waiter::Waiter;
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use xen::Port;
 use xen::evtchn::EventChannels;
-use xen::{DomId, Port};
 use xenbus::bus::DeviceNews;
-use xenbus::{Bus, Error, Id, Side};
+use xenbus::{Bus, Driver, Error};
 use xenstore::Client;
 
 /// The longest time that the server polls for more work, after some was found, before it sleeps:
@@ -30,18 +31,18 @@ const EVENTS_MAX: u32 = 64;
 /// The time for looking at devices in one turn. A look that has begun by its end is completed.
 const LOOKS_MAX: Duration = Duration::from_micros(200);
 
-/// A server of the backends of one domain, of one kind (`vbd`) or of several that are served alike (`qdisk`).
-pub struct BackendServer<B: Backend> {
+/// A server of the devices of one domain: those of a kind (`vbd`), or of several that are served alike.
+pub struct BackendServer<D: DeviceSet> {
     store: Client,
-    buses: Vec<Bus<B>>,
+    devices: D,
     evtchn: Rc<RefCell<dyn EventChannels>>,
     waiter: Waiter,
     /// Sources may have come or gone since the waiter was told of them.
     sources_changed: bool,
     /// Ports with an event that was taken, to be unmasked before sleeping.
     masked: Vec<Port>,
-    /// Devices that wait for something that no event tells of, with the numbers of their buses.
-    waiting: Vec<(usize, Id)>,
+    /// Devices that wait for something that no event tells of.
+    waiting: Vec<D::Key>,
     busy_until: Instant,
     /// The time for which it pays to poll for more work at the moment.
     spin: Duration,
@@ -59,33 +60,28 @@ pub struct BackendServer<B: Backend> {
     clock: (Instant, ClockUse),
 }
 
-impl<B: Backend> std::fmt::Debug for BackendServer<B> {
+impl<D: DeviceSet> std::fmt::Debug for BackendServer<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BackendServer").field("buses", &self.buses).finish_non_exhaustive()
+        f.debug_struct("BackendServer").field("masked", &self.masked).finish_non_exhaustive()
     }
 }
 
-impl<B: Backend> BackendServer<B> {
-    /// Serves all devices below `/local/domain/<domid>/backend/<kind>`, for each of `kinds`; `make` makes the backend of
-    /// each, which uses these event channels.
+impl<D: DeviceSet> BackendServer<D> {
+    /// Serves `devices`, which use these event channels.
     ///
     /// # Errors
-    /// The store is gone.
+    /// The store or the event channels cannot be waited for.
     pub fn start(
-        mut store: Client,
-        domid: DomId,
-        kinds: &[&str],
+        store: Client,
         evtchn: Rc<RefCell<dyn EventChannels>>,
-        make: impl Fn(Id) -> B + Clone + 'static,
+        devices: D,
     ) -> Result<Self, Error> {
-        let start = |kind: &&str| Bus::start(&mut store, Side::Backend, domid, kind, make.clone());
-        let buses = kinds.iter().map(start).collect::<Result<_, _>>()?;
         let spin_max = if processors() > 1 { SPIN_MAX } else { Duration::ZERO };
         let now = Instant::now();
         let waiter = Waiter::new(store.as_fd(), &*evtchn.borrow()).map_err(waiting)?;
         Ok(Self {
             store,
-            buses,
+            devices,
             evtchn,
             waiter,
             sources_changed: true,
@@ -100,12 +96,6 @@ impl<B: Backend> BackendServer<B> {
             complaints: false,
             clock: (now, ClockUse::Old),
         })
-    }
-
-    /// The devices of a kind and their drivers, if this kind is served.
-    pub fn bus(&mut self, kind: &str) -> Option<&mut Bus<B>> {
-        self.sources_changed = true;
-        self.buses.iter_mut().find(|bus| bus.kind() == kind)
     }
 
     /// Does what there is to do; where there is nothing, waits for it, at most `timeout`. Returns what has
@@ -133,7 +123,8 @@ impl<B: Backend> BackendServer<B> {
             }
         }
         self.look_again(now);
-        Ok(self.buses.iter_mut().flat_map(Bus::take_news).collect())
+        self.sources_changed |= self.devices.tend(&mut self.store, now)?;
+        Ok(self.devices.take_news())
     }
 
     /// The time. In a PV domain whose clock is Xen's, to read it may be a system call; so where nobody looks for more
@@ -165,23 +156,7 @@ impl<B: Backend> BackendServer<B> {
     }
 
     fn is_at_work(&self) -> bool {
-        self.buses.iter().flat_map(Bus::drivers_ref).any(|(_, back)| back.is_at_work())
-    }
-
-    /// Looks whether devices have changed ([`Backend::changes`]), and tells the frontends.
-    ///
-    /// # Errors
-    /// The store is gone.
-    pub fn announce_changes(&mut self) -> Result<(), Error> {
-        for bus in &mut self.buses {
-            let changes = bus.drivers().map(|(id, back)| (id, back.changes()));
-            let changes: Vec<_> = changes.filter(|(_, nodes)| !nodes.is_empty()).collect();
-            for (id, nodes) in changes {
-                self.asked_store = true;
-                unless_gone(bus.announce(&mut self.store, id, &nodes))?;
-            }
-        }
-        Ok(())
+        self.devices.backends_ref().any(|(_, back)| back.is_at_work())
     }
 
     /// True if a backend has had something for [`Backend::complaint`] since this was last asked.
@@ -200,24 +175,18 @@ impl<B: Backend> BackendServer<B> {
             && let Some(event) = self.store.poll_event()?
         {
             left -= 1;
-            for bus in &mut self.buses {
-                if bus.note(&mut self.store, &event)? {
-                    break;
-                }
-            }
+            self.devices.note(&mut self.store, &event)?;
         }
         let end = Instant::now() + LOOKS_MAX;
         let mut looked = true;
         while looked && Instant::now() < end {
-            looked = false;
-            for bus in &mut self.buses {
-                looked |= bus.look_next(&mut self.store)?;
-            }
+            looked = self.devices.look_next(&mut self.store)?;
             // Events may have come with the answers.
             self.asked_store |= looked;
         }
-        self.asked_store |= left == 0 || self.buses.iter().any(Bus::is_due);
-        self.find_waiting();
+        self.asked_store |= left == 0 || self.devices.is_due();
+        self.waiting.clear();
+        self.waiting.extend(self.devices.waiting());
         Ok(())
     }
 
@@ -234,10 +203,11 @@ impl<B: Backend> BackendServer<B> {
         let mut moved = TurnProgress::Nothing;
         let mut failed = Vec::new();
         let lone = self.only_port();
-        let is_lone = |back: &B| lone.is_some_and(|port| back.ports().any(|own| own == port));
+        let is_lone =
+            |back: &D::Backend| lone.is_some_and(|port| back.ports().any(|own| own == port));
         // The one that is waited for comes last: the others' requests are on their way by then.
         for patience in [None, Some(PATIENCE)] {
-            for (at, id, back) in drivers(&mut self.buses) {
+            for (key, back) in self.devices.backends() {
                 if is_lone(back) != patience.is_some() {
                     continue;
                 }
@@ -251,7 +221,7 @@ impl<B: Backend> BackendServer<B> {
                             self.clock = (shown, ClockUse::Once);
                         }
                     }
-                    Err(error) => failed.push((at, id, error)),
+                    Err(error) => failed.push((key, error)),
                 }
             }
         }
@@ -268,17 +238,17 @@ impl<B: Backend> BackendServer<B> {
         if !self.spin_max.is_zero() {
             return None;
         }
-        let others_at_work = drivers(&mut self.buses)
-            .any(|(_, _, back)| back.is_at_work() && back.ports().all(|own| own != port));
+        let others_at_work = (self.devices.backends_ref())
+            .any(|(_, back)| back.is_at_work() && back.ports().all(|own| own != port));
         (!others_at_work).then_some(port)
     }
 
     /// Ends the devices with which something is wrong.
-    fn fail(&mut self, failed: Vec<(usize, Id, Error)>) -> Result<(), Error> {
-        for (at, id, error) in failed {
+    fn fail(&mut self, failed: Vec<(D::Key, Error)>) -> Result<(), Error> {
+        for (key, error) in failed {
             self.asked_store = true;
             self.sources_changed = true;
-            self.buses[at].fail(&mut self.store, id, error)?;
+            self.devices.fail(&mut self.store, key, error)?;
         }
         Ok(())
     }
@@ -289,7 +259,7 @@ impl<B: Backend> BackendServer<B> {
     fn before_sleep(&mut self, now: Instant) -> Result<Option<Option<Instant>>, Error> {
         let (mut until, mut more) = (None::<Instant>, false);
         let mut failed = Vec::new();
-        for (at, id, back) in drivers(&mut self.buses) {
+        for (key, back) in self.devices.backends() {
             let limited = back.limited_until(now);
             until = [until, limited].into_iter().flatten().min();
             if limited.is_some() {
@@ -297,7 +267,7 @@ impl<B: Backend> BackendServer<B> {
             }
             match back.final_check() {
                 Ok(found) => more |= found,
-                Err(error) => failed.push((at, id, error)),
+                Err(error) => failed.push((key, error)),
             }
         }
         self.fail(failed)?;
@@ -314,7 +284,7 @@ impl<B: Backend> BackendServer<B> {
         until: Option<Instant>,
         now: Instant,
     ) -> Result<(), Error> {
-        let mut left = timeout;
+        let mut left = timeout.min(self.devices.tend_within().unwrap_or(timeout));
         if let Some(until) = until {
             left = left.min(until.saturating_duration_since(now));
         }
@@ -337,12 +307,16 @@ impl<B: Backend> BackendServer<B> {
     /// asked only where they have, as to ask takes system calls, which cost most in a PV domain 0.
     fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
         if std::mem::take(&mut self.sources_changed) {
-            let drivers = self.buses.iter().flat_map(Bus::drivers_ref);
-            self.waiter.watch(drivers.flat_map(|(_, back)| back.sources())).map_err(waiting)?;
+            let backends = self.devices.backends_ref();
+            let sources = backends.flat_map(|(_, back)| back.sources());
+            self.waiter.watch(sources, self.devices.streams()).map_err(waiting)?;
         }
         let (evtchn, at_work) = (Rc::clone(&self.evtchn), self.is_at_work());
         let woken =
             self.waiter.wait(&mut *evtchn.borrow_mut(), at_work, timeout).map_err(waiting)?;
+        for stream in self.waiter.take_ready() {
+            self.devices.ready(stream);
+        }
         if woken.store {
             self.take_store_events()?;
         }
@@ -359,23 +333,28 @@ impl<B: Backend> BackendServer<B> {
             return;
         }
         self.look_at = now + LOOK_AGAIN;
-        for (at, id) in std::mem::take(&mut self.waiting) {
+        for key in std::mem::take(&mut self.waiting) {
             self.asked_store = true;
-            self.buses[at].note_device(id);
-        }
-    }
-
-    fn find_waiting(&mut self) {
-        self.waiting.clear();
-        for (at, bus) in self.buses.iter().enumerate() {
-            self.waiting.extend(bus.ids().filter(|id| bus.waits(*id)).map(|id| (at, id)));
+            self.devices.note_device(key);
         }
     }
 }
 
-/// An error of one device's nodes ends nothing; that the store is gone ends all.
-fn unless_gone(told: Result<(), Error>) -> Result<(), Error> {
-    told.or_else(|error| if error.is_store_gone() { Err(error) } else { Ok(()) })
+impl<B: Driver + Backend> BackendServer<Buses<B>> {
+    /// The devices of a kind and their drivers, if this kind is served.
+    pub fn bus(&mut self, kind: &str) -> Option<&mut Bus<B>> {
+        self.sources_changed = true;
+        self.devices.bus(kind)
+    }
+
+    /// Looks whether devices have changed ([`Backend::changes`]), and tells the frontends.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn announce_changes(&mut self) -> Result<(), Error> {
+        self.asked_store |= self.devices.announce_changes(&mut self.store)?;
+        Ok(())
+    }
 }
 
 fn waiting(errno: Errno) -> Error {
@@ -386,12 +365,6 @@ fn waiting(errno: Errno) -> Error {
 /// work keeps the thread that would bring it from running.
 fn processors() -> u32 {
     rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count())
-}
-
-/// All drivers, with the numbers of their buses and their devices.
-fn drivers<B: Backend>(buses: &mut [Bus<B>]) -> impl Iterator<Item = (usize, Id, &mut B)> {
-    let numbered = buses.iter_mut().enumerate();
-    numbered.flat_map(|(at, bus)| bus.drivers().map(move |(id, back)| (at, id, back)))
 }
 
 /// The use made of a reading of the clock since it was taken.

@@ -25,6 +25,10 @@ const PORTS: usize = 64;
 const STORE: u64 = 0;
 const EVENTS: u64 = 1;
 const SOURCE: u64 = 2;
+/// The name of the first stream; the others' are above it.
+const STREAM: u64 = 3;
+/// Streams that one call finds ready.
+const FOUND_MAX: usize = 64;
 
 /// The descriptors that became ready while the waiter slept.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -42,8 +46,12 @@ pub(super) struct Waiter {
     ring: Option<WaiterRing>,
     /// True if the store's descriptor is that of the event channels.
     shared: bool,
-    /// The sources in the set.
+    /// The sources and streams in the set.
     sources: BTreeSet<DescriptorId>,
+    /// True if there are streams, which are waited for at all times.
+    has_streams: bool,
+    /// The streams that became ready.
+    ready: Vec<DescriptorId>,
 }
 
 impl Waiter {
@@ -63,13 +71,16 @@ impl Waiter {
                 add(&epoll, evtchn.fd(), EVENTS)?;
             }
         }
-        Ok(Self { epoll, ring, shared, sources: BTreeSet::new() })
+        let (sources, ready) = (BTreeSet::new(), Vec::new());
+        Ok(Self { epoll, ring, shared, sources, has_streams: false, ready })
     }
 
-    /// The sources to wait for from now on. Those that are closed are gone from the set by themselves.
+    /// The sources to wait for from now on, and the streams, of which it tells which can be read or written again. Those
+    /// that are closed are gone from the set by themselves.
     pub(super) fn watch<'a>(
         &mut self,
         sources: impl Iterator<Item = (DescriptorId, BorrowedFd<'a>)>,
+        streams: impl Iterator<Item = (DescriptorId, BorrowedFd<'a>)>,
     ) -> Result<(), Errno> {
         let before = std::mem::take(&mut self.sources);
         for (source, fd) in sources {
@@ -78,7 +89,22 @@ impl Waiter {
             }
             self.sources.insert(source);
         }
+        self.has_streams = false;
+        for (stream, fd) in streams {
+            if !before.contains(&stream) {
+                let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+                let name = epoll::EventData::new_u64(STREAM + stream.0);
+                epoll::add(&self.epoll, fd, name, flags)?;
+            }
+            self.sources.insert(stream);
+            self.has_streams = true;
+        }
         Ok(())
+    }
+
+    /// Takes the streams that became ready.
+    pub(super) fn take_ready(&mut self) -> impl Iterator<Item = DescriptorId> {
+        self.ready.drain(..)
     }
 
     /// Lets a port fire again, at the latest with the next [`Waiter::wait`].
@@ -99,9 +125,13 @@ impl Waiter {
         timeout: Duration,
     ) -> Result<WakeReasons, Errno> {
         if let Some(ring) = &mut self.ring {
-            return ring.wait(evtchn, at_work, timeout);
+            let woken = ring.wait(evtchn, at_work || self.has_streams, timeout)?;
+            if self.has_streams {
+                ready(&self.epoll, Duration::ZERO, &mut self.ready)?;
+            }
+            return Ok(woken);
         }
-        let woken = ready(&self.epoll, timeout)?;
+        let woken = ready(&self.epoll, timeout, &mut self.ready)?;
         Ok(WakeReasons { events: woken.events || (self.shared && woken.store), ..woken })
     }
 }
@@ -110,16 +140,22 @@ fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, who: u64) -> Result<(), Errno> {
     epoll::add(epoll, fd, epoll::EventData::new_u64(who), epoll::EventFlags::IN)
 }
 
-/// Those in the epoll set that have something; sources have their say anyway.
-fn ready(epoll: &OwnedFd, timeout: Duration) -> Result<WakeReasons, Errno> {
+/// Those in the epoll set that have something; sources have their say anyway. Adds the streams among them to `found`.
+fn ready(
+    epoll: &OwnedFd,
+    timeout: Duration,
+    found: &mut Vec<DescriptorId>,
+) -> Result<WakeReasons, Errno> {
     let none =
         epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
-    let mut events = [none; 64];
+    let mut events = [none; FOUND_MAX];
     let limit = Timespec::try_from(timeout).ok();
     let count = match epoll::wait(epoll, &mut events[..], limit.as_ref()) {
         Err(Errno::INTR) => 0,
         count => count?,
     };
+    let names = events[..count].iter().filter_map(|event| event.data.u64().checked_sub(STREAM));
+    found.extend(names.map(DescriptorId));
     let has = |who| events[..count].iter().any(|event| event.data.u64() == who);
     Ok(WakeReasons { store: has(STORE), events: has(EVENTS) })
 }
@@ -472,7 +508,9 @@ mod tests {
     fn sources_are_waited_for_while_they_are_at_work() {
         let (mut waiter, mut device, _kernel, _store) = scene(true);
         let source = signal();
-        waiter.watch([(DescriptorId::new(), source.as_fd())].into_iter()).unwrap();
+        waiter
+            .watch([(DescriptorId::new(), source.as_fd())].into_iter(), std::iter::empty())
+            .unwrap();
         raise(&source);
         for at_work in [false, true, false] {
             let begin = Instant::now();
@@ -480,6 +518,33 @@ mod tests {
             let slept = begin.elapsed() >= SHORT;
             assert!(at_work || slept, "it is not asked for sources that are not at work");
             assert!(begin.elapsed() < LONG, "it has missed a source");
+        }
+    }
+
+    #[test]
+    fn streams_are_told_by_name_and_once() {
+        for is_device in [true, false] {
+            let (mut waiter, mut device, _kernel, _store) = scene(is_device);
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let (other, _kept) = UnixStream::pair().unwrap();
+            let (name, quiet) = (DescriptorId::new(), DescriptorId::new());
+            let streams = [(name, ours.as_fd()), (quiet, other.as_fd())];
+            waiter.watch(std::iter::empty(), streams.into_iter()).unwrap();
+            // Both can be written at first.
+            waiter.wait(&mut device, false, LONG).unwrap();
+            assert_eq!(waiter.take_ready().collect::<Vec<_>>(), [name, quiet], "{is_device}");
+            for _ in 0..3 {
+                waiter.wait(&mut device, false, SHORT).unwrap();
+                assert_eq!(waiter.take_ready().count(), 0, "{is_device}: it is told once");
+                theirs.write_all(b"typed").unwrap();
+                let mut found = Vec::new();
+                let begin = Instant::now();
+                while found.is_empty() && begin.elapsed() < LONG {
+                    waiter.wait(&mut device, false, LONG).unwrap();
+                    found.extend(waiter.take_ready());
+                }
+                assert_eq!(found, [name], "{is_device}: it is not read, and told again");
+            }
         }
     }
 
@@ -505,8 +570,8 @@ mod tests {
             let mut source = signal();
             for number in 0..4 {
                 let name = DescriptorId::new();
-                waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
-                waiter.watch([(name, source.as_fd())].into_iter()).unwrap();
+                waiter.watch([(name, source.as_fd())].into_iter(), std::iter::empty()).unwrap();
+                waiter.watch([(name, source.as_fd())].into_iter(), std::iter::empty()).unwrap();
                 raise(&source);
                 let begin = Instant::now();
                 assert_eq!(waiter.wait(&mut device, true, LONG), Ok(WakeReasons::default()));

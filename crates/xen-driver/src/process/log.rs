@@ -2,11 +2,11 @@
 
 use super::clock::coarse_time;
 use super::report::write_line;
-use crate::backend::{Backend, BackendServer};
+use crate::backend::{Backend, BackendServer, Buses};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use xenbus::bus::{DeviceEvent, DeviceNews};
-use xenbus::{Bus, Id, State};
+use xenbus::{Bus, Driver, Id, State};
 
 /// Most lines that the log has of one device in [`A_MINUTE`].
 const LINES_MAX: u32 = 100;
@@ -48,9 +48,9 @@ impl Log {
     }
 
     /// Tells the complaints of backends since the last time; not more often than each second.
-    pub(super) fn write_complaints<B: Backend>(
+    pub(super) fn write_complaints<B: Driver + Backend>(
         &mut self,
-        server: &mut BackendServer<B>,
+        server: &mut BackendServer<Buses<B>>,
         kinds: &[&str],
     ) {
         self.complaints |= server.take_complaints();
@@ -61,9 +61,9 @@ impl Log {
     }
 
     /// Tells those of one device, or of all.
-    fn write_complaints_of<B: Backend>(
+    fn write_complaints_of<B: Driver + Backend>(
         &mut self,
-        server: &mut BackendServer<B>,
+        server: &mut BackendServer<Buses<B>>,
         kinds: &[&str],
         only: Option<Id>,
     ) {
@@ -80,9 +80,9 @@ impl Log {
     }
 
     /// Tells what has happened to a device.
-    pub(super) fn write_news<B: Backend>(
+    pub(super) fn write_news<B: Driver + Backend>(
         &mut self,
-        server: &mut BackendServer<B>,
+        server: &mut BackendServer<Buses<B>>,
         kinds: &[&str],
         news: &DeviceNews,
     ) {

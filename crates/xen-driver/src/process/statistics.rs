@@ -1,11 +1,11 @@
 //! The counters of all devices, for tools: a file beside the records, a line a device, the last line `end`.
 
 use super::report::write_line;
-use crate::backend::{Backend, BackendServer};
+use crate::backend::{Backend, BackendServer, Buses};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use xenbus::Bus;
+use xenbus::{Bus, Driver};
 
 /// The file `stats`. A line is the kind, the device, and its [`Backend::statistics`].
 pub(super) struct Statistics {
@@ -25,7 +25,11 @@ impl Statistics {
     }
 
     /// Writes it anew where anything has changed. Devices are served without it as well.
-    pub(super) fn write<B: Backend>(&mut self, server: &mut BackendServer<B>, kinds: &[&str]) {
+    pub(super) fn write<B: Driver + Backend>(
+        &mut self,
+        server: &mut BackendServer<Buses<B>>,
+        kinds: &[&str],
+    ) {
         let text = text(server, kinds);
         if text == self.written {
             return;
@@ -49,7 +53,7 @@ impl Statistics {
     }
 }
 
-fn text<B: Backend>(server: &mut BackendServer<B>, kinds: &[&str]) -> String {
+fn text<B: Driver + Backend>(server: &mut BackendServer<Buses<B>>, kinds: &[&str]) -> String {
     let mut text = String::new();
     for kind in kinds {
         for (id, back) in server.bus(kind).into_iter().flat_map(Bus::drivers) {
