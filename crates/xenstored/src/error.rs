@@ -36,3 +36,9 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<daemon::Error> for Error {
+    fn from(error: daemon::Error) -> Self {
+        Self::start(error.to_string())
+    }
+}

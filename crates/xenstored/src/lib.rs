@@ -16,14 +16,12 @@
 //! | `sends` | many sends in one system call |
 //! | `control`, `stats` | CONTROL commands that concern the daemon; its counters |
 //! | [`log`], [`trace`] | lines for administrators; every message, on request |
-//! | `daemonize`, `pid_file`, `signals` | background, readiness, pid file, SIGTERM and SIGHUP |
 //! | `error` | [`Error`] |
 //! | `privileges`, `seccomp` | capabilities dropped after start-up; the system calls that remain |
 
 pub mod config;
 mod connection;
 mod control;
-mod daemonize;
 mod domain;
 mod error;
 mod event_loop;
@@ -31,12 +29,10 @@ mod fairness;
 pub mod log;
 mod options;
 pub mod paths;
-mod pid_file;
 mod platform;
 mod privileges;
 mod seccomp;
 mod sends;
-mod signals;
 mod socket;
 mod stats;
 pub mod step;
@@ -47,8 +43,8 @@ use crate::config::{Config, Invocation, Mode, QuotaKind, QuotaSetting, Switch};
 use crate::domain::DomainChannels;
 use crate::event_loop::{DaemonIo, EventLoop, ProcessHandles};
 use crate::log::{Level, Log};
-use crate::pid_file::PidFile;
 use crate::socket::Listener;
+use daemon::{BackgroundStart, PidFile, SignalSockets};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Write;
 use std::process::ExitCode;
@@ -59,6 +55,12 @@ use xenstore_core::server::Server;
 pub use error::Error;
 pub use event_loop::Clock;
 pub use platform::{Platform, PlatformChoice};
+
+/// The program's name in its messages.
+const NAME: &str = "xenstored";
+/// The start in the background.
+const BACKGROUND: BackgroundStart =
+    BackgroundStart { name: NAME, child_of: "XENSTORED_CHILD_OF", foreground: "--no-fork" };
 
 /// Runs the whole program: reads the command line, goes into the background, asks `provider` for
 /// the platform, and serves. `provider` runs in the process that serves.
@@ -84,10 +86,10 @@ fn try_main(
         }
     };
     if config.mode == Mode::Background {
-        if !daemonize::is_child() {
-            return daemonize::start_child();
+        if !BACKGROUND.is_child() {
+            return Ok(BACKGROUND.start_child()?);
         }
-        daemonize::leave_session()?;
+        daemon::leave_session()?;
     }
     config.core.secret = secret()?;
     let provided = provider(&config)?;
@@ -112,12 +114,12 @@ pub fn run(config: &Config, provided: PlatformChoice) -> Result<(), Error> {
     let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
     let mut log = Log::stderr(verbose);
     if let Some(path) = &config.pid_file {
-        PidFile::check(path)?;
+        PidFile::check(path, NAME)?;
     }
     raise_open_files();
     // This comes first: another daemon that serves this path must not be disturbed.
     let listener = Listener::bind(&config.socket)?;
-    let signals = signals::SignalSockets::install()?;
+    let signals = SignalSockets::install()?;
     let platform = match provided {
         PlatformChoice::Platform(platform) => Some(platform),
         PlatformChoice::SocketOnly(why) => {
@@ -133,12 +135,15 @@ pub fn run(config: &Config, provided: PlatformChoice) -> Result<(), Error> {
     if config.own_ring == Switch::On {
         event_loop.introduce_own_domain()?;
     }
-    let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let _pid_file = match &config.pid_file {
+        Some(path) => Some(PidFile::write(path, NAME)?),
+        None => None,
+    };
     // The starter is still listening, so it sees a refusal.
     privileges::drop_all(ioctls, config.filter)?;
     announce(config, event_loop.io())?;
     let ended = event_loop.run();
-    let _ = daemonize::sd_notify("STOPPING=1");
+    let _ = daemon::sd_notify("STOPPING=1");
     let log = &mut event_loop.io().log;
     match &ended {
         Ok(()) => log.line(Level::Info, "", "ended as asked by a signal"),
@@ -216,11 +221,11 @@ fn announce(config: &Config, io: &mut DaemonIo) -> Result<(), Error> {
     if config.filter == Switch::Off {
         io.log.line(Level::Warn, "", "XENSTORED_UNFILTERED is set: all privileges are kept");
     }
-    if let Err(error) = daemonize::sd_notify(&format!("READY=1\nMAINPID={pid}\nSTATUS=serving")) {
+    if let Err(error) = daemon::sd_notify(&format!("READY=1\nMAINPID={pid}\nSTATUS=serving")) {
         io.log.line(Level::Warn, "", &format!("the service manager was not told: {error}"));
     }
     match config.mode {
-        Mode::Background => daemonize::detach(),
+        Mode::Background => Ok(BACKGROUND.detach()?),
         Mode::Foreground => Ok(()),
     }
 }

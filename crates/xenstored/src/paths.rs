@@ -1,12 +1,9 @@
-//! The paths of the socket and of relative trace files, and the directories that they need.
+//! The paths of the socket and of relative trace files.
 //!
 //! Source: `tools/include/xen-tools/xenstore-common.h`, `tools/libs/store`.
 
 use crate::Error;
 use std::ffi::OsString;
-use std::fs::DirBuilder;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The default directory of the socket (`XEN_RUN_STORED`).
@@ -97,18 +94,5 @@ pub(crate) fn root_dir(environment: &Environment) -> PathBuf {
         Some(dir) => environment.directory.join(dir),
         None if environment.system == System::Writable => PathBuf::from(LIB_DIR),
         None => environment.directory.clone(),
-    }
-}
-
-/// Creates the parent directories of `path`, mode 0755.
-///
-/// # Errors
-/// The error of mkdir(2).
-pub(crate) fn create_parents(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => {
-            DirBuilder::new().recursive(true).mode(0o755).create(dir)
-        }
-        _ => Ok(()),
     }
 }

@@ -5,7 +5,7 @@
 //! a daemon that does not know the lock. If one answers, it gives up. Otherwise it removes the
 //! socket that a dead daemon left behind.
 
-use crate::{Error, paths};
+use crate::Error;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::{
@@ -53,7 +53,7 @@ impl Listener {
                 path.display()
             ))
         })?;
-        paths::create_parents(path)
+        daemon::create_parents(path)
             .map_err(|error| failed("cannot create the directory of", error))?;
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");

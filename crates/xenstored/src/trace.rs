@@ -72,7 +72,7 @@ impl TraceFile {
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
         self.close();
         let Some(path) = &self.path else { return Ok(()) };
-        crate::paths::create_parents(path)?;
+        daemon::create_parents(path)?;
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
         self.file = Some(file);
         Ok(())

@@ -9,6 +9,7 @@ use crate::workspace::{Package, Workspace};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("xen-platform", &[]),
     ("confine", &[]),
+    ("daemon", &[]),
     ("getopt-table", &[]),
     ("xenstore-core", &[]),
     ("xen-io", &["xen-platform"]),
@@ -24,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "xen-linux",
             "xen-hosted",
             "confine",
+            "daemon",
             "getopt-table",
         ],
     ),

@@ -1,21 +1,25 @@
-//! Signals as descriptors: SIGTERM and SIGINT end the daemon, SIGHUP opens the trace file again.
+//! Signals as descriptors: SIGTERM and SIGINT end a daemon, SIGHUP makes it open its files again.
 
 use crate::Error;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
 /// The reading ends of the signals' sockets. Each signal writes one byte.
-pub(crate) struct SignalSockets {
-    pub(crate) terminate: UnixStream,
-    pub(crate) hang_up: UnixStream,
+#[derive(Debug)]
+pub struct SignalSockets {
+    /// SIGTERM and SIGINT.
+    pub terminate: UnixStream,
+    /// SIGHUP.
+    pub hang_up: UnixStream,
 }
 
 impl SignalSockets {
     /// Installs the handlers of the signals.
     ///
     /// # Errors
-    /// [`Error::Start`] if the system refuses.
-    pub(crate) fn install() -> Result<Self, Error> {
+    /// [`Error::Signals`] if the system refuses.
+    pub fn install() -> Result<Self, Error> {
         let catch = |signals: &[i32]| -> io::Result<UnixStream> {
             let (reader, writer) = UnixStream::pair()?;
             reader.set_nonblocking(true)?;
@@ -24,15 +28,14 @@ impl SignalSockets {
             }
             Ok(reader)
         };
-        let failed = |error: io::Error| Error::start(format!("signals: {error}"));
         Ok(Self {
-            terminate: catch(&[libc::SIGTERM, libc::SIGINT]).map_err(failed)?,
-            hang_up: catch(&[libc::SIGHUP]).map_err(failed)?,
+            terminate: catch(&[SIGTERM, SIGINT]).map_err(Error::Signals)?,
+            hang_up: catch(&[SIGHUP]).map_err(Error::Signals)?,
         })
     }
 
     /// Reads the bytes of SIGHUP.
-    pub(crate) fn drain_hang_up(&mut self) {
+    pub fn drain_hang_up(&mut self) {
         let mut bytes = [0; 64];
         while self.hang_up.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}
     }

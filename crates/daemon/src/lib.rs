@@ -1,0 +1,29 @@
+//! The surroundings of a daemon's loop: the start in the background, readiness, the pid file, and
+//! signals.
+//!
+//! The promise: a starter that waits learns if the daemon serves, and a pid file names a process
+//! that runs. The crate knows no daemon. Its user says the names, the paths and the order of the
+//! steps.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `background` | [`BackgroundStart`]: the child that serves, and the parent that waits for it |
+//! | `service` | [`sd_notify`]: readiness, told to systemd |
+//! | `pid_file` | [`PidFile`]: the pid of the running daemon, and its lock |
+//! | `parents` | [`create_parents`]: the directories of its files |
+//! | `signals` | [`SignalSockets`]: SIGTERM, SIGINT and SIGHUP as descriptors |
+//! | `error` | [`Error`] |
+
+mod background;
+mod error;
+mod parents;
+mod pid_file;
+mod service;
+mod signals;
+
+pub use background::{BackgroundStart, leave_session};
+pub use error::Error;
+pub use parents::create_parents;
+pub use pid_file::PidFile;
+pub use service::sd_notify;
+pub use signals::SignalSockets;
