@@ -51,6 +51,7 @@ fn vocabulary() -> Vec<CheckedNumber> {
         row("GNTTAB_RESERVED_XENSTORE", GrantRef::XENSTORE.0),
         row("GNTST_okay", 0),
         row("VIRQ_DOM_EXC", Virq::DomExc.number()),
+        row("VIRQ_CON_RING", Virq::ConRing.number()),
         row("SHUTDOWN_poweroff", ShutdownReason::Poweroff.code()),
         row("SHUTDOWN_reboot", ShutdownReason::Reboot.code()),
         row("SHUTDOWN_suspend", ShutdownReason::Suspend.code()),

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub enum Virq {
     /// A domain has shut down, crashed or died (`VIRQ_DOM_EXC`).
     DomExc,
+    /// The hypervisor has printed to its console ring (`VIRQ_CON_RING`).
+    ConRing,
 }
 
 impl Virq {
@@ -20,6 +22,7 @@ impl Virq {
     pub fn number(self) -> u32 {
         match self {
             Self::DomExc => 3,
+            Self::ConRing => 8,
         }
     }
 }
@@ -70,7 +73,8 @@ pub trait EventChannels {
     /// A new port on which the hypervisor raises `virq`.
     ///
     /// # Errors
-    /// [`Error::Exist`] another holder has it, [`Error::NoSpc`] no free port.
+    /// [`Error::Exist`] another holder has it, [`Error::NoSpc`] no free port, [`Error::Inval`] the
+    /// platform does not raise it.
     fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error>;
 
     /// Raises the event at the other end. Never blocks.

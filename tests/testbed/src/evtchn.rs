@@ -86,8 +86,11 @@ impl EventChannels for Datagrams {
         self.allocate(u32::from(remote.0))
     }
 
-    fn bind_virq(&mut self, _: Virq) -> Result<Port, Error> {
-        self.allocate(DOM_EXC)
+    fn bind_virq(&mut self, virq: Virq) -> Result<Port, Error> {
+        match virq {
+            Virq::DomExc => self.allocate(DOM_EXC),
+            _ => Err(Error::Inval),
+        }
     }
 
     fn notify(&self, port: Port) -> Result<(), Error> {

@@ -214,6 +214,15 @@ fn two_guests_within_a_sandbox() {
 }
 
 #[test]
+fn the_broker_has_no_console_ring_to_signal() {
+    let host = BrokerHost::start();
+    let platform = Platform::connect(&host.host(), Role::Store).unwrap();
+    let mut channels = platform.channels().unwrap();
+    assert_eq!(channels.bind_virq(Virq::ConRing), Err(Error::Inval));
+    channels.bind_virq(Virq::DomExc).unwrap();
+}
+
+#[test]
 fn the_life_of_domains() {
     let host = BrokerHost::start();
     for (name, case) in life::CASES {
