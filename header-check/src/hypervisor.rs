@@ -81,6 +81,7 @@ fn calls() -> Vec<CheckedNumber> {
         row("EVTCHNSTAT_interdomain", abi::EVTCHNSTAT_INTERDOMAIN),
         row("EVTCHNSTAT_virq", abi::EVTCHNSTAT_VIRQ),
         row("SCHEDOP_remote_shutdown", abi::SCHEDOP_REMOTE_SHUTDOWN),
+        row("XEN_SYSCTL_readconsole", abi::XEN_SYSCTL_READCONSOLE),
         row("XEN_SYSCTL_getdomaininfolist", abi::XEN_SYSCTL_GETDOMAININFOLIST),
         row("XEN_DOMCTL_destroydomain", abi::XEN_DOMCTL_DESTROYDOMAIN),
         row("XEN_DOMCTL_pausedomain", abi::XEN_DOMCTL_PAUSEDOMAIN),
@@ -129,6 +130,15 @@ fn layouts(rows: &mut Vec<CheckedNumber>) {
         max_domains = "u.getdomaininfolist.max_domains",
         buffer = "u.getdomaininfolist.buffer",
         num_domains = "u.getdomaininfolist.num_domains",
+    });
+    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_readconsole {
+        cmd,
+        interface_version,
+        clear = "u.readconsole.clear",
+        incremental = "u.readconsole.incremental",
+        index = "u.readconsole.index",
+        buffer = "u.readconsole.buffer",
+        count = "u.readconsole.count",
     });
     layout!(rows, "struct xen_domctl" = abi::xen_domctl { cmd, interface_version, domain, u });
     layout!(

@@ -188,7 +188,23 @@ pub struct sched_remote_shutdown {
 // xen/include/public/sysctl.h
 /// Versions of the sysctl interface: Xen 4.17 to 4.20, and 4.21 to 4.23.
 pub const SYSCTL_VERSIONS: &[u32] = &[0x15, 0x16];
+pub const XEN_SYSCTL_READCONSOLE: u32 = 1;
 pub const XEN_SYSCTL_GETDOMAININFOLIST: u32 = 6;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct xen_sysctl_readconsole {
+    pub cmd: u32,
+    pub interface_version: u32,
+    pub clear: u8,
+    pub incremental: u8,
+    pub pad: [u8; 2],
+    pub index: u32,
+    pub buffer: u64,
+    pub count: u32,
+    /// The rest of the union.
+    pub rest: [u64; 13],
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]

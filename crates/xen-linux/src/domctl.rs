@@ -32,7 +32,7 @@ pub(crate) fn call(cmd: u32, version: u32, domid: DomId) -> abi::xen_domctl {
 }
 
 /// Returns the first of `versions` that the hypervisor accepts; it answers EACCES to others.
-fn negotiate(
+pub(crate) fn negotiate(
     xen_version: impl FnOnce() -> String,
     interface: &'static str,
     versions: &'static [u32],

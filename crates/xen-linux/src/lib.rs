@@ -14,6 +14,7 @@
 //! | [`gntalloc`] | granting pages: `/dev/xen/gntalloc` |
 //! | [`privcmd`] | hypercalls and foreign memory: `/dev/xen/privcmd`, `/dev/xen/hypercall` |
 //! | [`domctl`] | domain control, for whichever version of it this Xen speaks |
+//! | [`sysctl`] | the hypervisor's own console |
 //! | [`manage`] | which domains came, shut down, died; the ring of the own kernel |
 
 pub mod abi;
@@ -25,6 +26,7 @@ pub mod gntdev;
 pub mod manage;
 pub mod privcmd;
 mod sys;
+pub mod sysctl;
 
 pub use error::Error;
 
@@ -65,6 +67,11 @@ pub const IOCTLS_OF_A_DAEMON: &[u32] = &[
     abi::IOCTL_GNTDEV_UNMAP_GRANT_REF,
     abi::IOCTL_PRIVCMD_HYPERCALL,
 ];
+
+/// The requests to these devices that a reader of the hypervisor's console makes once it serves:
+/// hypercalls, and event channels that the driver has overflowed with.
+pub const IOCTLS_OF_A_CONSOLE_READER: &[u32] =
+    &[abi::IOCTL_PRIVCMD_HYPERCALL, abi::IOCTL_EVTCHN_RESET];
 
 /// The requests to these devices that a backend makes once it serves: event channels bound, grants mapped and copied.
 pub const IOCTLS_OF_A_BACKEND: &[u32] = &[

@@ -28,6 +28,8 @@ unsafe impl PlainData for abi::sched_remote_shutdown {}
 // SAFETY: as above.
 unsafe impl PlainData for abi::xen_sysctl_getdomaininfolist {}
 // SAFETY: as above.
+unsafe impl PlainData for abi::xen_sysctl_readconsole {}
+// SAFETY: as above.
 unsafe impl PlainData for abi::xen_domctl {}
 // SAFETY: as above.
 unsafe impl PlainData for abi::xen_domctl_getdomaininfo {}
@@ -132,6 +134,37 @@ impl Privcmd {
         // SAFETY: `count` entries lie inside the buffer, which only this thread's calls use.
         into.extend((0..count).map(|at| unsafe { list.add(at).read() }));
         Ok(count)
+    }
+
+    /// `XEN_SYSCTL_readconsole`: copies what Xen has printed from `index` on into `into`, as much
+    /// as the buffer holds; returns the number of bytes, and the index behind them.
+    pub(crate) fn read_console(
+        &self,
+        version: u32,
+        index: u32,
+        into: &mut [u8],
+    ) -> Result<(usize, u32), Error> {
+        let (place, room) = {
+            let buffer = self.buffer.borrow();
+            // SAFETY: the buffer has more pages than the one for the argument.
+            let place = unsafe { buffer.base().add(ARGUMENT_MAX) };
+            (place, into.len().min(buffer.len() - ARGUMENT_MAX))
+        };
+        let mut call = abi::xen_sysctl_readconsole {
+            cmd: abi::XEN_SYSCTL_READCONSOLE,
+            interface_version: version,
+            incremental: 1,
+            index,
+            buffer: place.as_ptr() as u64,
+            count: u32::try_from(room).unwrap_or(0),
+            ..Default::default()
+        };
+        self.call(abi::HYPERVISOR_SYSCTL, [0; 5], 0, &mut call)?;
+        let count = room.min(call.count as usize);
+        // SAFETY: `count` bytes lie inside the buffer, which only this thread's calls use, and inside
+        // `into`, which is other memory.
+        unsafe { place.as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), count) };
+        Ok((count, call.index))
     }
 
     /// Returns the version of the hypervisor in its own words, such as `4.17.5`.

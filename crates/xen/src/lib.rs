@@ -14,8 +14,10 @@
 //! | [`domwatch`] | [`DomainWatch`](domwatch::DomainWatch): which domains came, shut down, died |
 //! | [`foreignmem`] | [`ForeignMemory`](foreignmem::ForeignMemory): pages that nobody granted |
 //! | [`domctl`] | [`DomainControl`](domctl::DomainControl): pausing, ending, bounding domains |
+//! | [`conring`] | [`HypervisorConsole`](conring::HypervisorConsole): what Xen itself has printed |
 //! | [`shared`] | [`SharedPage`](shared::SharedPage): copies in and out of one shared page |
 
+pub mod conring;
 pub mod domctl;
 pub mod domwatch;
 pub mod error;
