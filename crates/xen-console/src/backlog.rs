@@ -32,6 +32,12 @@ impl Backlog {
         Self { bytes: Vec::new(), capacity: capacity.max(1), end: 0 }
     }
 
+    /// Returns the number of bytes that it keeps.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Returns the place behind the newest byte.
     #[must_use]
     pub fn end(&self) -> u64 {

@@ -9,6 +9,7 @@
 //! | [`feed`] | the way of output from the ring into the log and the backlog |
 //! | [`pty`] | the pseudoterminal of a console |
 //! | [`record`] | how much of the ring is in the log, for a daemon that is started again |
+//! | [`serve`] | the daemon's work: consoles found in the store, and each served |
 //! | [`log`] | the log of a console, bounded in size, with an index of times and lives |
 
 pub mod backlog;
@@ -16,3 +17,4 @@ pub mod feed;
 pub mod log;
 pub mod pty;
 pub mod record;
+pub mod serve;

@@ -11,13 +11,15 @@ pub struct RateLimits {
     pub requests_per_second: Option<u64>,
 }
 
-/// The longest time whose allowance may be used at once after a pause.
+/// The longest time whose allowance may be used at once after a pause, unless another is said.
 const BURST: Duration = Duration::from_millis(100);
 
 /// One limit: what was used beyond is a debt that time pays off.
 #[derive(Debug)]
 struct Bucket {
     per_second: u64,
+    /// The longest time whose allowance may be used at once.
+    burst: Duration,
     /// When nothing will be owed any more; in the past where something is saved.
     even: Instant,
 }
@@ -28,7 +30,7 @@ impl Bucket {
     }
 
     fn spend(&mut self, amount: u64, now: Instant) {
-        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let earliest = now.checked_sub(self.burst).unwrap_or(now);
         let cost = Duration::from_secs_f64(amount as f64 / self.per_second.max(1) as f64);
         self.even = self.even.max(earliest) + cost;
     }
@@ -45,8 +47,20 @@ impl Throttle {
     /// Keeps to these.
     #[must_use]
     pub fn new(limits: RateLimits, now: Instant) -> Self {
-        let bucket =
-            |per_second: Option<u64>| per_second.map(|per_second| Bucket { per_second, even: now });
+        Self::from(limits, BURST, now)
+    }
+
+    /// Keeps to these, but for the allowance of a time `burst`, which may be used at once: at the beginning, and after
+    /// a pause.
+    #[must_use]
+    pub fn with_burst(limits: RateLimits, burst: Duration, now: Instant) -> Self {
+        Self::from(limits, burst, now.checked_sub(burst).unwrap_or(now))
+    }
+
+    fn from(limits: RateLimits, burst: Duration, even: Instant) -> Self {
+        let bucket = |per_second: Option<u64>| {
+            per_second.map(|per_second| Bucket { per_second, burst, even })
+        };
         let RateLimits { bytes_per_second, requests_per_second } = limits;
         Self { bytes: bucket(bytes_per_second), requests: bucket(requests_per_second) }
     }
@@ -96,6 +110,26 @@ mod tests {
             }
         }
         count
+    }
+
+    #[test]
+    fn a_burst_passes_at_once_and_then_the_limit_holds() {
+        let limits = RateLimits { bytes_per_second: Some(1 << 20), ..RateLimits::default() };
+        let (start, burst) = (Instant::now(), Duration::from_secs(8));
+        let start = start + burst;
+        let mut throttle = Throttle::with_burst(limits, burst, start);
+        let (mut now, mut bytes) = (start, 0_u64);
+        while now < start + Duration::from_secs(10) {
+            match throttle.ready(now) {
+                Ok(()) => {
+                    throttle.spend(2048, now);
+                    bytes += 2048;
+                    assert!(bytes > 8 << 20 || now == start, "the burst waits for nothing");
+                }
+                Err(later) => now = later,
+            }
+        }
+        assert!(bytes.abs_diff(18 << 20) < 1 << 16, "{bytes}");
     }
 
     #[test]

@@ -1,0 +1,17 @@
+//! The daemon's work: consoles found in the store, and each served.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`console`] | one console: its ring, its log, its terminal |
+//! | [`first`] | the first consoles of all domains |
+//! | [`nodes`] | the nodes of a first console |
+//! | [`settings`] | the limits and places that all consoles share |
+
+pub mod console;
+pub mod first;
+pub mod nodes;
+pub mod settings;
+
+pub use console::Console;
+pub use first::FirstConsoles;
+pub use settings::{ConsoleSettings, OverflowPolicy};
