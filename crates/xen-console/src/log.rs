@@ -90,6 +90,14 @@ impl ConsoleLog {
         self.note(time_us, IndexEvent::Resumed(self.len))
     }
 
+    /// Notes that so many bytes were lost before they came to the log.
+    ///
+    /// # Errors
+    /// The index cannot be written; the log can still be.
+    pub fn note_lost(&mut self, bytes: u64, time_us: u64) -> io::Result<()> {
+        self.note(time_us, IndexEvent::Lost(bytes))
+    }
+
     /// Returns the log's inode and size: the place of the next byte.
     #[must_use]
     pub fn place(&self) -> (u64, u64) {

@@ -69,7 +69,7 @@ pub const IOCTLS_OF_A_DAEMON: &[u32] = &[
 ];
 
 /// The requests to these devices that a reader of the hypervisor's console makes once it serves:
-/// hypercalls, and event channels that the driver has overflowed with.
+/// hypercalls, and the reset of the list of events after its overflow.
 pub const IOCTLS_OF_A_CONSOLE_READER: &[u32] =
     &[abi::IOCTL_PRIVCMD_HYPERCALL, abi::IOCTL_EVTCHN_RESET];
 

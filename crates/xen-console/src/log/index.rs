@@ -14,7 +14,7 @@
 //! | 1 | the offset in the log of bytes that came at that time |
 //! | 2 | the offset in the log where a life of the guest begins |
 //! | 3 | the domain's number in that life |
-//! | 4 | the number of bytes that were lost, because the log could not be written |
+//! | 4 | the number of bytes that were lost: the log could not be written, or they were overwritten before |
 //! | 5 | the offset in the log where a daemon that was started again went on |
 
 use std::fs::File;
@@ -46,7 +46,7 @@ pub enum IndexEvent {
     Life(u64),
     /// The number of the domain in the life that begins.
     Domain(u16),
-    /// So many bytes were lost: the log could not be written.
+    /// The number of bytes that were lost: the log could not be written, or they were overwritten.
     Lost(u64),
     /// A daemon that was started again went on at this offset in the log.
     Resumed(u64),
