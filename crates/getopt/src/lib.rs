@@ -37,6 +37,12 @@ pub trait Entry {
     /// The name of the long option, without dashes.
     fn long(&self) -> Option<&str>;
 
+    /// True if a beginning of the long name means the option, as for getopt_long. An entry that a
+    /// program adds to another's table takes no abbreviation away if it asks for its whole name.
+    fn may_be_abbreviated(&self) -> bool {
+        true
+    }
+
     /// The option's argument.
     fn argument(&self) -> Argument;
 }

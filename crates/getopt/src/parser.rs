@@ -89,9 +89,12 @@ impl<'t, E: Entry, I: Iterator<Item = Vec<u8>>> Parser<'t, E, I> {
         let has = |entry: &E, test: fn(&[u8], &[u8]) -> bool| {
             entry.long().is_some_and(|long| test(long.as_bytes(), word.name()))
         };
-        let candidates = self.table.iter().copied().filter(|entry| has(entry, <[u8]>::starts_with));
+        let is_whole = |entry: &E| has(entry, |long, name| long == name);
+        let candidates = self.table.iter().copied().filter(|entry| {
+            has(entry, <[u8]>::starts_with) && (entry.may_be_abbreviated() || is_whole(entry))
+        });
         let candidates: Vec<&'t E> = candidates.collect();
-        let exact = candidates.iter().find(|entry| has(entry, |long, name| long == name));
+        let exact = candidates.iter().find(|entry| is_whole(entry));
         let entry = match (exact, candidates.as_slice()) {
             (Some(entry), _) | (None, [entry]) => *entry,
             (None, []) => return Err(Fault::UnknownName(word)),

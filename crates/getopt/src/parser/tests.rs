@@ -17,9 +17,13 @@ impl Entry for Row {
     fn argument(&self) -> Argument {
         self.2
     }
+
+    fn may_be_abbreviated(&self) -> bool {
+        self.1 != Some("output-later")
+    }
 }
 
-static TABLE: [Row; 7] = [
+static TABLE: [Row; 8] = [
     Row(Some(b'a'), Some("all"), Argument::None),
     Row(None, Some("all-hosts"), Argument::None),
     Row(Some(b'v'), Some("verbose"), Argument::None),
@@ -27,6 +31,7 @@ static TABLE: [Row; 7] = [
     Row(Some(b'c'), Some("color"), Argument::Optional(&[])),
     Row(Some(b'd'), Some("daemon"), Argument::Optional(&["on", "off"])),
     Row(Some(b's'), None, Argument::None),
+    Row(None, Some("output-later"), Argument::None),
 ];
 
 /// Returns one text a word: the letter or the name of each option, its argument behind `=`, and a
@@ -159,6 +164,16 @@ fn operands_are_anywhere_or_last() {
         assert_eq!(parse(line, Operands::Anywhere), anywhere, "{line}");
         assert_eq!(parse(line, Operands::Last), last, "{line}");
     }
+}
+
+#[test]
+fn an_entry_that_asks_for_its_whole_name_hides_no_abbreviation() {
+    check(&[
+        ("--output-later", "output-later"),
+        ("--out=x", "output=x"),
+        ("--output-late", "!unrecognized option '--output-late'"),
+        ("--output-later=x", "!option '--output-later' doesn't allow an argument"),
+    ]);
 }
 
 #[test]
