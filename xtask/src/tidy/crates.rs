@@ -36,7 +36,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("xen-block", DRIVER),
     ("xen-net", DRIVER),
-    ("xen-console", DRIVER),
+    (
+        "xen-console",
+        &[
+            "xen-driver",
+            "xenbus",
+            "xenstore-client",
+            "xen-io",
+            "xen-platform",
+            "xen-linux",
+            "xen-hosted",
+            "confine",
+            "daemon",
+            "getopt-table",
+        ],
+    ),
     ("xen-pci", DRIVER),
     (
         "xb",
