@@ -4,8 +4,10 @@
 //! is full, bytes are lost and counted, and the guest goes on.
 
 mod index;
+mod stamps;
 
 pub use index::{IndexEvent, IndexRecord, read_index};
+pub use stamps::{LineFormat, LineFormatter, LocalZone};
 
 use index::LogIndex;
 use rustix::fs::{AtFlags, Mode, OFlags, fstatvfs, openat, renameat, unlinkat};
