@@ -2,8 +2,9 @@
 //!
 //! The program starts itself again as a child instead of forking: a fork that continues to run
 //! needs `unsafe` in Rust and inherits half a process. The child's standard input is a pipe to the
-//! parent. The parent exits with 0 once the child has reported through the pipe that it serves, and
-//! with 1 if the child ended before; the child has then printed the reason.
+//! parent. The parent exits with 0 once the child has reported through the pipe that it serves. If
+//! the child ended before, the parent exits with its status; the child has then printed the reason.
+//! It ends with 0 only if another daemon serves in its place.
 
 use crate::Error;
 use std::fs::OpenOptions;
@@ -34,7 +35,8 @@ impl BackgroundStart {
     }
 
     /// Starts the daemon as a child and waits until it is ready or has ended. Returns this
-    /// process's exit code.
+    /// process's exit code. A child that does not serve, and in whose place no other daemon serves,
+    /// must not end with 0.
     ///
     /// # Errors
     /// [`Error::Background`] if it cannot be started.
@@ -65,7 +67,7 @@ impl BackgroundStart {
                 if status.code().is_none() {
                     eprintln!("{}: the daemon ended before it was ready: {status}", self.name);
                 }
-                Ok(ExitCode::from(if code == 0 { 1 } else { code }))
+                Ok(ExitCode::from(code))
             }
         }
     }

@@ -49,7 +49,7 @@ impl fmt::Display for Error {
             Self::Null(error) => write!(f, "/dev/null: {error}"),
             Self::Running { name, pid, path } => write!(
                 f,
-                "a running {name} (pid {pid}) holds {}; stop it, or choose another --pid-file",
+                "a running {name} (pid {pid}) holds {} and goes on; to start another, choose another --pid-file",
                 path.display()
             ),
             Self::PidFile { path, error } => write!(f, "pid file {}: {error}", path.display()),

@@ -138,7 +138,8 @@ mod tests {
             .output()
             .unwrap();
         let expected = format!(
-            "seen: a running watchd (pid {}) holds {}; stop it, or choose another --pid-file\n",
+            "seen: a running watchd (pid {}) holds {} and goes on; to start another, choose another \
+             --pid-file\n",
             std::process::id(),
             path.display()
         );

@@ -10,6 +10,9 @@ pub enum Error {
     Usage(String),
     /// The daemon could not be set up.
     Start(String),
+    /// A running daemon holds the pid file, so no other was set up. The program ends with status 0,
+    /// as C xenstored does.
+    Running(String),
     /// The daemon had to stop.
     Run(String),
 }
@@ -30,7 +33,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(text) => write!(f, "{text} (xenstored --help shows all options)"),
-            Self::Start(text) | Self::Run(text) => f.write_str(text),
+            Self::Start(text) | Self::Running(text) | Self::Run(text) => f.write_str(text),
         }
     }
 }
@@ -39,6 +42,9 @@ impl std::error::Error for Error {}
 
 impl From<daemon::Error> for Error {
     fn from(error: daemon::Error) -> Self {
-        Self::start(error.to_string())
+        match error {
+            daemon::Error::Running { .. } => Self::Running(error.to_string()),
+            _ => Self::start(error.to_string()),
+        }
     }
 }

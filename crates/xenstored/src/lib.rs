@@ -69,7 +69,10 @@ pub fn main_with(provider: impl FnOnce(&Config) -> Result<PlatformChoice, Error>
         Ok(code) => code,
         Err(error) => {
             eprintln!("xenstored: {error}");
-            ExitCode::FAILURE
+            match error {
+                Error::Running(_) => ExitCode::SUCCESS,
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -109,7 +112,8 @@ fn secret() -> Result<[u64; 2], Error> {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`Error::Start`] if the daemon cannot be set up, [`Error::Run`] if it had to stop.
+/// [`Error::Start`] if the daemon cannot be set up, [`Error::Running`] if another holds the pid
+/// file, [`Error::Run`] if it had to stop.
 pub fn run(config: &Config, provided: PlatformChoice) -> Result<(), Error> {
     let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
     let mut log = Log::stderr(verbose);

@@ -181,15 +181,37 @@ fn of_many_that_start_at_once_one_serves() {
     assert!(winner.wait().unwrap().success());
 }
 
+/// An init script that does not know the daemon starts it again at an upgrade. The status says that
+/// one runs.
 #[test]
-fn a_second_daemon_with_the_same_pid_file_is_refused() {
+fn a_second_daemon_with_the_same_pid_file_ends_and_the_first_goes_on() {
     let first = Daemon::start(&[]);
-    let mut second = xenstored(&first.dir.path().join("other"));
-    let output = second.args(["-N", "-F"]).arg(&first.pid_file).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
-    assert!(said.contains(&format!("pid {}", first.pid())), "{said}");
-    assert_eq!(first.pid(), i32::try_from(first.child.id()).unwrap());
+    for socket in [first.socket.clone(), first.dir.path().join("other")] {
+        for args in [&["-N"][..], &[]] {
+            let mut second = xenstored(&socket);
+            let output = second.args(args).arg("-F").arg(&first.pid_file).output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{args:?}");
+            let said = text(&output.stderr);
+            assert!(said.contains(&format!("pid {}", first.pid())), "{said}");
+            assert!(said.contains("goes on") && said.lines().count() == 1, "{said}");
+            assert_eq!(first.pid(), i32::try_from(first.child.id()).unwrap());
+        }
+    }
+    assert!(!first.dir.path().join("other").exists());
+    first.client().write("/still", b"here");
+}
+
+#[test]
+fn a_second_daemon_with_another_pid_file_is_refused() {
+    let first = Daemon::start(&[]);
+    let other = first.dir.path().join("other.pid");
+    for args in [&["-N"][..], &[]] {
+        let output = xenstored(&first.socket).args(args).arg("-F").arg(&other).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("another xenstored serves"), "{said}");
+        assert!(!other.exists());
+    }
 }
 
 #[test]
