@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `background` | [`BackgroundStart`]: the child that serves, and the parent that waits for it |
 //! | `service` | [`sd_notify`]: readiness, told to systemd |
+//! | `log` | [`Log`]: lines on standard error or in syslog, so many about each domain |
 //! | `pid_file` | [`PidFile`]: the pid of the running daemon, and its lock |
 //! | `parents` | [`create_parents`]: the directories of its files |
 //! | `signals` | [`SignalSockets`]: SIGTERM, SIGINT and SIGHUP as descriptors |
@@ -16,6 +17,7 @@
 
 mod background;
 mod error;
+mod log;
 mod parents;
 mod pid_file;
 mod service;
@@ -23,6 +25,7 @@ mod signals;
 
 pub use background::{BackgroundStart, leave_session};
 pub use error::Error;
+pub use log::{Level, Log, connect_syslog};
 pub use parents::create_parents;
 pub use pid_file::PidFile;
 pub use service::sd_notify;

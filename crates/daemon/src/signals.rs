@@ -34,9 +34,25 @@ impl SignalSockets {
         })
     }
 
-    /// Reads the bytes of SIGHUP.
-    pub fn drain_hang_up(&mut self) {
-        let mut bytes = [0; 64];
-        while self.hang_up.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}
+    /// Takes SIGHUP. Returns true if it has come since the last call.
+    pub fn take_hang_up(&mut self) -> bool {
+        take(&mut self.hang_up)
     }
+
+    /// Takes SIGTERM and SIGINT. Returns true if one has come since the last call.
+    pub fn take_terminate(&mut self) -> bool {
+        take(&mut self.terminate)
+    }
+}
+
+/// Reads all bytes of a signal's socket. Returns true if there were any.
+fn take(socket: &mut UnixStream) -> bool {
+    let (mut bytes, mut any) = ([0; 64], false);
+    while let Ok(count) = socket.read(&mut bytes) {
+        any |= count > 0;
+        if count < bytes.len() {
+            break;
+        }
+    }
+    any
 }

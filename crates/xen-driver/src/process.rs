@@ -7,7 +7,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`guest`] | the connections of a guest's program |
-//! | `platform` | event channels and grants of the machine |
+//! | [`platform`] | event channels and grants of the machine |
 //! | [`lock`] | locks of what one process alone may do |
 //! | `log` | lines about devices, so many of each |
 //! | `report`, `clock` | words for whoever has started it; the time |
@@ -17,7 +17,7 @@ mod clock;
 pub mod guest;
 pub mod lock;
 mod log;
-mod platform;
+pub mod platform;
 mod report;
 mod statistics;
 
@@ -95,7 +95,8 @@ impl BackendProgram {
         record_dir: Option<PathBuf>,
         begin: impl FnOnce(ProgramStart<'_>) -> Result<BackendServer<Buses<B>>, Error>,
     ) -> Result<std::convert::Infallible, ProgramFailure> {
-        let MachinePlatform { platform, domid, run_dir, lock_dir } = platform::provided(self.name)?;
+        let MachinePlatform { platform, domid, run_dir, lock_dir } =
+            MachinePlatform::open(self.name)?;
         let record_dir = record_dir.unwrap_or(run_dir);
         let on_xen = domid.is_none();
         let kinds = self.kinds(wanted, on_xen)?;

@@ -3,8 +3,8 @@
 //! Source: `tools/xenstored/control.c`, `docs/misc/xenstore.txt`. `stats` is this project's own.
 
 use crate::event_loop::DaemonIo;
-use crate::log::Level;
 use crate::trace;
+use daemon::Level;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;

@@ -15,7 +15,7 @@
 //! | `platform`, `domain` | the parts of Xen that the daemon needs, and its bound event channels |
 //! | `sends` | many sends in one system call |
 //! | `control`, `stats` | CONTROL commands that concern the daemon; its counters |
-//! | [`log`], [`trace`] | lines for administrators; every message, on request |
+//! | [`trace`] | every message, on request |
 //! | `error` | [`Error`] |
 //! | `privileges`, `seccomp` | capabilities dropped after start-up; the system calls that remain |
 
@@ -26,7 +26,6 @@ mod domain;
 mod error;
 mod event_loop;
 mod fairness;
-pub mod log;
 mod options;
 pub mod paths;
 mod platform;
@@ -42,9 +41,9 @@ pub mod trace;
 use crate::config::{Config, Invocation, Mode, QuotaKind, QuotaSetting, Switch};
 use crate::domain::DomainChannels;
 use crate::event_loop::{DaemonIo, EventLoop, ProcessHandles};
-use crate::log::{Level, Log};
 use crate::socket::Listener;
 use daemon::{BackgroundStart, PidFile, SignalSockets};
+pub use daemon::{Level, Log};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Write;
 use std::process::ExitCode;
@@ -116,7 +115,7 @@ fn secret() -> Result<[u64; 2], Error> {
 /// file, [`Error::Run`] if it had to stop.
 pub fn run(config: &Config, provided: PlatformChoice) -> Result<(), Error> {
     let verbose = if config.verbose == Switch::On { Level::Debug } else { Level::Info };
-    let mut log = Log::stderr(verbose);
+    let mut log = Log::stderr(NAME, verbose);
     if let Some(path) = &config.pid_file {
         PidFile::check(path, NAME)?;
     }

@@ -115,7 +115,7 @@ mod tests {
         install(&[]).unwrap();
         match role.as_str() {
             "log" => {
-                let to = crate::log::connect_syslog(logger.to_str().unwrap()).unwrap();
+                let to = daemon::connect_syslog(logger.to_str().unwrap()).unwrap();
                 to.send(b"a line").unwrap();
             }
             "program" => drop(Command::new("/bin/true").status()),

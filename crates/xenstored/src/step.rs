@@ -5,8 +5,8 @@
 
 use crate::config::{Config, Switch};
 use crate::event_loop::EventLoop;
-use crate::log::Log;
 use crate::{Clock, Error, Platform, set_up};
+use daemon::Log;
 use rustix::event::Timespec;
 use std::os::fd::OwnedFd;
 

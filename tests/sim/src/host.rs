@@ -16,9 +16,9 @@ use xen::domwatch::OwnRing;
 use xen::gnttab::{GrantOffer, OfferedPage, PageAccess};
 use xen::{DomId, GrantRef};
 use xenstored::config::{Config, Invocation};
-use xenstored::log::{Level, Log};
 use xenstored::paths::{Environment, System};
 use xenstored::step::SteppedDaemon;
+use xenstored::{Level, Log};
 
 /// The number of guests that a host has at a time.
 pub(crate) const SLOTS: u16 = 5;
@@ -105,7 +105,7 @@ impl StoreRun {
         let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
         let mut config = config(if plan.own_ring { &[] } else { &[NO_RING] })?;
         config.core.slice_cost = plan.slice_cost;
-        let log_to = Log::to(Level::Info, taker);
+        let log_to = Log::to("xenstored", Level::Info, taker);
         let mut daemon =
             SteppedDaemon::new(&config, platform, Box::new(move || time.get()), log_to)
                 .map_err(text)?;

@@ -98,6 +98,11 @@ impl<D: DeviceSet> BackendServer<D> {
         })
     }
 
+    /// The devices, to look at between two turns.
+    pub fn devices(&mut self) -> &mut D {
+        &mut self.devices
+    }
+
     /// Does what there is to do; where there is nothing, waits for it, at most `timeout`. Returns what has
     /// happened to devices.
     ///

@@ -18,7 +18,7 @@ const LOCK_DESCRIPTOR: i32 = 1 << 14;
 ///
 /// # Errors
 /// It is locked by somebody else, or cannot be made.
-pub(super) fn lock(dir: &Path, name: &str, taken: &str) -> Result<OwnedFd, ProgramFailure> {
+pub fn lock(dir: &Path, name: &str, taken: &str) -> Result<OwnedFd, ProgramFailure> {
     let path = dir.join(name);
     let failed = |errno: Errno| format!("{}: {errno}", path.display());
     std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;

@@ -11,49 +11,59 @@ use xen_linux::Machine;
 use xenstore::{Client, Store};
 
 /// The means of a machine.
-pub(super) struct MachinePlatform {
-    pub(super) platform: Platform,
+#[derive(Debug)]
+pub struct MachinePlatform {
+    /// Event channels and grants.
+    pub platform: Platform,
     /// The domain where this runs, if the platform says so.
-    pub(super) domid: Option<DomId>,
+    pub domid: Option<DomId>,
     /// The folder of the records, unless it is said.
-    pub(super) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// The folder of the locks of what is served.
-    pub(super) lock_dir: PathBuf,
+    pub lock_dir: PathBuf,
 }
 
-/// The platform of a program of this name.
-pub(super) fn provided(name: &str) -> Result<MachinePlatform, ProgramFailure> {
-    if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
-        let host = HostDir::new(dir);
-        let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
-            let dir = host.path().display();
-            format!("no broker serves the host in {dir}: {error}; xen-hosted {dir} starts one")
-        })?;
-        let evtchn = Rc::new(RefCell::new(hosted.channels()?));
-        let grants = Rc::new(RefCell::new(hosted.grants()));
-        return Ok(MachinePlatform {
+impl MachinePlatform {
+    /// Opens the means for a program of this name.
+    ///
+    /// # Errors
+    /// This machine is neither a Xen host nor a hosted one, or does not let this process be a backend.
+    pub fn open(name: &str) -> Result<Self, ProgramFailure> {
+        if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
+            let host = HostDir::new(dir);
+            let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
+                let dir = host.path().display();
+                format!("no broker serves the host in {dir}: {error}; xen-hosted {dir} starts one")
+            })?;
+            let evtchn = Rc::new(RefCell::new(hosted.channels()?));
+            let grants = Rc::new(RefCell::new(hosted.grants()));
+            return Ok(Self {
+                platform: Platform { evtchn, grants },
+                domid: Some(hosted.domid()),
+                run_dir: host.path().join(name),
+                lock_dir: host.path().to_owned(),
+            });
+        }
+        if xen_linux::machine() == Machine::Bare {
+            return Err(format!("no Xen here, and {HOST_VARIABLE} names no hosted host").into());
+        }
+        let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
+        let grants = Rc::new(RefCell::new(xen_linux::gntdev::Gntdev::open()?));
+        let run_dir = Path::new("/run").join(name);
+        Ok(Self {
             platform: Platform { evtchn, grants },
-            domid: Some(hosted.domid()),
-            run_dir: host.path().join(name),
-            lock_dir: host.path().to_owned(),
-        });
+            domid: None,
+            lock_dir: run_dir.clone(),
+            run_dir,
+        })
     }
-    if xen_linux::machine() == Machine::Bare {
-        return Err(format!("no Xen here, and {HOST_VARIABLE} names no hosted host").into());
-    }
-    let evtchn = Rc::new(RefCell::new(xen_linux::evtchn::Evtchn::open(None)?));
-    let grants = Rc::new(RefCell::new(xen_linux::gntdev::Gntdev::open()?));
-    let run_dir = Path::new("/run").join(name);
-    Ok(MachinePlatform {
-        platform: Platform { evtchn, grants },
-        domid: None,
-        lock_dir: run_dir.clone(),
-        run_dir,
-    })
 }
 
-/// The number of the domain where this runs; a node of its own.
-pub(super) fn own_domid(store: &mut Client) -> Result<DomId, ProgramFailure> {
+/// Returns the number of the domain where this runs; a node of its own.
+///
+/// # Errors
+/// The node is not there, or is no number.
+pub fn own_domid(store: &mut Client) -> Result<DomId, ProgramFailure> {
     let text = store.read("domid").map_err(|error| {
         format!(
             "which domain is this? its node domid cannot be read ({error}); xen-init-dom0 writes it"

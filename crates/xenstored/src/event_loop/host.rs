@@ -4,7 +4,7 @@ use super::io::DaemonIo;
 use crate::connection::{AttachedRing, Connection, Transport};
 use crate::control;
 use crate::fairness::Demand;
-use crate::log::Level;
+use daemon::Level;
 use xen::Port;
 use xen_io::xs_ring::{ErrorWord, RingError, ServerRing};
 use xenstore_core::server::{AttachRequest, ConnId, DomId, EndReason, StoreHost};

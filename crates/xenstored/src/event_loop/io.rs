@@ -3,9 +3,9 @@
 use crate::connection::{ConnectionClass, Connections};
 use crate::domain::DomainChannels;
 use crate::fairness::{Demand, ReadyQueues};
-use crate::log::{Level, Log};
 use crate::stats::Stats;
 use crate::trace::{MessagePeer, TraceFile};
+use daemon::{Level, Log};
 use rustix::fd::OwnedFd;
 use std::path::PathBuf;
 use xenstore_core::server::{ConnId, DomId};

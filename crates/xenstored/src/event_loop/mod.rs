@@ -14,9 +14,9 @@ pub(crate) use io::DaemonIo;
 use crate::Error;
 use crate::connection::{ClientSocket, Connection, ConnectionClass, Transport};
 use crate::fairness::{Demand, GUEST_SHARE, PRIVILEGED_SHARE};
-use crate::log::Level;
 use crate::sends::Sends;
 use crate::socket::{AcceptOutcome, Listener};
+use daemon::Level;
 use daemon::SignalSockets;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -211,7 +211,7 @@ impl EventLoop {
                 TERMINATE => self.stop = true,
                 HANG_UP => {
                     if let Some(process) = &mut self.process {
-                        process.signals.drain_hang_up();
+                        process.signals.take_hang_up();
                     }
                     self.io.reopen_trace();
                 }

@@ -21,8 +21,8 @@ use xenbus::State;
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::toolstack::NewDevice;
 use xenstore::{Client, Store};
-use xenstored::log::{Level, Log};
 use xenstored::step::SteppedDaemon;
+use xenstored::{Level, Log};
 
 /// The number of guests that a host has at a time.
 const SLOTS: u16 = 3;
@@ -99,7 +99,7 @@ impl<K: TestedDevice> DeviceRun<K> {
         let (clock, log) = (Rc::new(Cell::new(1)), Rc::new(RefCell::new(Vec::new())));
         let (time, lines) = (Rc::clone(&clock), Rc::clone(&log));
         let taker = Box::new(move |line: &str| lines.borrow_mut().push(line.to_owned()));
-        let log_to = Log::to(Level::Info, taker);
+        let log_to = Log::to("xenstored", Level::Info, taker);
         let daemon = SteppedDaemon::new(
             &config(&[NO_RING])?,
             platform,

@@ -12,7 +12,7 @@ pub(super) trait TestedDevice: 'static {
     /// Its frontend.
     type Front: Driver;
     /// Its backend.
-    type Back: Backend;
+    type Back: Driver + Backend;
     /// The data that the backends of all processes share.
     type Media: Clone + Default + 'static;
     /// The requests of a guest to one device.

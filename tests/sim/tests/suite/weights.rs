@@ -10,8 +10,8 @@ use xen::shared::SharedPage;
 use xen::{DomId, Port};
 use xen_io::xs_ring::ClientRing;
 use xenstore_core::wire::{Header, MsgType, split_message};
-use xenstored::log::{Level, Log};
 use xenstored::step::SteppedDaemon;
+use xenstored::{Level, Log};
 
 fn message(kind: MsgType, payload: &[u8]) -> Vec<u8> {
     let len = payload.len() as u32;
@@ -74,7 +74,7 @@ fn served(weights: [u32; 2], rounds: u64) -> [u32; 2] {
     };
     let clock = std::rc::Rc::new(std::cell::Cell::new(1));
     let time = std::rc::Rc::clone(&clock);
-    let log = Log::to(Level::Warn, Box::new(|line| eprint!("{line}")));
+    let log = Log::to("xenstored", Level::Warn, Box::new(|line| eprint!("{line}")));
     let config = sim::config(&[sim::NO_RING]).unwrap();
     let mut daemon =
         SteppedDaemon::new(&config, platform, Box::new(move || time.get()), log).unwrap();

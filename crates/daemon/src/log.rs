@@ -67,23 +67,25 @@ struct Window {
 
 /// A log and its destination.
 pub struct Log {
+    /// The program's name, for syslog.
+    name: &'static str,
     sink: Sink,
     most: Level,
     window: Window,
 }
 
 impl Log {
-    /// Returns a log on stderr, with lines up to `most`.
+    /// Returns the log of the program `name` on stderr, with lines up to `most`.
     #[must_use]
-    pub fn stderr(most: Level) -> Self {
-        Self { sink: Sink::Stderr, most, window: Window::default() }
+    pub fn stderr(name: &'static str, most: Level) -> Self {
+        Self { name, sink: Sink::Stderr, most, window: Window::default() }
     }
 
-    /// Returns a log that gives its lines up to `most` to `taker`, without line ends. For
-    /// the owner of a [`SteppedDaemon`](crate::step::SteppedDaemon).
+    /// Returns a log that gives its lines up to `most` to `taker`, without line ends. For a
+    /// program that runs the daemon's loop itself.
     #[must_use]
-    pub fn to(most: Level, taker: Box<dyn FnMut(&str)>) -> Self {
-        Self { sink: Sink::Taker(taker), most, window: Window::default() }
+    pub fn to(name: &'static str, most: Level, taker: Box<dyn FnMut(&str)>) -> Self {
+        Self { name, sink: Sink::Taker(taker), most, window: Window::default() }
     }
 
     /// Writes to syslog from now on. If there is none the lines are lost.
@@ -147,7 +149,7 @@ impl Log {
             Sink::Syslog(socket) => {
                 let pid = rustix::process::getpid();
                 let pid = pid.as_raw_nonzero();
-                let datagram = format!("<{}>xenstored[{pid}]: {line}", level.priority());
+                let datagram = format!("<{}>{}[{pid}]: {line}", level.priority(), self.name);
                 let sent = socket.as_ref().map(|to| to.send(datagram.as_bytes()));
                 match sent {
                     Some(Ok(_)) => {}
@@ -176,8 +178,11 @@ fn field(domid: Option<u16>) -> String {
 }
 
 /// Connects to the system's logger at `path`. The socket is non-blocking from the start: an ioctl
-/// that sets it would not pass the daemon's system-call filter.
-pub(crate) fn connect_syslog(path: &str) -> io::Result<UnixDatagram> {
+/// that sets it would not pass a daemon's system-call filter.
+///
+/// # Errors
+/// There is no logger.
+pub fn connect_syslog(path: &str) -> io::Result<UnixDatagram> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
@@ -192,7 +197,7 @@ mod tests {
         let (to, from) = UnixDatagram::pair().unwrap();
         from.set_nonblocking(true).unwrap();
         let window = Window::default();
-        (Log { sink: Sink::Syslog(Some(to)), most: Level::Info, window }, from)
+        (Log { name: "xenstored", sink: Sink::Syslog(Some(to)), most: Level::Info, window }, from)
     }
 
     fn next(from: &UnixDatagram) -> Option<String> {
