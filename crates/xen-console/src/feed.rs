@@ -1,7 +1,7 @@
 //! The way of a console's output: from the ring into the log and the backlog.
 
 use crate::backlog::Backlog;
-use crate::log::{ConsoleLog, LogOutcome};
+use crate::log::{ConsoleLog, LineFormatter, LogOutcome};
 use crate::record::{ConsoleRecord, LoggedState};
 use xen_io::console::{ConsoleBackRing, OUTPUT_SIZE, RingError, StreamChunk};
 
@@ -12,6 +12,9 @@ pub struct ConsoleFiles {
     pub log: Option<ConsoleLog>,
     /// The record of what is in the log.
     pub record: Option<ConsoleRecord>,
+    /// The format of the log; none if it has the guest's bytes as they come. With a format, a chunk
+    /// that was being logged when the process was killed is logged again.
+    pub format: Option<LineFormatter>,
 }
 
 /// The outcome of one move of output.
@@ -64,9 +67,17 @@ impl ConsoleFeed {
         &self.backlog
     }
 
-    /// Returns the log, to note a life or to open it again.
-    pub fn log(&mut self) -> Option<&mut ConsoleLog> {
-        self.files.log.as_mut()
+    /// Closes the log's files and opens them by their names again, for whoever has renamed them.
+    ///
+    /// # Errors
+    /// They cannot be opened; the files that were open stay in use.
+    pub fn reopen_log(&mut self, time_us: u64) -> std::io::Result<()> {
+        let Some(log) = &mut self.files.log else { return Ok(()) };
+        log.reopen()?;
+        if let Some(format) = &mut self.files.format {
+            log.append(format.opened(time_us), time_us);
+        }
+        Ok(())
     }
 
     /// Moves output that the ring holds at this moment, at most `bytes_max`, which came at this time.
@@ -84,15 +95,19 @@ impl ConsoleFeed {
             return Ok(FeedOutcome { moved: 0, logged: None });
         }
         let bytes = self.buffer.get(..chunk.len).unwrap_or_default();
-        let logged = self.files.log.as_mut().map(|log| log.append(bytes, time_us));
         self.backlog.push(bytes);
+        let formatted = match &mut self.files.format {
+            Some(format) => format.format(bytes, time_us),
+            None => bytes,
+        };
+        let logged = self.files.log.as_mut().map(|log| log.append(formatted, time_us));
         self.release(chunk)?;
         Ok(FeedOutcome { moved: chunk.len, logged })
     }
 
     /// Records that a chunk is in the log, and gives its room to the guest.
     fn release(&mut self, chunk: StreamChunk) -> Result<(), RingError> {
-        if let ConsoleFiles { log: Some(log), record: Some(record) } = &self.files {
+        if let ConsoleFiles { log: Some(log), record: Some(record), .. } = &self.files {
             let (inode, log_len) = log.place();
             let state = LoggedState { life: self.life, inode, log_len, index: chunk.end() };
             if record.write(state).is_err() {
@@ -105,7 +120,7 @@ impl ConsoleFeed {
 
     /// Releases the bytes that an earlier process has put into the log, and shows them to readers.
     fn skip_logged(&mut self) -> Result<(), RingError> {
-        let ConsoleFiles { log: Some(log), record: Some(record) } = &self.files else {
+        let ConsoleFiles { log: Some(log), record: Some(record), .. } = &self.files else {
             return Ok(());
         };
         let Some(state) = record.read() else { return Ok(()) };

@@ -7,8 +7,10 @@
 //! |---|---|
 //! | [`backlog`] | the newest output of a console, for readers that each have their own place |
 //! | [`feed`] | the way of output from the ring into the log and the backlog |
+//! | [`filter`] | the system calls that the daemon keeps |
 //! | [`hypervisor`] | the log of the hypervisor's own console, which another process reads |
 //! | [`options`] | the command line of `xenconsoled` |
+//! | [`program`] | the program `xenconsoled` |
 //! | [`pty`] | the pseudoterminal of a console |
 //! | [`record`] | how much of the ring is in the log, for a daemon that is started again |
 //! | [`serve`] | the daemon's work: consoles found in the store, and each served |
@@ -16,9 +18,11 @@
 
 pub mod backlog;
 pub mod feed;
+pub mod filter;
 pub mod hypervisor;
 pub mod log;
 pub mod options;
+pub mod program;
 pub mod pty;
 pub mod record;
 pub mod serve;

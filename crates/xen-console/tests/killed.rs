@@ -31,7 +31,7 @@ fn move_output_for_ever(folder: &Path) -> ! {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
     let record = ConsoleRecord::new(options.open(folder.join("record")).unwrap());
-    let files = ConsoleFiles { log: Some(log), record: Some(record) };
+    let files = ConsoleFiles { log: Some(log), record: Some(record), format: None };
     let mut feed = ConsoleFeed::new(ring, files, Backlog::new(1 << 10), 7).unwrap();
     loop {
         if feed.move_output(300, 0).unwrap().moved == 0 {

@@ -253,6 +253,14 @@ impl Platform {
         domwatch::BrokerWatch::new(Arc::clone(&self.link))
     }
 
+    /// Returns a guest's console ring: its page, and the port at which it waits.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] in domain 0, which has none.
+    pub fn console_ring(&self, offers: &mut gnttab::Offers) -> Result<(SharedPage, Port), Error> {
+        self.reserved(offers, GrantRef::CONSOLE, self.link.first_ports[0])
+    }
+
     /// Returns a guest's ring to the store: its page, and the port at which it waits.
     ///
     /// # Errors

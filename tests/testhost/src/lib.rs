@@ -15,8 +15,8 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use xen::DomId;
 use xen::domctl::DomainControl;
+use xen::{DomId, Port};
 use xen_hosted::HostDir;
 use xen_hosted::domain::{DomainConfig, Files, MissingFeature};
 use xen_hosted::domctl::{Control, Descriptors};
@@ -227,6 +227,8 @@ impl Drop for Host {
 pub struct Guest {
     /// The domain number.
     pub domid: DomId,
+    /// The guest's port of its console.
+    pub console_port: Port,
     /// The features that this machine does not have and the guest does without.
     pub lacks: Vec<MissingFeature>,
     input: PipeWriter,
@@ -281,7 +283,8 @@ impl Guest {
                 }
             }
         });
-        Self { domid, lacks: created.lacks, input, lines }
+        let console_port = created.console_port;
+        Self { domid, console_port, lacks: created.lacks, input, lines }
     }
 
     /// Writes a line to the guest's input.

@@ -1,8 +1,9 @@
 //! One console: its ring, its log, its terminal.
 
-use super::settings::{OUTPUT_BURST, OUTPUT_RATE, OverflowPolicy};
+use super::settings::{OUTPUT_BURST, OUTPUT_RATE};
 use crate::feed::ConsoleFeed;
 use crate::log::LogOutcome;
+use crate::options::Overflow;
 use crate::pty::Pty;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -63,7 +64,7 @@ pub struct Console {
     channel: Channel,
     feed: ConsoleFeed,
     terminal: Option<Terminal>,
-    overflow: OverflowPolicy,
+    overflow: Overflow,
     rate: Throttle,
     /// Sentences for the daemon's log.
     complaint: Option<String>,
@@ -82,7 +83,7 @@ impl Console {
         channel: Channel,
         feed: ConsoleFeed,
         terminal: Option<Terminal>,
-        overflow: OverflowPolicy,
+        overflow: Overflow,
     ) -> Self {
         let limits = RateLimits { bytes_per_second: Some(OUTPUT_RATE), ..RateLimits::default() };
         let rate = Throttle::with_burst(limits, OUTPUT_BURST, Instant::now());
@@ -153,7 +154,7 @@ impl Console {
         let Some(terminal) = &self.terminal else { return false };
         let backlog = self.feed.backlog();
         let unread = backlog.end().saturating_sub(terminal.place);
-        self.overflow == OverflowPolicy::Keep
+        self.overflow == Overflow::Keep
             && unread.saturating_add(OUTPUT_SIZE as u64) > backlog.capacity() as u64
     }
 

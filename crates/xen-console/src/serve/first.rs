@@ -5,7 +5,7 @@
 
 use super::console::{Console, Terminal, time_us};
 use super::nodes::{self, ConsoleNodes};
-use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings};
+use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
 use crate::backlog::Backlog;
 use crate::feed::{ConsoleFeed, ConsoleFiles};
 use crate::log::ConsoleLog;
@@ -27,8 +27,6 @@ use xenstore::{Client, Event, Store};
 
 /// The watches on the list of domains.
 const DOMAINS: [&str; 2] = ["@introduceDomain", "@releaseDomain"];
-/// The reserved grant of a domain's first console (`GNTTAB_RESERVED_CONSOLE`).
-const CONSOLE_GRANT: GrantRef = GrantRef(0);
 /// The time for which a console that cannot be connected is tried again without an event: an earlier
 /// process may still have its port, or the builder of the domain has not granted its page yet.
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -51,16 +49,19 @@ pub struct FirstConsoles {
 }
 
 /// A domain, and how far its console has come.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 struct DomainSlot {
     state: ConsoleState,
+    /// The name of its log; empty before it has one.
+    log_name: String,
     /// The terminal of a console that was ended, for the one that follows.
     terminal: Option<Terminal>,
 }
 
-#[derive(Debug)]
+#[derive(Default, Debug)]
 enum ConsoleState {
     /// Its nodes are not there, or not for this daemon.
+    #[default]
     Absent,
     /// It could not be connected; it is tried again until then.
     Retrying { until: Instant },
@@ -101,8 +102,7 @@ impl FirstConsoles {
     pub fn reopen_logs(&mut self) {
         for (domid, slot) in &mut self.domains {
             if let ConsoleState::Served { console, .. } = &mut slot.state
-                && let Some(log) = console.feed().log()
-                && let Err(error) = log.reopen()
+                && let Err(error) = console.feed().reopen_log(time_us())
             {
                 self.news.push(failure(*domid, format!("its log cannot be opened again: {error}")));
             }
@@ -113,7 +113,9 @@ impl FirstConsoles {
     fn scan(&mut self, store: &mut Client) -> Result<(), Error> {
         self.scan_due = false;
         let mut gone: BTreeSet<DomId> = self.domains.keys().copied().collect();
-        for name in store.directory("/local/domain")? {
+        let names = store.directory("/local/domain").map_err(Error::from);
+        let names = names.or_else(unless_gone)?;
+        for name in names {
             let Some(domid) = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok())
             else {
                 continue;
@@ -134,7 +136,7 @@ impl FirstConsoles {
     fn watch(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
         // The first event comes at once.
         store.watch(nodes::folder(domid), token(domid))?;
-        self.domains.insert(domid, DomainSlot { state: ConsoleState::Absent, terminal: None });
+        self.domains.insert(domid, DomainSlot::default());
         Ok(())
     }
 
@@ -150,7 +152,7 @@ impl FirstConsoles {
         self.settings.remove_record(domid.0);
         self.due.remove(&domid);
         let unwatched = store.unwatch(nodes::folder(domid), token(domid)).map_err(Error::from);
-        unwatched.or_else(|error| if error.is_store_gone() { Err(error) } else { Ok(()) })
+        unwatched.or_else(unless_gone)
     }
 
     /// Looks at a domain's nodes, and connects its console where there is one.
@@ -209,24 +211,28 @@ impl FirstConsoles {
         let machine = nodes::read_node(store, &format!("/local/domain/{domid}/vm"))?;
         let channel = Channel::bind(&self.platform.evtchn, domid, nodes.port)?;
         let mapped =
-            self.platform.grants.borrow_mut().map(domid, CONSOLE_GRANT, PageAccess::ReadWrite);
+            self.platform.grants.borrow_mut().map(domid, GrantRef::CONSOLE, PageAccess::ReadWrite);
         let page = mapped.map_err(Error::platform("mapping the console's page"))?.into_page();
         let life = life(domid, machine.as_deref());
         let record = self.settings.open_record(domid.0);
-        let log = name.as_deref().map(|name| self.settings.open_log(name));
+        let log = name.as_deref().map(|name| self.open_log(domid, name));
         let log = log.transpose().unwrap_or_else(|error| {
             self.news.push(failure(domid, format!("its log cannot be opened: {error}")));
             None
         });
+        let mut format = self.settings.guest_format();
         let log = log.flatten().map(|mut log| {
             // An index that cannot be written costs times, and no output.
             let _ = note_life(&mut log, record.as_ref(), life, domid);
+            if let Some(format) = &mut format {
+                log.append(format.opened(time_us()), time_us());
+            }
             log
         });
         let limit = nodes.limit.and_then(|limit| usize::try_from(limit).ok());
         let backlog = limit.unwrap_or(BACKLOG_MAX).clamp(BACKLOG_MIN, BACKLOG_MAX);
         let ring = ConsoleBackRing::new(page);
-        let files = ConsoleFiles { log, record };
+        let files = ConsoleFiles { log, record, format };
         let feed = ConsoleFeed::new(ring, files, Backlog::new(backlog), life);
         let feed = feed.map_err(|error| Error::Driver(format!("its ring: {error}")))?;
         let slot = self.domains.get_mut(&domid);
@@ -238,6 +244,25 @@ impl FirstConsoles {
             None
         });
         Ok(Console::new(channel, feed, terminal, self.settings.overflow))
+    }
+
+    /// Opens the log of a guest of this name, and removes the oldest ones where there are too many.
+    fn open_log(&mut self, domid: DomId, name: &[u8]) -> std::io::Result<Option<ConsoleLog>> {
+        let mut name = log_name(name);
+        let used = |name: &str, domains: &BTreeMap<DomId, DomainSlot>| {
+            domains.iter().any(|(other, slot)| *other != domid && slot.log_name == name)
+        };
+        if used(&name, &self.domains) {
+            // Two guests of one name would write into one log.
+            name = format!("{}.{domid}.log", name.strip_suffix(".log").unwrap_or(&name));
+        }
+        let log = self.settings.open_log(&name)?;
+        if let Some(slot) = self.domains.get_mut(&domid) {
+            slot.log_name = name;
+        }
+        let domains = &self.domains;
+        self.settings.trim_logs(|name| domains.values().any(|slot| slot.log_name == name));
+        Ok(log)
     }
 
     /// Takes a console that was connected, and shows its terminal to clients.
@@ -403,6 +428,11 @@ fn life(domid: DomId, machine: Option<&[u8]>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (domid.0, machine).hash(&mut hasher);
     hasher.finish()
+}
+
+/// Nothing, where one node is not there or one watch is gone; an error where the store is.
+fn unless_gone<T: Default>(error: Error) -> Result<T, Error> {
+    if error.is_store_gone() { Err(error) } else { Ok(T::default()) }
 }
 
 fn id(domid: DomId) -> Id {

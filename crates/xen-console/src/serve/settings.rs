@@ -1,8 +1,9 @@
 //! The limits and places that all consoles of a daemon share.
 
-use crate::log::{ConsoleLog, LogLimits};
+use crate::log::{ConsoleLog, LineFormat, LineFormatter, LocalZone, LogLimits, remove_log};
+use crate::options::Overflow;
 use crate::record::ConsoleRecord;
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, statat, unlinkat};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,38 +19,56 @@ pub const OUTPUT_RATE: u64 = 1 << 20;
 /// The time whose bytes a guest may have taken at once after it was quiet: 8 MiB.
 pub const OUTPUT_BURST: Duration = Duration::from_secs(8);
 
-/// The choice for output that nobody reads, where a console has as much of it as it may.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum OverflowPolicy {
-    /// The oldest bytes go.
-    #[default]
-    Discard,
-    /// The guest waits.
-    Keep,
-}
-
 /// The limits and places that all consoles of a daemon share.
 #[derive(Debug)]
 pub struct ConsoleSettings {
-    /// The folder of the logs; none where guests are not logged.
+    /// The folder of the logs; none where nothing is logged.
     pub log_folder: Option<Rc<OwnedFd>>,
     /// The bounds of each log.
     pub log_limits: LogLimits,
+    /// True if guests are logged.
+    pub log_guests: bool,
+    /// The number of logs above which those of ended guests are removed.
+    pub log_count: u64,
+    /// The format of guests' logs.
+    pub guest_format: LineFormat,
+    /// The zone of the times in logs.
+    pub zone: LocalZone,
     /// The folder of the records, best on tmpfs.
     pub record_folder: Option<OwnedFd>,
     /// The choice for output that nobody reads.
-    pub overflow: OverflowPolicy,
+    pub overflow: Overflow,
 }
 
 impl ConsoleSettings {
-    /// Opens the log of a guest of this name; none where guests are not logged.
+    /// Opens the log `name`; none where guests are not logged.
     ///
     /// # Errors
     /// The log cannot be opened.
-    pub fn open_log(&self, guest: &[u8]) -> io::Result<Option<ConsoleLog>> {
-        let Some(folder) = &self.log_folder else { return Ok(None) };
-        let name = log_name(guest);
-        ConsoleLog::open(Rc::clone(folder), OsStr::new(&name), self.log_limits).map(Some)
+    pub fn open_log(&self, name: &str) -> io::Result<Option<ConsoleLog>> {
+        let Some(folder) = self.log_folder.as_ref().filter(|_| self.log_guests) else {
+            return Ok(None);
+        };
+        ConsoleLog::open(Rc::clone(folder), OsStr::new(name), self.log_limits).map(Some)
+    }
+
+    /// Removes the oldest logs of guests, where there are more than may be; never one that is `in_use`.
+    pub fn trim_logs(&self, in_use: impl Fn(&str) -> bool) {
+        let Some(folder) = self.log_folder.as_ref().filter(|_| self.log_guests) else { return };
+        let names = log_names(folder).unwrap_or_default();
+        let more = (names.len() as u64).saturating_sub(self.log_count);
+        let ended = names.iter().filter(|(_, name)| !in_use(name));
+        for (_, name) in ended.take(usize::try_from(more).unwrap_or(usize::MAX)) {
+            // One that stays is tried again with the next guest.
+            let _ = remove_log(folder, OsStr::new(name));
+        }
+    }
+
+    /// Returns the format of a guest's log; none if it has the guest's bytes as they come.
+    #[must_use]
+    pub fn guest_format(&self) -> Option<LineFormatter> {
+        let LineFormat { stamps, replace_escape } = self.guest_format;
+        (stamps || replace_escape).then(|| LineFormatter::new(self.guest_format, self.zone.clone()))
     }
 
     /// Opens the record of a domain's console; none where there is no place for records.
@@ -65,9 +84,29 @@ impl ConsoleSettings {
     pub fn remove_record(&self, domid: u16) {
         if let Some(folder) = &self.record_folder {
             // One that stays names a life that does not come again.
-            let _ = rustix::fs::unlinkat(folder, domid.to_string(), rustix::fs::AtFlags::empty());
+            let _ = unlinkat(folder, domid.to_string(), AtFlags::empty());
         }
     }
+}
+
+/// Returns the logs of guests in a folder that have an index beside them, as only this daemon's have:
+/// the time of their last change, and their names, the oldest first.
+fn log_names(folder: &OwnedFd) -> io::Result<Vec<(i64, String)>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let Some(log) = name.strip_suffix(".log.index").filter(|log| log.starts_with("guest-"))
+        else {
+            continue;
+        };
+        let log = format!("{log}.log");
+        if let Ok(about) = statat(folder, &*log, AtFlags::SYMLINK_NOFOLLOW) {
+            names.push((about.st_mtime, log));
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The name of the log of a guest: `guest-NAME.log`. A byte of the guest's name that would lead out

@@ -1,0 +1,357 @@
+//! The daemon on a real hosted host: guests write and read their consoles, the daemon is killed, its
+//! files are moved, its disk is full.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use testhost::{Guest, Host, Program, until};
+use xen::domctl::DomainControl;
+use xen::evtchn::EventChannels;
+use xen_console::pty::open_far_end;
+use xen_io::console::{ConsoleFrontRing, offset};
+use xenstore::{Perm, Store};
+
+/// Plays the guest, where the environment says so; not a test of its own.
+#[test]
+fn part() {
+    testhost::play(&[("guest", guest)]);
+}
+
+/// A frontend of the first console. Each line of its input is a command.
+fn guest() {
+    let platform = xen_hosted::Platform::guest().unwrap();
+    let mut channels = platform.channels().unwrap();
+    let mut offers = platform.offers();
+    let (page, port) = platform.console_ring(&mut offers).unwrap();
+    let (raw, _) = platform.console_ring(&mut offers).unwrap();
+    let ring = ConsoleFrontRing::new(page);
+    let send = |channels: &mut xen_hosted::evtchn::Channels, mut bytes: &[u8]| {
+        while !bytes.is_empty() {
+            let count = ring.write(bytes).unwrap();
+            bytes = &bytes[count..];
+            if count == 0 {
+                wait(channels);
+            } else {
+                // The daemon may be gone: it looks at the ring when it comes again.
+                let _ = channels.notify(port);
+            }
+        }
+    };
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let (command, argument) = line.split_once(' ').unwrap_or((&line, ""));
+        match command {
+            "say" => send(&mut channels, format!("{argument}\n").as_bytes()),
+            "flood" => {
+                for number in 0..argument.parse::<u32>().unwrap() {
+                    send(&mut channels, text_line(number).as_bytes());
+                }
+            }
+            "echo" => {
+                // Answers each line that is typed, until `quit`.
+                let mut typed = Vec::new();
+                while typed != b"quit\n" {
+                    let mut bytes = [0; 256];
+                    let count = ring.read(&mut bytes).unwrap();
+                    if count == 0 {
+                        wait(&mut channels);
+                        continue;
+                    }
+                    let _ = channels.notify(port);
+                    if typed.ends_with(b"\n") {
+                        typed.clear();
+                    }
+                    typed.extend_from_slice(&bytes[..count]);
+                    send(&mut channels, &bytes[..count]);
+                }
+            }
+            "break" => {
+                raw.store_u32(offset::OUT_PROD, argument.parse().unwrap()).unwrap();
+                let _ = channels.notify(port);
+            }
+            _ => panic!("{line}"),
+        }
+        println!("> done {command}");
+    }
+}
+
+/// Waits for an event, or a moment: the daemon may be away.
+fn wait(channels: &mut xen_hosted::evtchn::Channels) {
+    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let fd = channels.fd();
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+    let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    while let Some(port) = channels.pending().unwrap() {
+        channels.unmask(port).unwrap();
+    }
+}
+
+fn text_line(number: u32) -> String {
+    format!("{number:08} {:x}\n", u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// A host with a daemon that logs guests.
+struct Scene {
+    host: Host,
+    daemon: Program,
+    logs: PathBuf,
+}
+
+impl Scene {
+    fn start(test: &str, options: &[&str]) -> Option<Self> {
+        let host = Host::start(test)?;
+        let logs = host.dir.path().join("logs");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xenconsoled"));
+        command.args(["-i", "-v", "--log=guest"]).arg(format!("--log-dir={}", logs.display()));
+        let daemon = host.program("consoled", {
+            command.args(options);
+            command
+        });
+        Some(Self { host, daemon, logs })
+    }
+
+    /// Makes a guest with the console nodes that libxl writes.
+    fn guest(&mut self, name: &str) -> Guest {
+        let guest = Guest::create(&mut self.host, "part", |_| {});
+        let home = format!("/local/domain/{}", guest.domid);
+        let perms = ["n0".to_owned(), format!("r{}", guest.domid)];
+        let perms = perms.map(|perm| Perm::parse(perm.as_bytes()).unwrap());
+        let port = guest.console_port.0.to_string();
+        let nodes = [
+            ("", ""),
+            ("/type", "xenconsoled"),
+            ("/limit", "1048576"),
+            ("/tty", ""),
+            ("/port", &*port),
+            ("/ring-ref", "0"),
+        ];
+        let tool = &mut self.host.tool;
+        tool.write(format!("{home}/name"), name).unwrap();
+        tool.transaction(|tx| {
+            for (node, value) in nodes {
+                tx.write(format!("{home}/console{node}"), value)?;
+                tx.set_perms(format!("{home}/console{node}"), &perms)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        guest
+    }
+
+    /// Returns the path of the guest's terminal, once there is one that can be opened.
+    fn terminal(&mut self, guest: &Guest) -> PathBuf {
+        let node = format!("/local/domain/{}/console/tty", guest.domid);
+        let mut path = PathBuf::new();
+        until("the console has a terminal", || {
+            let value = self.host.tool.read(&node).unwrap();
+            path = String::from_utf8(value).unwrap().into();
+            open_far_end(&path).is_ok()
+        });
+        path
+    }
+
+    fn log(&self, guest: &str) -> PathBuf {
+        self.logs.join(format!("guest-{guest}.log"))
+    }
+
+    /// Waits until the guest's log ends with these words.
+    fn logged(&self, guest: &str, words: &str) {
+        let path = self.log(guest);
+        until("the log has the words", || {
+            std::fs::read_to_string(&path).is_ok_and(|log| log.ends_with(words))
+        });
+    }
+}
+
+/// Opens a terminal and reads it until it has shown `words`.
+fn read_until(terminal: &mut File, words: &str) -> String {
+    let mut seen = Vec::new();
+    until("the terminal shows the words", || {
+        let mut bytes = [0; 4096];
+        if let Ok(count) = terminal.read(&mut bytes) {
+            seen.extend_from_slice(&bytes[..count]);
+        }
+        String::from_utf8_lossy(&seen).contains(words)
+    });
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+fn open(path: &Path) -> File {
+    File::from(open_far_end(path).unwrap())
+}
+
+#[test]
+fn words_go_both_ways_and_into_the_log() {
+    let Some(mut scene) = Scene::start("console_both_ways", &[]) else { return };
+    let mut guest = scene.guest("web");
+    guest.tell("say first words");
+    guest.heard("done say");
+    scene.logged("web", "first words\n");
+    // Nobody has read yet, and nothing is lost for want of a reader.
+    let path = scene.terminal(&guest);
+    let mut terminal = open(&path);
+    read_until(&mut terminal, "first words\n");
+    guest.tell("echo");
+    for line in ["id", "uname -a", "quit"] {
+        terminal.write_all(format!("{line}\n").as_bytes()).unwrap();
+        read_until(&mut terminal, &format!("{line}\n"));
+    }
+    guest.heard("done echo");
+    // A reader that goes leaves the console as it is.
+    drop(terminal);
+    guest.tell("say afterwards");
+    guest.heard("done say");
+    read_until(&mut open(&path), "afterwards\n");
+    let node = format!("/local/domain/{}/console/tty", guest.domid);
+    let perms = scene.host.tool.get_perms(&node).unwrap();
+    let expected = ["n0".to_owned(), format!("r{}", guest.domid)];
+    let expected = expected.map(|perm| Perm::parse(perm.as_bytes()).unwrap());
+    assert_eq!(perms, expected, "a guest that wrote tty would choose what a client opens (XSA-57)");
+}
+
+#[test]
+fn a_daemon_that_is_killed_loses_and_doubles_nothing() {
+    let Some(mut scene) = Scene::start("console_killed", &[]) else { return };
+    let mut guest = scene.guest("db");
+    let first = scene.terminal(&guest);
+    let lines = 60_000;
+    guest.tell(&format!("flood {lines}"));
+    for round in 0..10_u64 {
+        std::thread::sleep(Duration::from_millis(20 + 7 * round));
+        scene.daemon.kill_and_restart();
+        scene.terminal(&guest);
+    }
+    guest.heard("done flood");
+    let expected: String = (0..lines).map(text_line).collect();
+    scene.logged("db", &text_line(lines - 1));
+    let log = std::fs::read_to_string(scene.log("db")).unwrap();
+    assert!(log == expected, "{} bytes of {}", log.len(), expected.len());
+    let _ = first;
+    // The new daemon's terminal is served.
+    guest.tell("echo");
+    let path = scene.terminal(&guest);
+    let mut terminal = open(&path);
+    terminal.write_all(b"quit\n").unwrap();
+    guest.heard("done echo");
+}
+
+#[test]
+fn a_hang_up_opens_logs_again_and_a_terminate_ends() {
+    let Some(mut scene) = Scene::start("console_signals", &[]) else { return };
+    let mut guest = scene.guest("a");
+    guest.tell("say one");
+    scene.logged("a", "one\n");
+    let kept = scene.logs.join("kept");
+    std::fs::rename(scene.log("a"), &kept).unwrap();
+    let pid = Pid::from_raw(i32::try_from(scene.daemon.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::HUP).unwrap();
+    let log = scene.log("a");
+    until("the log is there again", || log.exists());
+    guest.tell("say two");
+    scene.logged("a", "two\n");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "two\n");
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "one\n");
+    kill_process(pid, Signal::TERM).unwrap();
+    until("the daemon has ended", || !scene.daemon.is_running());
+}
+
+#[test]
+fn a_broken_ring_costs_its_own_guest_alone() {
+    let Some(mut scene) = Scene::start("console_broken", &[]) else { return };
+    let mut good = scene.guest("good");
+    for index in [4096, 0x8000_0000_u32, u32::MAX] {
+        let name = format!("bad{index}");
+        let mut bad = scene.guest(&name);
+        bad.tell("say before");
+        scene.logged(&name, "before\n");
+        bad.tell(&format!("break {index}"));
+        bad.heard("done break");
+        let words = format!("domid={} msg=\"console: its ring: impossible", bad.domid);
+        until("the daemon says so", || scene.host.log("consoled.log").contains(&words));
+        let said = scene.host.log("consoled.log").matches(&words).count();
+        assert_eq!(said, 1, "once");
+        good.tell(&format!("say {index}"));
+        scene.logged("good", &format!("{index}\n"));
+    }
+}
+
+#[test]
+fn the_last_words_of_a_guest_that_ends_are_logged() {
+    let Some(mut scene) = Scene::start("console_last_words", &[]) else { return };
+    for number in 0..20 {
+        let name = format!("short{number}");
+        let mut guest = scene.guest(&name);
+        scene.terminal(&guest);
+        guest.tell("say last words");
+        guest.heard("done say");
+        scene.host.control.destroy(guest.domid).unwrap();
+        // The broker's word may have released it already.
+        let _ = scene.host.tool.release(guest.domid.0);
+        scene.host.tool.rm(format!("/local/domain/{}", guest.domid)).unwrap();
+        scene.logged(&name, "last words\n");
+    }
+}
+
+#[test]
+fn a_second_daemon_says_that_another_serves() {
+    let Some(mut scene) = Scene::start("console_second", &[]) else { return };
+    let guest = scene.guest("a");
+    scene.terminal(&guest);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenconsoled"));
+    command.arg("-i");
+    let mut second = scene.host.program("second", command);
+    until("it has ended", || !second.is_running());
+    let log = scene.host.log("second.log");
+    assert!(log.contains("another xenconsoled serves the consoles here"), "{log}");
+}
+
+#[test]
+fn an_idle_reader_is_told_of_what_it_has_missed() {
+    let Some(mut scene) = Scene::start("console_missed", &[]) else { return };
+    let mut guest = scene.guest("a");
+    let path = scene.terminal(&guest);
+    let mut terminal = open(&path);
+    // More than `limit` and what the kernel's terminal holds.
+    guest.tell("flood 60000");
+    guest.heard("done flood");
+    scene.logged("a", &text_line(59_999));
+    let shown = read_until(&mut terminal, &text_line(59_999));
+    assert!(shown.contains(" bytes of output were not read]"), "it is told");
+    assert!(shown.starts_with(&text_line(0)) && shown.len() < 1_500_000, "{}", shown.len());
+    let _ = terminal.as_fd();
+}
+
+#[test]
+fn logs_of_ended_guests_go_where_there_are_too_many() {
+    let Some(mut scene) = Scene::start("console_many_logs", &["--log-count=3"]) else { return };
+    let mut lasting = scene.guest("lasting");
+    lasting.tell("say here");
+    scene.logged("lasting", "here\n");
+    for number in 0..6 {
+        let name = format!("short{number}");
+        let mut guest = scene.guest(&name);
+        guest.tell("say gone");
+        scene.logged(&name, "gone\n");
+        scene.host.control.destroy(guest.domid).unwrap();
+        let words = format!("domid={} msg=\"console: the domain is gone", guest.domid);
+        until("the daemon has seen it", || scene.host.log("consoled.log").contains(&words));
+    }
+    let logs = std::fs::read_dir(&scene.logs).unwrap().map_while(Result::ok);
+    let logs = logs.filter(|entry| entry.file_name().to_string_lossy().ends_with(".log")).count();
+    assert_eq!(logs, 3);
+    assert!(scene.log("lasting").exists(), "its guest runs");
+}
+
+#[test]
+fn lines_have_times_where_that_is_asked_for() {
+    let options = ["--timestamp=guest", "--replace-escape"];
+    let Some(mut scene) = Scene::start("console_stamps", &options) else { return };
+    let mut guest = scene.guest("a");
+    guest.tell("say red \x1b[31m");
+    scene.logged("a", "] red .[31m\n");
+    let log = std::fs::read_to_string(scene.log("a")).unwrap();
+    assert!(log.lines().next().is_some_and(|line| line.ends_with("] Logfile Opened")), "{log}");
+}
