@@ -14,6 +14,6 @@ pub mod first;
 pub mod nodes;
 pub mod settings;
 
-pub use console::Console;
+pub use console::ServedConsole;
 pub use first::FirstConsoles;
 pub use settings::ConsoleSettings;

@@ -60,7 +60,7 @@ impl Terminal {
 }
 
 /// A served console.
-pub struct Console {
+pub struct ServedConsole {
     channel: Channel,
     feed: ConsoleFeed,
     terminal: Option<Terminal>,
@@ -70,13 +70,13 @@ pub struct Console {
     complaint: Option<String>,
 }
 
-impl fmt::Debug for Console {
+impl fmt::Debug for ServedConsole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console").field("terminal", &self.terminal).finish_non_exhaustive()
+        f.debug_struct("ServedConsole").field("terminal", &self.terminal).finish_non_exhaustive()
     }
 }
 
-impl Console {
+impl ServedConsole {
     /// Serves a ring's output and input, over this event channel.
     #[must_use]
     pub fn new(
@@ -220,7 +220,7 @@ impl Console {
     }
 }
 
-impl Backend for Console {
+impl Backend for ServedConsole {
     fn work(&mut self, now: Instant, _: Option<Duration>) -> Result<TurnOutcome, Error> {
         let moved = self.take_output(now)?.saturating_add(self.give_input()?);
         self.show_output();

@@ -1,6 +1,6 @@
 //! All that the daemon's loop serves: consoles, the hypervisor's output, and its own signals.
 
-use super::console::{Console, time_us};
+use super::console::{ServedConsole, time_us};
 use super::first::FirstConsoles;
 use crate::hypervisor::{HypervisorLog, ReaderError};
 use daemon::SignalSockets;
@@ -32,7 +32,7 @@ struct ServedHypervisor {
     ready: bool,
 }
 
-/// What the loop is to be told.
+/// News for the program between two turns of the loop.
 #[derive(Debug, Default)]
 pub struct DaemonNotices {
     /// The daemon is to end.
@@ -66,7 +66,7 @@ impl ConsoleDevices {
         std::mem::take(&mut self.notices)
     }
 
-    /// Opens all logs again, for whoever has renamed them. Returns the number that could be.
+    /// Opens all logs again, for whoever has renamed them.
     pub fn reopen_logs(&mut self) {
         self.consoles.reopen_logs();
         if let Some(hypervisor) = &mut self.hypervisor {
@@ -93,7 +93,7 @@ impl ConsoleDevices {
 }
 
 impl DeviceSet for ConsoleDevices {
-    type Backend = Console;
+    type Backend = ServedConsole;
     type Key = DomId;
 
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
@@ -116,11 +116,11 @@ impl DeviceSet for ConsoleDevices {
         self.consoles.waiting()
     }
 
-    fn backends(&mut self) -> impl Iterator<Item = (DomId, &mut Console)> {
+    fn backends(&mut self) -> impl Iterator<Item = (DomId, &mut ServedConsole)> {
         self.consoles.backends()
     }
 
-    fn backends_ref(&self) -> impl Iterator<Item = (DomId, &Console)> {
+    fn backends_ref(&self) -> impl Iterator<Item = (DomId, &ServedConsole)> {
         self.consoles.backends_ref()
     }
 

@@ -3,7 +3,7 @@
 //! A domain's first console is there before the guest runs, and the guest writes nothing to the
 //! store for it. The daemon maps its page, binds its port, and writes the path of a terminal.
 
-use super::console::{Console, Terminal, time_us};
+use super::console::{ServedConsole, Terminal, time_us};
 use super::nodes::{self, ConsoleNodes};
 use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
 use crate::backlog::Backlog;
@@ -37,7 +37,7 @@ pub struct FirstConsoles {
     own_domid: DomId,
     platform: Platform,
     settings: ConsoleSettings,
-    domains: BTreeMap<DomId, DomainSlot>,
+    domains: BTreeMap<DomId, ConsoleSlot>,
     /// Domains whose nodes are to be looked at.
     due: BTreeSet<DomId>,
     /// The list of domains is to be looked at.
@@ -50,7 +50,7 @@ pub struct FirstConsoles {
 
 /// A domain, and how far its console has come.
 #[derive(Default, Debug)]
-struct DomainSlot {
+struct ConsoleSlot {
     state: ConsoleState,
     /// The name of its log; empty before it has one.
     log_name: String,
@@ -66,7 +66,7 @@ enum ConsoleState {
     /// It could not be connected; it is tried again until then.
     Retrying { until: Instant },
     /// It is served.
-    Served { nodes: ConsoleNodes, console: Box<Console> },
+    Served { nodes: ConsoleNodes, console: Box<ServedConsole> },
     /// Something is wrong with it. With other nodes it is tried again.
     Failed { nodes: ConsoleNodes },
 }
@@ -136,7 +136,7 @@ impl FirstConsoles {
     fn watch(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
         // The first event comes at once.
         store.watch(nodes::folder(domid), token(domid))?;
-        self.domains.insert(domid, DomainSlot::default());
+        self.domains.insert(domid, ConsoleSlot::default());
         Ok(())
     }
 
@@ -206,7 +206,7 @@ impl FirstConsoles {
         store: &mut Client,
         domid: DomId,
         nodes: &ConsoleNodes,
-    ) -> Result<Console, Error> {
+    ) -> Result<ServedConsole, Error> {
         let name = nodes::read_node(store, &format!("/local/domain/{domid}/name"))?;
         let machine = nodes::read_node(store, &format!("/local/domain/{domid}/vm"))?;
         let channel = Channel::bind(&self.platform.evtchn, domid, nodes.port)?;
@@ -243,13 +243,13 @@ impl FirstConsoles {
             self.news.push(failure(domid, format!("it has no terminal: {error}")));
             None
         });
-        Ok(Console::new(channel, feed, terminal, self.settings.overflow))
+        Ok(ServedConsole::new(channel, feed, terminal, self.settings.overflow))
     }
 
     /// Opens the log of a guest of this name, and removes the oldest ones where there are too many.
     fn open_log(&mut self, domid: DomId, name: &[u8]) -> std::io::Result<Option<ConsoleLog>> {
         let mut name = log_name(name);
-        let used = |name: &str, domains: &BTreeMap<DomId, DomainSlot>| {
+        let used = |name: &str, domains: &BTreeMap<DomId, ConsoleSlot>| {
             domains.iter().any(|(other, slot)| *other != domid && slot.log_name == name)
         };
         if used(&name, &self.domains) {
@@ -271,7 +271,7 @@ impl FirstConsoles {
         store: &mut Client,
         domid: DomId,
         nodes: ConsoleNodes,
-        console: Console,
+        console: ServedConsole,
     ) -> Result<(), Error> {
         if let Some(terminal) = console.terminal() {
             self.streams.insert(terminal.stream().0, domid);
@@ -294,7 +294,7 @@ impl FirstConsoles {
     }
 }
 
-impl DomainSlot {
+impl ConsoleSlot {
     /// Ends the ring that is served, and keeps its terminal.
     fn end(&mut self) {
         match std::mem::replace(&mut self.state, ConsoleState::Absent) {
@@ -310,7 +310,7 @@ impl DomainSlot {
 }
 
 impl DeviceSet for FirstConsoles {
-    type Backend = Console;
+    type Backend = ServedConsole;
     type Key = DomId;
 
     fn note(&mut self, _: &mut Client, event: &Event) -> Result<bool, Error> {
@@ -346,18 +346,18 @@ impl DeviceSet for FirstConsoles {
     }
 
     fn waiting(&self) -> impl Iterator<Item = DomId> {
-        let waits = |slot: &DomainSlot| matches!(slot.state, ConsoleState::Retrying { .. });
+        let waits = |slot: &ConsoleSlot| matches!(slot.state, ConsoleState::Retrying { .. });
         self.domains.iter().filter(move |(_, slot)| waits(slot)).map(|(domid, _)| *domid)
     }
 
-    fn backends(&mut self) -> impl Iterator<Item = (DomId, &mut Console)> {
+    fn backends(&mut self) -> impl Iterator<Item = (DomId, &mut ServedConsole)> {
         self.domains.iter_mut().filter_map(|(domid, slot)| match &mut slot.state {
             ConsoleState::Served { console, .. } => Some((*domid, &mut **console)),
             _ => None,
         })
     }
 
-    fn backends_ref(&self) -> impl Iterator<Item = (DomId, &Console)> {
+    fn backends_ref(&self) -> impl Iterator<Item = (DomId, &ServedConsole)> {
         self.domains.iter().filter_map(|(domid, slot)| match &slot.state {
             ConsoleState::Served { console, .. } => Some((*domid, &**console)),
             _ => None,
@@ -401,7 +401,7 @@ impl DeviceSet for FirstConsoles {
 }
 
 /// True if the console's port still leads to its domain.
-fn is_bound(platform: &Platform, console: &Console) -> bool {
+fn is_bound(platform: &Platform, console: &ServedConsole) -> bool {
     use xen_driver::backend::Backend;
     let mut ports = console.ports();
     ports.all(|port| {
