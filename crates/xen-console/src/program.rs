@@ -89,7 +89,8 @@ fn serve(options: &ConsoledOptions) -> Result<(), Failure> {
     let mut store = Client::open()?;
     let domid = match domid {
         Some(domid) => domid,
-        None => own_domid(&mut store)?,
+        // Before xen-init-dom0 has written its number, the domain that controls Xen is 0.
+        None => own_domid(&mut store).unwrap_or(DomId::DOM0),
     };
     let signals = SignalSockets::install()?;
     let settings = settings(options, &run_dir, &mut log);

@@ -139,10 +139,10 @@ impl ServedConsole {
         }
         match outcome.logged {
             Some(LogOutcome::FirstLost) => {
-                self.complain("its log cannot be written, and output is lost for it".into());
+                self.complain("its log cannot be written, and output is lost for it");
             }
             Some(LogOutcome::KeptAgain { lost }) => {
-                self.complain(format!("its log is written again; it lacks {lost} bytes"));
+                self.complain(&format!("its log is written again; it lacks {lost} bytes"));
             }
             _ => {}
         }
@@ -158,9 +158,9 @@ impl ServedConsole {
             && unread.saturating_add(OUTPUT_SIZE as u64) > backlog.capacity() as u64
     }
 
-    /// Writes output to the terminal, as far as it has room.
-    fn show_output(&mut self) {
-        let Some(terminal) = &mut self.terminal else { return };
+    /// Writes output to the terminal, as far as it has room. True if there is more that it may have room for.
+    fn show_output(&mut self) -> bool {
+        let Some(terminal) = &mut self.terminal else { return false };
         let mut left = TERMINAL_TURN;
         while terminal.writable && left > 0 {
             let slice = self.feed.backlog().from(terminal.place);
@@ -175,7 +175,7 @@ impl ServedConsole {
             }
             let bytes = slice.bytes.get(..slice.bytes.len().min(left)).unwrap_or_default();
             if bytes.is_empty() {
-                return;
+                return false;
             }
             match terminal.pty.write(bytes) {
                 Ok(0) | Err(_) => terminal.writable = false,
@@ -185,6 +185,7 @@ impl ServedConsole {
                 }
             }
         }
+        terminal.writable
     }
 
     /// Gives the guest what was typed, as far as its ring has room. Returns the number of bytes.
@@ -211,21 +212,22 @@ impl ServedConsole {
         Ok(put)
     }
 
-    fn complain(&mut self, sentence: String) {
+    fn complain(&mut self, sentence: &str) {
         let complaint = self.complaint.get_or_insert_default();
         if !complaint.is_empty() {
             complaint.push_str("; ");
         }
-        complaint.push_str(&sentence);
+        complaint.push_str(sentence);
     }
 }
 
 impl Backend for ServedConsole {
     fn work(&mut self, now: Instant, _: Option<Duration>) -> Result<TurnOutcome, Error> {
         let moved = self.take_output(now)?.saturating_add(self.give_input()?);
-        self.show_output();
+        let more = self.show_output();
         let moved = u32::try_from(moved).unwrap_or(u32::MAX);
-        Ok(TurnOutcome { moved, complains: self.complaint.is_some(), ..TurnOutcome::default() })
+        let complains = self.complaint.is_some();
+        Ok(TurnOutcome { moved, more, complains, ..TurnOutcome::default() })
     }
 
     fn final_check(&mut self) -> Result<bool, Error> {

@@ -4,7 +4,7 @@
 //! store for it. The daemon maps its page, binds its port, and writes the path of a terminal.
 
 use super::console::{ServedConsole, Terminal, time_us};
-use super::nodes::{self, ConsoleNodes};
+use super::nodes::{self, ConsoleNodes, DomainNodes};
 use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
 use crate::backlog::Backlog;
 use crate::feed::{ConsoleFeed, ConsoleFiles};
@@ -25,8 +25,10 @@ use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Error, Id};
 use xenstore::{Client, Event, Store};
 
-/// The watches on the list of domains.
-const DOMAINS: [&str; 2] = ["@introduceDomain", "@releaseDomain"];
+/// The watch on domains that come; its path and its token.
+const INTRODUCED: &str = "@introduceDomain";
+/// The watch on domains that end.
+const RELEASED: &str = "@releaseDomain";
 /// The time for which a console that cannot be connected is tried again without an event: an earlier
 /// process may still have its port, or the builder of the domain has not granted its page yet.
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -41,11 +43,20 @@ pub struct FirstConsoles {
     /// Domains whose nodes are to be looked at.
     due: BTreeSet<DomId>,
     /// The list of domains is to be looked at.
-    scan_due: bool,
+    scan_due: Option<ScanRange>,
     /// The domains of the terminals' descriptors.
     streams: BTreeMap<DescriptorId, DomId>,
     streams_changed: bool,
     news: Vec<DeviceNews>,
+}
+
+/// The domains that a look at their list is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ScanRange {
+    /// Those that are not known yet.
+    New,
+    /// All: some may be gone.
+    All,
 }
 
 /// A domain, and how far its console has come.
@@ -67,7 +78,7 @@ enum ConsoleState {
     Retrying { until: Instant },
     /// It is served.
     Served { nodes: ConsoleNodes, console: Box<ServedConsole> },
-    /// Something is wrong with it. With other nodes it is tried again.
+    /// Its ring is broken. With other nodes it is tried again.
     Failed { nodes: ConsoleNodes },
 }
 
@@ -82,7 +93,7 @@ impl FirstConsoles {
         platform: Platform,
         settings: ConsoleSettings,
     ) -> Result<Self, Error> {
-        for path in DOMAINS {
+        for path in [INTRODUCED, RELEASED] {
             store.watch(path, path)?;
         }
         Ok(Self {
@@ -91,7 +102,7 @@ impl FirstConsoles {
             settings,
             domains: BTreeMap::new(),
             due: BTreeSet::new(),
-            scan_due: true,
+            scan_due: Some(ScanRange::All),
             streams: BTreeMap::new(),
             streams_changed: false,
             news: Vec::new(),
@@ -109,28 +120,24 @@ impl FirstConsoles {
         }
     }
 
-    /// Finds the domains that have come and those that are gone.
-    fn scan(&mut self, store: &mut Client) -> Result<(), Error> {
-        self.scan_due = false;
-        let mut gone: BTreeSet<DomId> = self.domains.keys().copied().collect();
-        let names = store.directory("/local/domain").map_err(Error::from);
-        let names = names.or_else(unless_gone)?;
-        for name in names {
-            let Some(domid) = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            if DomId(domid) == self.own_domid || !store.is_domain_introduced(domid)? {
-                continue;
-            }
-            if !gone.remove(&DomId(domid)) && !self.domains.contains_key(&DomId(domid)) {
-                self.watch(store, DomId(domid))?;
+    /// Finds the domains that have come, and where `all` says so those that are gone.
+    fn scan(&mut self, store: &mut Client, all: ScanRange) -> Result<(), Error> {
+        let listed = nodes::unless_gone(store.directory("/local/domain"))?;
+        let listed: BTreeSet<DomId> = listed.iter().filter_map(|name| parse(name)).collect();
+        let known = |domid: &DomId| self.domains.contains_key(domid);
+        let asked = listed
+            .iter()
+            .copied()
+            .filter(|domid| *domid != self.own_domid && (all == ScanRange::All || !known(domid)));
+        let introduced = nodes::introduced(store, asked)?;
+        let come: Vec<DomId> = introduced.iter().copied().filter(|domid| !known(domid)).collect();
+        if all == ScanRange::All {
+            let gone = self.domains.keys().copied().filter(|domid| !introduced.contains(domid));
+            for domid in gone.collect::<Vec<_>>() {
+                self.forget(store, domid)?;
             }
         }
-        for domid in gone {
-            self.forget(store, domid)?;
-        }
-        Ok(())
+        come.into_iter().try_for_each(|domid| self.watch(store, domid))
     }
 
     fn watch(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
@@ -151,8 +158,7 @@ impl FirstConsoles {
         }
         self.settings.remove_record(domid.0);
         self.due.remove(&domid);
-        let unwatched = store.unwatch(nodes::folder(domid), token(domid)).map_err(Error::from);
-        unwatched.or_else(unless_gone)
+        nodes::unless_gone(store.unwatch(nodes::folder(domid), token(domid)))
     }
 
     /// Looks at a domain's nodes, and connects its console where there is one.
@@ -160,7 +166,8 @@ impl FirstConsoles {
         if !self.domains.contains_key(&domid) {
             return Ok(());
         }
-        let nodes = ConsoleNodes::read(store, domid)?;
+        let about = DomainNodes::read(store, domid)?;
+        let nodes = about.console.clone();
         let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
         match (&slot.state, &nodes) {
             (ConsoleState::Served { nodes: served, console }, Some(nodes))
@@ -175,18 +182,17 @@ impl FirstConsoles {
         }
         slot.end();
         let Some(nodes) = nodes else { return Ok(()) };
-        match self.connect(store, domid, &nodes) {
+        match self.connect(domid, &nodes, &about) {
             Ok(console) => {
                 self.serve(store, domid, nodes, console)?;
             }
-            Err(error) if error.is_store_gone() => return Err(error),
-            Err(error) => self.retry(domid, nodes, error),
+            Err(error) => self.retry(domid, error),
         }
         Ok(())
     }
 
     /// Notes that a console could not be connected, for a later try.
-    fn retry(&mut self, domid: DomId, nodes: ConsoleNodes, error: Error) {
+    fn retry(&mut self, domid: DomId, error: Error) {
         let Some(slot) = self.domains.get_mut(&domid) else { return };
         let until = match slot.state {
             ConsoleState::Retrying { until } => until,
@@ -195,7 +201,8 @@ impl FirstConsoles {
         if Instant::now() < until {
             slot.state = ConsoleState::Retrying { until };
         } else {
-            slot.state = ConsoleState::Failed { nodes };
+            // The next event of its nodes makes another try.
+            slot.state = ConsoleState::Absent;
             self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
         }
     }
@@ -203,19 +210,17 @@ impl FirstConsoles {
     /// Maps the page, binds the port and opens the log.
     fn connect(
         &mut self,
-        store: &mut Client,
         domid: DomId,
         nodes: &ConsoleNodes,
+        about: &DomainNodes,
     ) -> Result<ServedConsole, Error> {
-        let name = nodes::read_node(store, &format!("/local/domain/{domid}/name"))?;
-        let machine = nodes::read_node(store, &format!("/local/domain/{domid}/vm"))?;
         let channel = Channel::bind(&self.platform.evtchn, domid, nodes.port)?;
         let mapped =
             self.platform.grants.borrow_mut().map(domid, GrantRef::CONSOLE, PageAccess::ReadWrite);
         let page = mapped.map_err(Error::platform("mapping the console's page"))?.into_page();
-        let life = life(domid, machine.as_deref());
+        let life = life(domid, about.machine.as_deref());
         let record = self.settings.open_record(domid.0);
-        let log = name.as_deref().map(|name| self.open_log(domid, name));
+        let log = about.name.as_deref().map(|name| self.open_log(domid, name));
         let log = log.transpose().unwrap_or_else(|error| {
             self.news.push(failure(domid, format!("its log cannot be opened: {error}")));
             None
@@ -280,7 +285,7 @@ impl FirstConsoles {
             match nodes::write_terminal(store, domid, path).map_err(Error::from) {
                 Err(error) if error.is_store_gone() => return Err(error),
                 Err(error) => {
-                    self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) })
+                    self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
                 }
                 Ok(()) => {}
             }
@@ -314,8 +319,12 @@ impl DeviceSet for FirstConsoles {
     type Key = DomId;
 
     fn note(&mut self, _: &mut Client, event: &Event) -> Result<bool, Error> {
-        if DOMAINS.iter().any(|token| event.token == token.as_bytes()) {
-            self.scan_due = true;
+        if event.token == INTRODUCED.as_bytes() {
+            self.scan_due.get_or_insert(ScanRange::New);
+            return Ok(true);
+        }
+        if event.token == RELEASED.as_bytes() {
+            self.scan_due = Some(ScanRange::All);
             return Ok(true);
         }
         let Some(domid) = domid_of(&event.token) else { return Ok(false) };
@@ -327,12 +336,12 @@ impl DeviceSet for FirstConsoles {
     }
 
     fn is_due(&self) -> bool {
-        self.scan_due || !self.due.is_empty()
+        self.scan_due.is_some() || !self.due.is_empty()
     }
 
     fn look_next(&mut self, store: &mut Client) -> Result<bool, Error> {
-        if self.scan_due {
-            self.scan(store)?;
+        if let Some(range) = self.scan_due.take() {
+            self.scan(store, range)?;
             return Ok(true);
         }
         match self.due.pop_first() {
@@ -430,11 +439,6 @@ fn life(domid: DomId, machine: Option<&[u8]>) -> u64 {
     hasher.finish()
 }
 
-/// Nothing, where one node is not there or one watch is gone; an error where the store is.
-fn unless_gone<T: Default>(error: Error) -> Result<T, Error> {
-    if error.is_store_gone() { Err(error) } else { Ok(T::default()) }
-}
-
 fn id(domid: DomId) -> Id {
     Id { frontend: domid, devid: 0 }
 }
@@ -449,6 +453,9 @@ fn token(domid: DomId) -> String {
 }
 
 fn domid_of(token: &[u8]) -> Option<DomId> {
-    let number = token.strip_prefix(b"console-")?;
+    parse(token.strip_prefix(b"console-")?)
+}
+
+fn parse(number: &[u8]) -> Option<DomId> {
     std::str::from_utf8(number).ok()?.parse().ok().map(DomId)
 }

@@ -3,8 +3,10 @@
 //! Source: `docs/misc/console.txt`, libxl's `libxl_console.c`. The toolstack writes all of them in one
 //! transaction, and the guest can write none but `backend-id` (XSA-57).
 
+use std::collections::BTreeSet;
 use xen::{DomId, Port};
-use xenstore::{Client, Store};
+use xenbus::Error;
+use xenstore::{Client, MsgType, Store, TransactionId};
 
 /// The value of `type` that leaves a console to this daemon; absent, it is the same.
 const OWN_TYPE: &[u8] = b"xenconsoled";
@@ -12,30 +14,105 @@ const OWN_TYPE: &[u8] = b"xenconsoled";
 /// The nodes of a first console that is to be served here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConsoleNodes {
-    /// The frame of the ring, for a domain that has not granted it.
-    pub frame: u64,
     /// The guest's port.
     pub port: Port,
+    /// The frame of the ring: another one is another ring, even at the same port.
+    pub frame: u64,
     /// The most bytes that wait for a reader of the terminal, as the toolstack says.
     pub limit: Option<u64>,
 }
 
-impl ConsoleNodes {
-    /// Reads them; none where they are not there yet, or the console is another program's.
+/// The nodes of a domain that its console depends on.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DomainNodes {
+    /// The console; none where its nodes are not there yet, or it is another program's.
+    pub console: Option<ConsoleNodes>,
+    /// The domain's name.
+    pub name: Option<Vec<u8>>,
+    /// The path of its virtual machine, which has its UUID.
+    pub machine: Option<Vec<u8>>,
+}
+
+impl DomainNodes {
+    /// Reads them, all at once.
     ///
     /// # Errors
     /// The store is gone.
-    pub fn read(store: &mut Client, domid: DomId) -> Result<Option<Self>, xenbus::Error> {
-        let kind = read(store, domid, "type")?;
-        if kind.is_some_and(|kind| kind != OWN_TYPE) {
-            return Ok(None);
-        }
-        let frame = read(store, domid, "ring-ref")?.and_then(|value| number(&value));
-        let port = read(store, domid, "port")?.and_then(|value| number(&value));
-        let (Some(frame), Some(port)) = (frame, port) else { return Ok(None) };
-        let limit = read(store, domid, "limit")?.and_then(|value| number(&value));
-        Ok(Some(Self { frame, port: Port(port), limit }))
+    pub fn read(store: &mut Client, domid: DomId) -> Result<Self, Error> {
+        let (console, home) = (folder(domid), xenbus::path::home(domid));
+        let paths = [
+            format!("{console}/type"),
+            format!("{console}/ring-ref"),
+            format!("{console}/port"),
+            format!("{console}/limit"),
+            format!("{home}/name"),
+            format!("{home}/vm"),
+        ];
+        let [kind, frame, port, limit, name, machine] = read_all(store, &paths)?;
+        let (frame, port) = (frame.as_deref().and_then(number), port.as_deref().and_then(number));
+        let ours = kind.is_none_or(|kind| kind == OWN_TYPE);
+        let console = match (frame, port) {
+            (Some(frame), Some(port)) if ours => Some(ConsoleNodes {
+                port: Port(port),
+                frame,
+                limit: limit.as_deref().and_then(number),
+            }),
+            _ => None,
+        };
+        Ok(Self { console, name, machine })
     }
+}
+
+/// Returns those of the domains that the store serves.
+///
+/// # Errors
+/// The store is gone.
+pub fn introduced(
+    store: &mut Client,
+    domids: impl Iterator<Item = DomId>,
+) -> Result<BTreeSet<DomId>, Error> {
+    let ask = |domid: DomId| {
+        let kind = MsgType::IsDomainIntroduced;
+        let ticket = store.submit(TransactionId::NONE, kind, &[format!("{domid}\0").as_bytes()]);
+        ticket.map(|ticket| (domid, ticket))
+    };
+    let asked = domids.map(ask).collect::<Result<Vec<_>, _>>()?;
+    let mut found = BTreeSet::new();
+    for (domid, ticket) in asked {
+        if let Some(reply) = unless_gone(store.wait(ticket).map(Some))?
+            && reply.first() == Some(&b'T')
+        {
+            found.insert(domid);
+        }
+    }
+    Ok(found)
+}
+
+/// Reads nodes, all at once; none where one is not there, or may not be read.
+fn read_all<const N: usize>(
+    store: &mut Client,
+    paths: &[String; N],
+) -> Result<[Option<Vec<u8>>; N], Error> {
+    let mut tickets = Vec::with_capacity(N);
+    for path in paths {
+        let parts = [path.as_bytes(), b"\0"];
+        tickets.push(store.submit(TransactionId::NONE, MsgType::Read, &parts)?);
+    }
+    let mut values = [const { None }; N];
+    for (value, ticket) in values.iter_mut().zip(tickets) {
+        *value = unless_gone(store.wait(ticket).map(Some))?;
+    }
+    Ok(values)
+}
+
+/// Nothing, where one node or one domain is not there; an error where the store is gone.
+///
+/// # Errors
+/// The store is gone.
+pub fn unless_gone<T: Default>(outcome: Result<T, xenstore::Error>) -> Result<T, Error> {
+    outcome
+        .map_err(Error::from)
+        .or_else(|error| if error.is_store_gone() { Err(error) } else { Ok(T::default()) })
 }
 
 /// The folder of the nodes.
@@ -61,23 +138,6 @@ pub fn write_terminal(
         }
         tx.write(format!("{folder}/tty"), path)
     })
-}
-
-/// Reads a node below `/local/domain/N/console`; none where it is not there.
-fn read(store: &mut Client, domid: DomId, node: &str) -> Result<Option<Vec<u8>>, xenbus::Error> {
-    read_node(store, &format!("{}/{node}", folder(domid)))
-}
-
-/// Reads a node; none where it is not there, or may not be read.
-///
-/// # Errors
-/// The store is gone.
-pub fn read_node(store: &mut Client, path: &str) -> Result<Option<Vec<u8>>, xenbus::Error> {
-    match store.read(path).map_err(xenbus::Error::from) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.is_store_gone() => Err(error),
-        Err(_) => Ok(None),
-    }
 }
 
 /// A decimal number, as libxl writes it.
