@@ -59,12 +59,12 @@ enum Command {
     #[command(after_help = "Example: xb create web.cfg --wait")]
     Create(create::Create),
     /// List domains.
-    #[command(visible_alias = "ls", after_help = "Example: xb list --json")]
-    List,
+    #[command(visible_alias = "ls", after_help = "Example: xb list --all")]
+    List(list::ListArguments),
     /// Draw domains and their devices, with their states.
     #[command(after_help = "Example: xb tree")]
     Tree,
-    /// Tell all that is known of a domain.
+    /// Tell all that is known of a domain, or of a hosted guest that has ended.
     #[command(after_help = "Example: xb info web")]
     Info(domain::DomainArguments),
     /// Stop a domain where it is.
@@ -182,7 +182,7 @@ fn run(line: Line) -> Result<u8, Error> {
     match line.command {
         Command::Host(command) => host::run(options, &command),
         Command::Create(create) => create::run(options, &create),
-        Command::List => list::run(options),
+        Command::List(list) => list::run(options, &list),
         Command::Tree => tree::run(options),
         Command::Info(which) => info::run(options, &which),
         Command::Pause(which) => domain::pause(options, &which),

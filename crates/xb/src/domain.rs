@@ -1,16 +1,20 @@
 //! Domains: finding them, listing them, asking them to end. They are created and destroyed, with
 //! their devices, in [`lifecycle`](crate::lifecycle).
 
+mod ended;
 pub(crate) mod nodes;
 
 use crate::host::Host;
 use crate::host::guest_end::GuestEnd;
+use crate::host::guest_folder::Lineage;
 use crate::wait::Limit;
 use crate::{Error, config, text};
 use xen::DomId;
 use xen::domctl::{DomainInfo, RunState};
 use xen::domwatch::ShutdownReason;
 use xenstore::{Client, Store};
+
+pub use ended::{EndedGuest, find_ended, list_with_ended};
 
 /// True if an error says that a node does not exist.
 fn is_missing(error: &xenstore::Error) -> bool {
@@ -27,6 +31,22 @@ pub struct Domain {
 }
 
 impl Domain {
+    /// True if it has this name or number.
+    #[must_use]
+    pub fn is(&self, which: &str) -> bool {
+        match which.parse().ok().map(DomId) {
+            Some(domid) => self.info.domid == domid,
+            None => self.name == which,
+        }
+    }
+
+    /// Returns the domains that it has been over its restarts; `None` on Xen, and for domain 0.
+    #[must_use]
+    pub fn lineage(&self, host: &Host) -> Option<Lineage> {
+        let guest = host.folder().map(|folder| folder.guest(&self.name));
+        guest?.lineage().filter(|lineage| lineage.last == self.info.domid)
+    }
+
     /// Returns its state in a word.
     #[must_use]
     pub fn state(&self) -> &'static str {
@@ -101,13 +121,13 @@ pub fn list(host: &mut Host) -> Result<Vec<Domain>, Error> {
 /// # Errors
 /// [`Error::NotFound`].
 pub fn find(host: &mut Host, which: &str) -> Result<Domain, Error> {
-    let by_number = which.parse().ok().map(DomId);
-    let domains = list(host)?;
-    let found = domains.into_iter().find(|domain| match by_number {
-        Some(domid) => domain.info.domid == domid,
-        None => domain.name == which,
-    });
-    found.ok_or_else(|| Error::NotFound(format!("there is no domain {which}; xb list shows all")))
+    let found = list(host)?.into_iter().find(|domain| domain.is(which));
+    found.ok_or_else(|| missing(which))
+}
+
+/// Returns the error that no domain has this name or number.
+pub(crate) fn missing(which: &str) -> Error {
+    Error::NotFound(format!("there is no domain {which}; xb list shows all"))
 }
 
 /// A request to a domain, written to its `control/shutdown`.

@@ -4,30 +4,51 @@ use super::domain::DomainArguments;
 use super::options::GlobalOptions;
 use super::out;
 use crate::devices::disk;
-use crate::host::HostPlatform;
+use crate::domain::Domain;
+use crate::host::{Host, HostPlatform};
 use crate::{Error, domain};
 use serde_json::{Value, json};
 
 pub(crate) fn run(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
-    domain::with(&mut options.open()?, &which.domain, |host, domain| {
-        let domid = domain.info.domid;
-        let disks = disk::list(&mut host.store, domid)?;
-        let mut value = super::domain::as_json(domain);
-        value["disks"] = disks.iter().map(super::disk::as_json).collect();
-        if let HostPlatform::Hosted { control, folder } = &mut host.platform
-            && domid != xen::DomId::DOM0
-        {
-            let used = control
-                .accounts(domid)
-                .map_err(Error::platform(format!("asking for domain {domid}")))?;
-            value["uses"] = json!({
-                "ports": used.ports, "arenas": used.arenas, "granted_pages": used.granted,
-                "mapped_pages": used.mapped, "notifications": used.notified, "refused_requests": used.refused,
-            });
-            value["log"] = json!(folder.guest(&domain.name).log());
-        }
-        if options.json { out::json(&value) } else { out::print(&lines(&value, 0)) }
-    })
+    let mut host = options.open()?;
+    let found = match domain::find(&mut host, &which.domain) {
+        Err(Error::NotFound(text)) => match domain::find_ended(&mut host, &which.domain)? {
+            Some(guest) => return print(options, &super::list::ended_as_json(&guest)),
+            None => Err(Error::NotFound(text)),
+        },
+        found => found,
+    }?;
+    describe(&mut host, &found)
+        .map_err(|error| domain::explain(&mut host, &found, error))
+        .and_then(|value| print(options, &value))
+}
+
+fn print(options: &GlobalOptions, value: &Value) -> Result<u8, Error> {
+    if options.json { out::json(value) } else { out::print(&lines(value, 0)) }
+}
+
+/// Returns all that is known of a domain.
+fn describe(host: &mut Host, domain: &Domain) -> Result<Value, Error> {
+    let domid = domain.info.domid;
+    let disks = disk::list(&mut host.store, domid)?;
+    let mut value = super::domain::as_json(domain);
+    value["disks"] = disks.iter().map(super::disk::as_json).collect();
+    if let HostPlatform::Hosted { control, folder } = &mut host.platform
+        && domid != xen::DomId::DOM0
+    {
+        let used = control
+            .accounts(domid)
+            .map_err(Error::platform(format!("asking for domain {domid}")))?;
+        value["uses"] = json!({
+            "ports": used.ports, "arenas": used.arenas, "granted_pages": used.granted,
+            "mapped_pages": used.mapped, "notifications": used.notified, "refused_requests": used.refused,
+        });
+        value["log"] = json!(folder.guest(&domain.name).log());
+    }
+    if let Some(lineage) = domain.lineage(host) {
+        value["restarts"] = json!(lineage.restarts);
+    }
+    Ok(value)
 }
 
 /// Formats an object as indented lines.

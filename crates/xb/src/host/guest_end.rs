@@ -4,6 +4,7 @@
 use super::files::replace;
 use super::guest_folder::GuestFolder;
 use crate::config::Action;
+use std::time::SystemTime;
 use xen::DomId;
 
 /// The end of a guest, as the keeper recorded it.
@@ -41,6 +42,11 @@ impl GuestEnd {
     #[must_use]
     pub fn of_domain(guest: &GuestFolder, domid: DomId) -> Option<Self> {
         Self::of(guest).filter(|ended| ended.domid == domid)
+    }
+
+    /// Returns the time at which the end was recorded.
+    pub(crate) fn time(guest: &GuestFolder) -> Option<SystemTime> {
+        std::fs::metadata(guest.ended()).and_then(|data| data.modified()).ok()
     }
 
     pub(crate) fn note(&self, guest: &GuestFolder) -> std::io::Result<()> {

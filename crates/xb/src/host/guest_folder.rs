@@ -3,7 +3,7 @@
 //!
 //! | in it | what |
 //! |---|---|
-//! | `domid` | the number of the domain that last had the name, and of the one in whose place it was started |
+//! | `domid` | the number of the domain that last had the name, of the first one of its restarts, and their number |
 //! | `config`, `directory` | its configuration, to start it again |
 //! | `output` | the FIFO that it prints into |
 //! | `log`, `log.1` | what it has printed, as the keeper wrote it |
@@ -18,6 +18,29 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use xen::DomId;
+
+/// The domains that a guest has been, over its restarts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lineage {
+    /// The number of the last one.
+    pub last: DomId,
+    /// The number of the first one.
+    pub origin: DomId,
+    /// The number of restarts between them.
+    pub restarts: u32,
+}
+
+impl Lineage {
+    /// Returns the lineage of a guest that was not restarted yet.
+    pub(crate) fn begin(domid: DomId) -> Self {
+        Self { last: domid, origin: domid, restarts: 0 }
+    }
+
+    /// Returns the lineage after a restart as the domain with this number.
+    pub(crate) fn restarted(self, domid: DomId) -> Self {
+        Self { last: domid, origin: self.origin, restarts: self.restarts.saturating_add(1) }
+    }
+}
 
 /// The folder of a guest, whether the guest exists or not.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,29 +133,31 @@ impl GuestFolder {
 
     /// Returns the number of the domain that last had the name.
     pub(crate) fn last(&self) -> Option<DomId> {
-        Some(self.last_and_origin()?.0)
+        Some(self.lineage()?.last)
     }
 
-    /// Returns the number of the domain that last had the name, and of the first one of its
-    /// restarts.
-    pub(crate) fn last_and_origin(&self) -> Option<(DomId, DomId)> {
+    /// Returns the domains that the last guest of the name has been.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
         let text = std::fs::read_to_string(self.domid()).ok()?;
-        let mut numbers = text.split_whitespace().map(|word| word.parse().ok().map(DomId));
-        let last = numbers.next()??;
-        Some((last, numbers.next().flatten().unwrap_or(last)))
+        let mut words = text.split_whitespace();
+        let last = DomId(words.next()?.parse().ok()?);
+        let origin = words.next().and_then(|word| word.parse().ok()).map_or(last, DomId);
+        let restarts = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+        Some(Lineage { last, origin, restarts })
     }
 
-    /// Returns the first domain of the restarts that led to the domain with this number.
-    pub(crate) fn origin_of(&self, domid: DomId) -> DomId {
-        let noted = self.last_and_origin().filter(|(last, _)| *last == domid);
-        noted.map_or(domid, |(_, origin)| origin)
+    /// Returns the lineage that led to the domain with this number.
+    pub(crate) fn lineage_of(&self, domid: DomId) -> Lineage {
+        let noted = self.lineage().filter(|noted| noted.last == domid);
+        noted.unwrap_or_else(|| Lineage::begin(domid))
     }
 
     /// Records the domain that has the name, for the next one that takes it. The record of the
     /// previous domain's end is removed, as it is not this one's, and numbers begin anew with each
     /// host.
-    pub(crate) fn note(&self, domid: DomId, origin: DomId) -> std::io::Result<()> {
-        replace(&self.domid(), format!("{domid} {origin}"))?;
+    pub(crate) fn note(&self, lineage: Lineage) -> std::io::Result<()> {
+        let Lineage { last, origin, restarts } = lineage;
+        replace(&self.domid(), format!("{last} {origin} {restarts}"))?;
         match std::fs::remove_file(self.ended()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -133,7 +133,7 @@ pub(super) fn settle(
         return gone;
     }
     drop(created);
-    let origin = guest.origin_of(domid);
+    let origin = guest.lineage_of(domid).origin;
     let mode = StartMode::RunAgain(Predecessor { domid, holder });
     let again =
         gone.and_then(|()| create::create(&mut host, &description, &settings, mode, limit()));
@@ -142,8 +142,8 @@ pub(super) fn settle(
         Err(error) => {
             // Commands that wait for it to run again stop waiting, by either number.
             ended.action = Action::Destroy;
-            match guest.last_and_origin() {
-                Some((last, of)) if of == origin => ended.domid = last,
+            match guest.lineage() {
+                Some(lineage) if lineage.origin == origin => ended.domid = lineage.last,
                 // Another guest has the name by now.
                 Some(_) => return Err(error),
                 None => {}

@@ -9,7 +9,7 @@ use crate::domain::{self, Domain, nodes};
 use crate::host::daemons::BROKER;
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
-use crate::host::guest_folder::GuestFolder;
+use crate::host::guest_folder::{GuestFolder, Lineage};
 use crate::host::{Host, HostPlatform, handover, saved_config};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
@@ -90,11 +90,11 @@ pub fn create(
         error => Error::platform("asking for the new domain")(error),
     })?;
     let domain = Domain { info, name: description.name.clone() };
-    let origin = match mode {
-        StartMode::RunAgain(before) => guest.origin_of(before.domid),
-        _ => domid,
+    let lineage = match mode {
+        StartMode::RunAgain(before) => guest.lineage_of(before.domid).restarted(domid),
+        _ => Lineage::begin(domid),
     };
-    let noted = guest.note(domid, origin).map_err(Error::io(guest.path().display()));
+    let noted = guest.note(lineage).map_err(Error::io(guest.path().display()));
     let set_up =
         noted.and_then(|()| set_up(host, &domain, description, &created, &disks, mode, limit));
     drop(lock);

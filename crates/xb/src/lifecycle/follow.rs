@@ -103,8 +103,10 @@ fn standing(
     };
     let guest = folder.guest(name);
     let ended = GuestEnd::of_domain(&guest, domid);
-    match guest.last_and_origin().filter(|(last, _)| *last != domid) {
-        Some((new, of)) if of == origin => return Ok(FollowedState::Again(new)),
+    match guest.lineage().filter(|lineage| lineage.last != domid) {
+        Some(lineage) if lineage.origin == origin => {
+            return Ok(FollowedState::Again(lineage.last));
+        }
         // Another guest has the name by now; the record of this one's end is gone.
         Some(_) if state.is_none() => {
             return Ok(ended.map_or(FollowedState::Destroyed, FollowedState::Ended));

@@ -9,6 +9,7 @@ mod ends;
 mod examples;
 mod faults;
 mod interrupts;
+mod lists;
 mod races;
 mod support;
 mod traces;
@@ -35,7 +36,9 @@ fn a_guest_from_birth_to_death() {
     host.ok(&["shutdown", "web", "--wait"]);
     host.until_alone();
     assert!(host.ok(&["log", "web"]).contains("hello"), "the log outlives the guest");
-    host.fails(&["info", "web"], 4, "there is no domain web");
+    let ended = host.json(&["info", "web"]);
+    assert_eq!((&ended["state"], &ended["ended"]), (&json!("shutdown"), &json!(true)));
+    host.fails(&["info", "nobody"], 4, "there is no domain nobody");
 }
 
 #[test]
