@@ -12,6 +12,7 @@ mod list;
 mod log;
 mod options;
 mod out;
+mod outcomes;
 mod stats;
 mod store;
 mod tree;
@@ -67,21 +68,21 @@ enum Command {
     /// Tell all that is known of a domain, or of a hosted guest that has ended.
     #[command(after_help = "Example: xb info web")]
     Info(domain::DomainArguments),
-    /// Stop a domain where it is.
+    /// Stop domains where they are.
     #[command(after_help = "Example: xb pause web")]
-    Pause(domain::DomainArguments),
-    /// Let a paused domain go on.
+    Pause(domain::SeveralDomains),
+    /// Let paused domains go on.
     #[command(after_help = "Example: xb unpause web")]
-    Unpause(domain::DomainArguments),
-    /// Ask a domain to end.
+    Unpause(domain::SeveralDomains),
+    /// Ask domains to end.
     #[command(after_help = "Example: xb shutdown web --wait")]
     Shutdown(domain::ShutdownArguments),
-    /// Ask a domain to end and be started again.
+    /// Ask domains to end and be started again.
     #[command(after_help = "Example: xb reboot web --wait")]
     Reboot(domain::ShutdownArguments),
-    /// Take a domain down at once, with its devices.
-    #[command(after_help = "Example: xb destroy web")]
-    Destroy(domain::DomainArguments),
+    /// Take domains down at once, with their devices.
+    #[command(after_help = "Example: xb destroy web mail")]
+    Destroy(domain::SeveralDomains),
     /// Show what a guest has printed.
     #[command(after_help = "Example: xb log web --follow")]
     Log(log::LogArguments),

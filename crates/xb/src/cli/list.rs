@@ -2,6 +2,7 @@
 
 use super::options::GlobalOptions;
 use super::out;
+use super::outcomes::Outcomes;
 use crate::Error;
 use crate::domain::{self, Domain, EndedGuest};
 use crate::host::Host;
@@ -25,15 +26,11 @@ pub(crate) fn run(options: &GlobalOptions, list: &ListArguments) -> Result<u8, E
     } else {
         (domain::list(&mut host)?, Vec::new())
     };
-    let mut code = 0;
+    let mut outcomes = Outcomes::new(options, list.domains.len());
     for which in &list.domains {
         let known = domains.iter().any(|domain| domain.is(which))
             || ended.iter().any(|guest| guest.name == *which);
-        if !known {
-            let error = domain::missing(which);
-            out::failed(options, &error.to_string(), error.exit_code());
-            code = error.exit_code();
-        }
+        outcomes.take(if known { Ok(()) } else { Err(domain::missing(which)) })?;
     }
     if !list.domains.is_empty() {
         domains.retain(|domain| list.domains.iter().any(|which| domain.is(which)));
@@ -45,7 +42,7 @@ pub(crate) fn run(options: &GlobalOptions, list: &ListArguments) -> Result<u8, E
     } else {
         out::table(&rows(&mut host, list, &domains, &ended))?;
     }
-    Ok(code)
+    Ok(outcomes.code())
 }
 
 fn rows(

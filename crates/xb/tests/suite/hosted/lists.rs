@@ -51,3 +51,29 @@ fn the_domains_that_are_named_are_listed() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("there is no domain nobody"));
     assert!(String::from_utf8_lossy(&output.stdout).contains("two"), "{output:?}");
 }
+
+#[test]
+fn each_of_several_domains_is_tried() {
+    let host = TestHost::up("several");
+    let program = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+    for name in ["one", "two", "three"] {
+        host.ok(&["create", &host.config(name, &format!("extra = \"{program}\""))]);
+        host.until_log(name, "ready");
+    }
+    host.ok(&["pause", "one", "two"]);
+    assert_eq!(host.json(&["info", "two"])["state"], "paused");
+    // The refusal counts more than the domain that is not there; the others are unpaused.
+    let output = host.run(&["unpause", "nobody", "three", "one", "two"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("there is no domain nobody"), "{said}");
+    assert!(said.contains("three is not paused; it is running"), "{said}");
+    assert_eq!(host.json(&["info", "two"])["state"], "running");
+    let asked = host.json(&["reboot", "--wait", "one", "two"]);
+    assert_eq!((&asked[0]["name"], &asked[1]["asked"]), (&json!("one"), &json!("reboot")));
+    host.until_log("one", "ready");
+    host.ok(&["shutdown", "--wait", "one", "three"]);
+    host.fails(&["destroy", "nobody", "two"], 4, "there is no domain nobody");
+    host.until_alone();
+    host.fails(&["destroy"], 2, "DOMAIN");
+}
