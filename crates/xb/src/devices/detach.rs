@@ -1,7 +1,7 @@
 //! The detaching of a device: requested, awaited, and its nodes removed.
 
 use super::attached::list;
-use super::device::{command, word};
+use super::device::{command, words};
 use super::ends::{state, watched};
 use crate::host::Host;
 use crate::wait::Limit;
@@ -52,9 +52,12 @@ fn await_closed(
     limit: Limit,
 ) -> Result<(), Error> {
     let (front, back) = (device.frontend_path(), device.backend_path());
-    let called =
-        format!("{} {} of domain {}", word(&device.kind), device.id.devid, device.id.frontend);
-    let what = || format!("{called} is let go of (the guest uses it? --force takes it away)");
+    let called = format!("{} of domain {}", words(device), device.id.frontend);
+    let advice = match (force, command(&device.kind)) {
+        (Force::Ask, Some(_)) => " (the guest uses it? --force takes it away)",
+        _ => "",
+    };
+    let what = || format!("{called} is let go of{advice}");
     watched(host, &[&back, &front], |host| {
         let refused = limit.until(&mut host.store, &what, |store| {
             if is_closed(store, &back)? {

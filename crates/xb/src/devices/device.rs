@@ -1,6 +1,7 @@
 //! A device to be added, and its name in messages.
 
 use xen::DomId;
+use xen_block::vbd;
 use xenbus::toolstack::NewDevice;
 
 /// The kinds whose devices have a command of `xb`; the command's name is also the word for such a
@@ -15,6 +16,15 @@ pub(super) fn command(kind: &str) -> Option<&'static str> {
 /// Returns the word for a device of a kind.
 pub(super) fn word(kind: &str) -> String {
     command(kind).map_or_else(|| format!("device {kind}"), str::to_owned)
+}
+
+/// Returns the name in messages of a device that is there: `disk xvda`, `device adder 0`.
+pub(super) fn words(device: &NewDevice) -> String {
+    let (kind, devid) = (&device.kind, device.id.devid);
+    match command(kind) {
+        Some("disk") => format!("disk {}", vbd::name(devid)),
+        _ => format!("{} {devid}", word(kind)),
+    }
 }
 
 /// A device to be added to a domain.

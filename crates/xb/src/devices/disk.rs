@@ -16,7 +16,7 @@ use std::path::Path;
 use xen::DomId;
 use xen_block::disk::DiskAccess;
 use xen_block::disk::target::DiskTarget;
-use xen_block::vbd::{Trust, Vbd};
+use xen_block::vbd::{self, Trust, Vbd};
 
 pub use attached::{AttachedDisk, find, list};
 pub use resize::resize;
@@ -70,9 +70,9 @@ pub fn prepare(
     place: HostKind,
     directory: &Path,
 ) -> Result<AttachableDisk, Error> {
-    let vdev = &spec.vdev;
-    let refused = |why: &str| Error::Refused(format!("disk {vdev}: {why}"));
-    let number = spec.number().map_err(|wrong| refused(&wrong))?;
+    let number =
+        spec.number().map_err(|why| Error::Refused(format!("disk {}: {why}", spec.vdev)))?;
+    let refused = |why: &str| Error::Refused(format!("disk {}: {why}", vbd::name(number)));
     if spec.specification == Some(Specification::Virtio) {
         return Err(refused("specification=virtio is not supported; leave it out"));
     }
@@ -215,6 +215,6 @@ impl AttachableDisk {
             device.backend_nodes.push(("script".into(), format!("{SCRIPTS}{OUR_SCRIPT}")));
             device.backend_nodes.push(("hotplug-status".into(), "connected".into()));
         }
-        Ok(AttachableDevice::new(device).named(&spec.vdev).serving(&self.target))
+        Ok(AttachableDevice::new(device).named(&vbd::name(self.number)).serving(&self.target))
     }
 }

@@ -49,6 +49,32 @@ fn a_disk_in_use_is_not_detached_and_that_is_said_soon() {
     assert_eq!(host.json(&["disk", "list", "web"]), json!([]));
 }
 
+/// A disk is called by its name in each message, also one that was given by its number.
+#[test]
+fn a_disk_is_called_by_its_name() {
+    let host = TestHost::up("called");
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "web", "vdev=xvdb,target=memory:1048576"]);
+    host.ok(&["disk", "attach", "web", "vdev=sda,target=memory:1048576"]);
+    host.fails(
+        &["disk", "attach", "web", "vdev=51728,target=memory:1048576"],
+        1,
+        "domain 1 has a disk xvdb already; xb disk detach 1 xvdb takes it away",
+    );
+    // A paused guest lets go of nothing.
+    host.ok(&["pause", "web"]);
+    let advice = "is let go of (the guest uses it? --force takes it away): not within";
+    for (given, name) in [("51728", "xvdb"), ("xvdb", "xvdb"), ("sda", "sda")] {
+        let words = format!("disk {name} of domain 1 {advice}");
+        host.fails(&["disk", "detach", "web", given, "--timeout", "0.1"], 3, &words);
+    }
+    // The advice is not repeated to one who has followed it.
+    let output = host.run(&["disk", "detach", "web", "sda", "--force", "--timeout", "1.5"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("--force"), "{said}");
+    assert!(said.contains("waiting until disk sda of domain 1 is let go of"), "{said}");
+}
+
 #[test]
 fn what_can_be_no_disk_is_not_waited_for() {
     let host = TestHost::up("no-disk");
