@@ -9,11 +9,13 @@ mod detach;
 mod device;
 pub mod disk;
 mod ends;
+mod reported;
 
 pub use attach::{add, attach, await_connected};
 pub use attached::{AttachedDevice, list, list_of_kind};
 pub use detach::{CLOSES_WITHIN, Force, detach};
 pub use device::AttachableDevice;
+pub use reported::ReportedError;
 
 pub(crate) use attached::backend_of;
 pub(crate) use detach::{ask_all, release_all};

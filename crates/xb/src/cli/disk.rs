@@ -109,7 +109,8 @@ pub(crate) fn as_json(disk: &AttachedDisk) -> Value {
         "frontend_state": disk.attached.front.to_string(),
         "backend_state": disk.backend_state(),
         "server_gone": disk.server_gone,
-        "error": disk.attached.error,
+        "error": disk.attached.error.as_ref().map(|error| &error.text),
+        "errno": disk.attached.error.as_ref().and_then(|error| error.errno),
     })
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
                 .attached
                 .error
                 .as_ref()
-                .map(|error| format!(": {}", out::clean(error)))
+                .map(|error| format!(": {}", error))
                 .unwrap_or_default();
             tree.push_str(&format!(
                 "{pad} {branch} vbd {}{size}{access} {state} <- {}{error}\n",

@@ -3,9 +3,10 @@
 use super::detach::{CLOSES_WITHIN, Force, detach};
 use super::device::AttachableDevice;
 use super::ends::{state, watched};
+use super::reported::ReportedError;
+use crate::Error;
 use crate::host::{Host, daemons};
 use crate::wait::{self, Limit};
-use crate::{Error, text};
 use std::time::Duration;
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -78,9 +79,11 @@ pub fn await_connected(
                 }
                 for end in [&back, &front] {
                     if let Some(error) = store.try_read(format!("{end}/error"))? {
-                        let error = text::clean(text::lossy(error).trim());
+                        let error = ReportedError::parse(error);
+                        let users = if error.is_busy() { device.users(store)? } else { None };
+                        let why = users.unwrap_or_else(|| format!("{error}{log}"));
                         let device = device.words_with_target();
-                        return Err(Error::Refused(format!("{device}: {error}{log}")));
+                        return Err(Error::Refused(format!("{device}: {why}")));
                     }
                 }
                 if platform.runs(domid, None) {

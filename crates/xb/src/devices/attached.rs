@@ -1,6 +1,7 @@
 //! Devices as they are in the store.
 
 use super::ends::state;
+use super::reported::ReportedError;
 use crate::{Error, text};
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -17,14 +18,14 @@ pub struct AttachedDevice {
     pub front: State,
     /// The backend's state.
     pub back: State,
-    /// The error that its backend tells, in its words.
-    pub error: Option<String>,
+    /// The error that its backend tells.
+    pub error: Option<ReportedError>,
 }
 
 impl AttachedDevice {
     fn read(store: &mut Client, device: NewDevice) -> Result<Self, Error> {
         let back = device.backend_path();
-        let error = store.try_read(format!("{back}/error"))?.map(text::lossy);
+        let error = store.try_read(format!("{back}/error"))?.map(ReportedError::parse);
         let (front, back) = (state(store, &device.frontend_path())?, state(store, &back)?);
         Ok(Self { device, front, back, error })
     }

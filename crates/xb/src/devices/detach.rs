@@ -3,9 +3,10 @@
 use super::attached::list;
 use super::device::{command, words};
 use super::ends::{state, watched};
+use super::reported::ReportedError;
+use crate::Error;
 use crate::host::Host;
 use crate::wait::Limit;
-use crate::{Error, text};
 use std::time::Duration;
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -63,7 +64,7 @@ fn await_closed(
             if is_closed(store, &back)? {
                 return Ok(Some(None));
             }
-            let refused = store.try_read(format!("{front}/error"))?.map(text::lossy);
+            let refused = store.try_read(format!("{front}/error"))?.map(ReportedError::parse);
             Ok(refused.filter(|_| force == Force::Ask).map(Some))
         })?;
         let Some(error) = refused else { return Ok(()) };
@@ -75,7 +76,7 @@ fn await_closed(
                 let advice = command(&device.kind).map(|command| {
                     format!("; xb {command} detach again then, or with --force now")
                 });
-                let (error, advice) = (text::clean(error.trim()), advice.unwrap_or_default());
+                let advice = advice.unwrap_or_default();
                 Err(Error::Refused(format!("{called}: {error}{advice}")))
             }
             closed => closed,

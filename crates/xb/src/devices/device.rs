@@ -1,8 +1,11 @@
 //! A device to be added, and its name in messages.
 
+use super::disk::users;
+use crate::Error;
 use xen::DomId;
 use xen_block::vbd;
 use xenbus::toolstack::NewDevice;
+use xenstore::Client;
 
 /// The kinds whose devices have a command of `xb`; the command's name is also the word for such a
 /// device.
@@ -76,6 +79,14 @@ impl AttachableDevice {
     pub(super) fn words_with_target(&self) -> String {
         let target = self.target.as_ref().map(|target| format!(" ({target})"));
         self.words() + &target.unwrap_or_default()
+    }
+
+    /// Returns the sentence that others use its file, and which these are; `None` if none is found.
+    pub(super) fn users(&self, store: &mut Client) -> Result<Option<String>, Error> {
+        let Some(target) = &self.target else { return Ok(None) };
+        let users = users::find(store, target, self.nodes.id)?;
+        let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+        Ok((!users.is_empty()).then(|| format!("its image is in use by {}", users.join(", "))))
     }
 
     /// Returns the end of the message that it exists already: the command that detaches it.

@@ -4,6 +4,7 @@ mod attached;
 pub mod mount;
 mod resize;
 pub mod stats;
+pub(super) mod users;
 
 use super::device::AttachableDevice;
 use crate::config::DiskSpec;

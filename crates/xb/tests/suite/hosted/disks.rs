@@ -42,7 +42,7 @@ fn a_disk_in_use_is_not_detached_and_that_is_said_soon() {
     host.fails(
         &["disk", "detach", "web", "xvda"],
         1,
-        "EBUSY: it is in use; it closes when it is not",
+        "disk xvda of domain 1: it is in use; it closes when it is not",
     );
     assert!(begin.elapsed() < std::time::Duration::from_secs(25));
     host.ok(&["disk", "detach", "web", "xvda", "--force", "--timeout", "1"]);
@@ -73,6 +73,21 @@ fn a_disk_is_called_by_its_name() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !said.contains("--force"), "{said}");
     assert!(said.contains("waiting until disk sda of domain 1 is let go of"), "{said}");
+}
+
+/// An image that another program has locked is refused with that program's name.
+#[test]
+fn the_process_that_uses_an_image_is_named() {
+    let host = TestHost::up("used");
+    let image = host.image("a.img", 1 << 20);
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    let file = std::fs::File::open(&image).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let pid = std::process::id();
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    let words =
+        format!("disk xvdb ({image}): its image is in use by {} (process {pid})", name.trim());
+    host.fails(&["disk", "attach", "web", &format!("{image},,xvdb,w")], 1, &words);
 }
 
 #[test]

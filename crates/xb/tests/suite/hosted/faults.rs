@@ -15,7 +15,7 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
     let corrupt = host.path("corrupt.qcow2").to_str().unwrap().to_owned();
     std::fs::write(&corrupt, b"QFI\xfb\0\0\0\x03 and nothing that makes sense").unwrap();
     let corrupt_words = format!(
-        "disk xvda (qcow2:{corrupt}): 22 {corrupt}: the file ends within its header, behind 37 bytes"
+        "disk xvda (qcow2:{corrupt}): {corrupt}: the file ends within its header, behind 37 bytes"
     );
     let disk = |spec: &str| format!("disk = [\"{spec}\"]\nextra = \"exec sleep 1000\"");
     let writer = host.config("writer", &disk(&format!("{busy},,xvda,w")));
@@ -54,9 +54,11 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
     }
     host.ok(&["create", &writer]);
     let other = host.config("other", &disk(&format!("{busy},,xvda,w")));
-    host.fails(&["create", &other], 1, "16 EBUSY");
+    let by =
+        "is in use by writer, as its disk xvda (xb disk detach writer xvda takes it away there)";
+    host.fails(&["create", &other], 1, by);
     host.fails(&["create", &writer], 1, "there is a domain writer already");
-    host.fails(&["disk", "attach", "writer", &format!("{busy},,xvdb,w")], 1, "16 EBUSY");
+    host.fails(&["disk", "attach", "writer", &format!("{busy},,xvdb,w")], 1, by);
     host.fails(&["disk", "attach", "writer", "nonsense"], 1, "expected a vdev");
     host.fails(
         &["disk", "attach", "nobody", &format!("{good},,xvda")],

@@ -1,0 +1,65 @@
+//! The error that an end of a device has reported, in its node `error`.
+
+use crate::text;
+use std::fmt;
+
+/// An error of an end: a number of errno(3), and a text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReportedError {
+    /// The number, if there is one.
+    pub errno: Option<i32>,
+    /// The text, without the number and its name.
+    pub text: String,
+}
+
+impl ReportedError {
+    /// Parses the value of a node `error`: `16 EBUSY: /images/a.img is held for writing`.
+    pub(super) fn parse(node: Vec<u8>) -> Self {
+        let whole = text::clean(text::lossy(node).trim());
+        let number = whole.split_once(' ').and_then(|(number, rest)| {
+            let number: i32 = number.parse().ok().filter(|number| (1..4096).contains(number))?;
+            Some((number, rest))
+        });
+        let Some((errno, rest)) = number else { return Self { errno: None, text: whole } };
+        // The name of the number is for programs, as the number is.
+        let text = match rest.split_once(": ") {
+            Some((name, text)) if is_name_of_errno(name) => text,
+            _ => rest,
+        };
+        Self { errno: Some(errno), text: text.to_owned() }
+    }
+
+    /// True if what the end needs is in use elsewhere.
+    pub(super) fn is_busy(&self) -> bool {
+        self.errno == Some(xen::Error::Busy.errno())
+    }
+}
+
+/// True for names like `EBUSY`.
+fn is_name_of_errno(name: &str) -> bool {
+    name.starts_with('E') && name.len() > 2 && name.bytes().all(|byte| byte.is_ascii_uppercase())
+}
+
+impl fmt::Display for ReportedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_and_its_name_are_not_for_people() {
+        let of = |node: &str| {
+            let error = ReportedError::parse(node.into());
+            (error.errno, error.text)
+        };
+        assert_eq!(of("16 EBUSY: it is in use\n"), (Some(16), "it is in use".into()));
+        assert_eq!(of("22 /x: No such file"), (Some(22), "/x: No such file".into()));
+        assert_eq!(of("5 E: lost"), (Some(5), "E: lost".into()));
+        assert_eq!(of("it is gone"), (None, "it is gone".into()));
+        assert_eq!(of("16"), (None, "16".into()));
+    }
+}
