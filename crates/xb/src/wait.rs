@@ -97,6 +97,11 @@ fn tell_of(what: &str) {
     }
 }
 
+/// The longest time that undoing may take.
+const UNDONE_WITHIN_MAX: Duration = Duration::from_secs(10);
+/// The time that undoing has even if the operation had none: a domain takes a moment to end.
+const UNDONE_WITHIN_MIN: Duration = Duration::from_secs(1);
+
 /// The longest time that an operation may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
@@ -119,6 +124,12 @@ impl Limit {
     pub fn within(&self, after: Duration) -> Self {
         let other = Self::new(after);
         if other.end < self.end { other } else { *self }
+    }
+
+    /// Makes a limit for undoing what this one was for: as long again from now, within bounds.
+    #[must_use]
+    pub fn for_undoing(&self) -> Self {
+        Self::new(self.after.clamp(UNDONE_WITHIN_MIN, UNDONE_WITHIN_MAX))
     }
 
     /// Makes a limit without an end, for operations that may take any time; waits under it are not

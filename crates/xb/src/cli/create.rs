@@ -2,12 +2,12 @@
 
 use super::options::GlobalOptions;
 use super::out;
+use crate::Error;
 use crate::config::{self, Description, Setting, Syntax, Warning};
 use crate::host::{Host, HostPlatform};
 use crate::lifecycle::create::{self, StartMode};
 use crate::lifecycle::{destroy, follow};
-use crate::wait::{self, Limit};
-use crate::{Error, devices};
+use crate::wait;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use xen::DomId;
@@ -75,8 +75,7 @@ fn follow(options: &GlobalOptions, host: &mut Host, name: &str, domid: DomId) ->
     let ended = match followed {
         Err(Error::Interrupted) => {
             // The guest was created in the foreground, and ends with this process.
-            let undone =
-                wait::undo(|| destroy::destroy(host, last, Limit::new(devices::CLOSES_WITHIN)));
+            let undone = wait::undo(|| destroy::destroy(host, last, options.limit().for_undoing()));
             return Err(Error::Interrupted.with_undoing(undone));
         }
         followed => followed?,

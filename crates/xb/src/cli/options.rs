@@ -22,7 +22,8 @@ pub(crate) struct GlobalOptions {
     /// Print JSON; an error is an object on standard error then.
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// The longest wait for anything: 30 seconds without it.
+    /// The longest wait for anything: 30 seconds without it. Undoing what was begun may take as long
+    /// again, at most 10 seconds.
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub(super) timeout: Option<Duration>,
 }

@@ -1,6 +1,6 @@
 //! Adding a device, and waiting until it is connected.
 
-use super::detach::{CLOSES_WITHIN, Force, detach};
+use super::detach::{Force, detach};
 use super::device::AttachableDevice;
 use super::ends::{state, watched};
 use super::reported::ReportedError;
@@ -44,7 +44,7 @@ pub fn attach(host: &mut Host, device: &AttachableDevice, limit: Limit) -> Resul
     add(&mut host.store, device)?;
     let Err(error) = await_connected(host, device, limit) else { return Ok(()) };
     let nodes = device.nodes();
-    let undone = wait::undo(|| detach(host, nodes, Force::Take, Limit::new(CLOSES_WITHIN)));
+    let undone = wait::undo(|| detach(host, nodes, Force::Take, limit.for_undoing()));
     Err(error.with_undoing(undone))
 }
 

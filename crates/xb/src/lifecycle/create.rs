@@ -100,8 +100,7 @@ pub fn create(
     drop(lock);
     if let Err(error) = set_up {
         let error = domain::explain(host, &domain, error);
-        let undone =
-            wait::undo(|| destroy::destroy(host, domid, Limit::new(devices::CLOSES_WITHIN)));
+        let undone = wait::undo(|| destroy::destroy(host, domid, limit.for_undoing()));
         return Err(error.with_undoing(undone));
     }
     let mut lacks: Vec<String> = created.lacks.iter().map(ToString::to_string).collect();
@@ -225,8 +224,7 @@ fn set_up(
     if host.store.exists(format!("/libxl/{domid}"))? {
         // Devices of an earlier domain with this number that was not cleaned up, as after a broker
         // that was killed.
-        let within = Limit::new(devices::CLOSES_WITHIN);
-        destroy::remove_nodes(host, domid, None, within)?;
+        destroy::remove_nodes(host, domid, None, limit.for_undoing())?;
     }
     nodes::write(&mut host.store, description, domid, &domain.info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;

@@ -255,3 +255,21 @@ fn a_store_that_does_not_answer_is_waited_for_with_an_end() {
     kill_process(store, Signal::CONT).unwrap();
     host.ok(&["list"]);
 }
+
+/// The undoing of a creation whose disk does not connect takes as long again, and no longer.
+#[test]
+fn undoing_is_bounded_by_the_timeout() {
+    let host = TestHost::up("undoing");
+    let nodes = host.nodes();
+    let disks = "disk = [\"vdev=xvda,target=memory:1048576\", \"vdev=xvdb,target=memory:1048576\"]";
+    let config = host.config("web", &format!("{disks}\nextra = \"exec sleep 1000\""));
+    let backend = host.pid("xen-blockd").unwrap();
+    kill_process(backend, Signal::STOP).unwrap();
+    let begin = std::time::Instant::now();
+    host.fails(&["create", &config, "--timeout", "1.5"], 3, "disk xvda of domain 1 connects");
+    // Ten seconds for the undoing alone were the rule before.
+    let took = begin.elapsed();
+    assert!(took < std::time::Duration::from_secs(8), "{took:?}");
+    assert_eq!(host.nodes(), nodes);
+    kill_process(backend, Signal::CONT).unwrap();
+}
