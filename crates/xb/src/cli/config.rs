@@ -2,9 +2,12 @@
 
 use super::options::GlobalOptions;
 use super::out;
+use super::outcomes::Outcomes;
 use crate::Error;
 use crate::config::disk::{BackendType, Format, Specification};
 use crate::config::{self, Description, DiskSpec, Syntax, description};
+use crate::host::HostChoice;
+use crate::lifecycle::check;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -20,7 +23,8 @@ pub(crate) enum ConfigCommand {
         #[arg(long, value_name = "SYNTAX")]
         to: Option<OutputSyntax>,
     },
-    /// Say what is wrong with a configuration, and which keys have no effect; with --json, also what is made of it.
+    /// Say what is wrong with a configuration and why xb create would refuse it, and which keys have no effect; with
+    /// --json, also what is made of it.
     #[command(after_help = "Example: xb config check web.cfg --json")]
     Check {
         /// The file.
@@ -44,9 +48,17 @@ pub(crate) fn run(options: &GlobalOptions, command: &ConfigCommand) -> Result<u8
     let text = config::load(file).map_err(Error::Refused)?;
     let (name, syntax) = (file.display().to_string(), Syntax::of(file));
     let settings = config::parse(&name, &text, syntax)?;
-    let (description, warnings) = Description::read(&name, &settings)?;
+    let (mut description, warnings) = Description::read(&name, &settings)?;
     warnings.iter().for_each(|warning| out::tell(options, &warning.to_string()));
     let Some(to) = to else {
+        // On Xen other tools create domains, and refuse other things.
+        if let HostChoice::Hosted(_) = options.choice() {
+            description.directory = super::options::current_folder();
+            let (_, faults) = check::check(&description, &settings);
+            if !faults.is_empty() {
+                return refuse(options, faults);
+            }
+        }
         return if options.json { out::json(&as_json(&description)) } else { Ok(0) };
     };
     let to = match (to, syntax) {
@@ -54,6 +66,15 @@ pub(crate) fn run(options: &GlobalOptions, command: &ConfigCommand) -> Result<u8
         (Some(OutputSyntax::Toml), _) | (None, Syntax::Xl) => Syntax::Toml,
     };
     out::print(&config::write(&settings, to)?)
+}
+
+/// Tells each fault. Returns the exit status.
+fn refuse(options: &GlobalOptions, faults: Vec<Error>) -> Result<u8, Error> {
+    let mut outcomes = Outcomes::new(options, faults.len());
+    for fault in faults {
+        outcomes.take(Err::<(), Error>(fault))?;
+    }
+    Ok(outcomes.code())
 }
 
 /// Returns a description as JSON, with the keys of `xl.cfg`.

@@ -44,6 +44,14 @@ fn directory_of(guest: &GuestFolder) -> PathBuf {
     guest.path().join("directory")
 }
 
+/// Checks that a configuration can be kept.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn check(description: &Description, settings: &[Setting]) -> Result<(), Error> {
+    as_text(settings, description).map(drop)
+}
+
 /// Writes the settings that have an effect as text, as TOML may have others that xl.cfg cannot
 /// have. The keeper has to read the same description from them.
 fn as_text(settings: &[Setting], description: &Description) -> Result<String, Error> {

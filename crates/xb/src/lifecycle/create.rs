@@ -1,9 +1,9 @@
 //! The creation of a hosted guest: its process, its nodes, its devices, in this order; undone if
 //! any step fails.
 
-use super::{destroy, program};
+use super::{check, destroy, program};
 use crate::config::{self, Description, Setting};
-use crate::devices::disk::{self, AttachableDisk};
+use crate::devices::disk::AttachableDisk;
 use crate::devices::{self, AttachableDevice};
 use crate::domain::{self, Domain, nodes};
 use crate::host::daemons::BROKER;
@@ -70,13 +70,10 @@ pub fn create(
             "on Xen, domains are created by xl create; xb lists them and attaches disks".into(),
         ));
     };
-    if let Some(ramdisk) = &description.ramdisk {
-        let why = "hosted guests have no ramdisk; leave the key out";
-        return Err(Error::Refused(format!("ramdisk = {ramdisk:?}: {why}")));
+    let (disks, faults) = check::check(description, settings);
+    if let Some(first) = faults.into_iter().next() {
+        return Err(first);
     }
-    let prepare = |spec| disk::prepare(spec, disk::HostKind::Hosted, &description.directory);
-    let disks = description.disks.iter().map(prepare);
-    let disks: Vec<AttachableDisk> = disks.collect::<Result<_, _>>()?;
     wait::check()?;
     let guest = folder.guest(&description.name);
     let lock = claim(&guest, &mut host.store, control)?;

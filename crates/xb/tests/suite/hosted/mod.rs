@@ -73,6 +73,38 @@ fn configurations_are_converted_and_checked() {
     host.fails(&["config", "check", &config], 1, "bad.cfg:2:13: \"wrong\"; expected a format");
 }
 
+/// All that `create` would refuse is said at once, by both commands in the same words.
+#[test]
+fn a_check_refuses_what_create_would() {
+    let host = TestHost::up("check");
+    let (image, folder) = (host.image("a.img", 1 << 20), host.path(""));
+    let folder = folder.to_str().unwrap();
+    let good = host.config("good", &format!("memory = 64\ndisk = [\"{image},,xvda\"]"));
+    assert_eq!(host.json(&["config", "check", &good])["name"], "good");
+    let faults = [
+        ("ramdisk = \"/initrd\"".into(), "hosted guests have no ramdisk"),
+        ("memory = 99999999".into(), "memory = 99999999: this machine has "),
+        ("kernel = \"/not/there\"".into(), "kernel /not/there: No such file or directory"),
+        ("disk = [\"/not/there,,xvda\"]".into(), "disk xvda: /not/there: No such file"),
+        ("disk = [\"/a,vhd,xvda\"]".into(), "disk xvda: format vhd is not served"),
+        (format!("disk = [\"{folder},,xvda,r\"]"), "is no file and no block device"),
+    ];
+    for (rest, words) in &faults {
+        let config = host.config("bad", rest);
+        host.fails(&["config", "check", &config], 1, words);
+        host.fails(&["create", &config], 1, words);
+    }
+    let all: Vec<&str> = faults[..4].iter().map(|(rest, _): &(String, _)| rest.as_str()).collect();
+    let output = host.run(&["config", "check", &host.config("bad", &all.join("\n")), "--json"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{said}");
+    for ((_, words), line) in std::iter::zip(&faults[..4], said.lines()) {
+        let error: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(error["error"].as_str().unwrap().contains(words), "{said}");
+    }
+    assert_eq!(said.lines().count(), 4, "{said}");
+}
+
 #[test]
 fn help_completions_and_manual_pages_are_of_one_table() {
     let host = TestHost::down("help");

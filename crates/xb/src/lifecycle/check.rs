@@ -1,0 +1,45 @@
+//! The checks of a guest's description, before anything of the guest is created.
+
+use super::program;
+use crate::config::{Description, Setting};
+use crate::devices::disk::{self, AttachableDisk};
+use crate::host::saved_config;
+use crate::{Error, text};
+
+/// Checks all that can be checked without a host. Returns the disks that can be served, and each
+/// reason for which [`create`](super::create::create) refuses the guest.
+#[must_use]
+pub fn check(description: &Description, settings: &[Setting]) -> (Vec<AttachableDisk>, Vec<Error>) {
+    let (mut disks, mut faults) = (Vec::new(), Vec::new());
+    if let Some(ramdisk) = &description.ramdisk {
+        let why = "hosted guests have no ramdisk; leave the key out";
+        faults.push(Error::Refused(format!("ramdisk = \"{}\": {why}", text::clean(ramdisk))));
+    }
+    faults.extend(memory(description).err());
+    if let Some(kernel) = &description.kernel {
+        faults.extend(program::open(kernel).err());
+    }
+    for spec in &description.disks {
+        match disk::prepare(spec, disk::HostKind::Hosted, &description.directory) {
+            Ok(disk) => disks.push(disk),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    faults.extend(saved_config::check(description, settings).err());
+    (disks, faults)
+}
+
+/// Refuses more memory than this machine has.
+fn memory(description: &Description) -> Result<(), Error> {
+    let machine = rustix::system::sysinfo();
+    let bytes = machine.totalram.saturating_mul(u64::from(machine.mem_unit));
+    // Zero where the system does not say it.
+    if bytes == 0 || description.memory_mib <= bytes >> 20 {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "memory = {}: this machine has {} MiB",
+        description.memory_mib,
+        bytes >> 20
+    )))
+}
