@@ -9,6 +9,7 @@ use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::Lineage;
 use crate::wait::Limit;
 use crate::{Error, config, text};
+use std::time::{Duration, SystemTime};
 use xen::DomId;
 use xen::domctl::{DomainInfo, RunState};
 use xen::domwatch::ShutdownReason;
@@ -45,6 +46,15 @@ impl Domain {
     pub fn lineage(&self, host: &Host) -> Option<Lineage> {
         let guest = host.folder().map(|folder| folder.guest(&self.name));
         guest?.lineage().filter(|lineage| lineage.last == self.info.domid)
+    }
+
+    /// Returns the time until it is started again, if it has crashed and waits for that.
+    #[must_use]
+    pub fn restarts_in(&self, host: &Host) -> Option<Duration> {
+        let RunState::Shutdown(_) = self.info.state else { return None };
+        let guest = host.folder()?.guest(&self.name);
+        let again_at = GuestEnd::of_domain(&guest, self.info.domid)?.again_at?;
+        again_at.duration_since(SystemTime::now()).ok()
     }
 
     /// Returns its state in a word.

@@ -45,6 +45,7 @@ fn describe(host: &mut Host, domain: &Domain) -> Result<Value, Error> {
         });
         value["log"] = json!(folder.guest(&domain.name).log());
     }
+    super::list::add_restart(&mut value, host, domain);
     if let Some(lineage) = domain.lineage(host) {
         value["restarts"] = json!(lineage.restarts);
     }

@@ -3,9 +3,9 @@
 use super::options::GlobalOptions;
 use super::out;
 use super::outcomes::Outcomes;
-use crate::Error;
 use crate::domain::{self, Domain, EndedGuest};
 use crate::host::Host;
+use crate::{Error, text};
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +37,11 @@ pub(crate) fn run(options: &GlobalOptions, list: &ListArguments) -> Result<u8, E
         ended.retain(|guest| list.domains.contains(&guest.name));
     }
     if options.json {
-        let there = domains.iter().map(super::domain::as_json);
+        let there = domains.iter().map(|domain| {
+            let mut value = super::domain::as_json(domain);
+            add_restart(&mut value, &host, domain);
+            value
+        });
         out::json(&there.chain(ended.iter().map(ended_as_json)).collect())?;
     } else {
         out::table(&rows(&mut host, list, &domains, &ended))?;
@@ -58,7 +62,10 @@ fn rows(
         rows.push(vec![
             out::clean(&domain.name),
             info.domid.to_string(),
-            domain.state().into(),
+            match domain.restarts_in(host) {
+                Some(left) => format!("{}, restarts in {}", domain.state(), text::took(left)),
+                None => domain.state().into(),
+            },
             format!("{} KiB", info.memory_kib),
             info.vcpus_online.to_string(),
             format!("{:.1} s", info.cpu_time_ns as f64 / 1e9),
@@ -84,6 +91,13 @@ fn rows(
     let cells = domains.iter().map(of_domain).chain(ended.iter().map(of_ended));
     let cells = std::iter::once(head).chain(cells);
     rows.into_iter().zip(cells).map(|(row, cells)| [row, cells.to_vec()].concat()).collect()
+}
+
+/// Adds the time until a domain is started again, if it waits for that.
+pub(crate) fn add_restart(value: &mut Value, host: &Host, domain: &Domain) {
+    if let Some(left) = domain.restarts_in(host) {
+        value["restarts_in_s"] = json!(left.as_secs_f64().ceil());
+    }
 }
 
 /// Returns a guest that has ended as JSON.

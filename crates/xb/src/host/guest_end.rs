@@ -4,8 +4,13 @@
 use super::files::replace;
 use super::guest_folder::GuestFolder;
 use crate::config::Action;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xen::DomId;
+
+/// Returns the time of this many ms since 1970.
+fn from_millis(millis: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
+}
 
 /// The end of a guest, as the keeper recorded it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +23,8 @@ pub struct GuestEnd {
     pub status: Option<u8>,
     /// The action that follows.
     pub action: Action,
+    /// The time before which it is not started again.
+    pub again_at: Option<SystemTime>,
 }
 
 impl GuestEnd {
@@ -29,12 +36,14 @@ impl GuestEnd {
         let domid = DomId(words.next()?.parse().ok()?);
         let reason = words.next()?.to_owned();
         let action = Action::parse(words.next()?)?;
-        Some(Self {
-            domid,
-            reason,
-            status: words.next().and_then(|word| word.parse().ok()),
-            action,
-        })
+        let (mut status, mut again_at) = (None, None);
+        for word in words {
+            match word.strip_prefix('@') {
+                Some(at) => again_at = at.parse().ok().map(from_millis),
+                None => status = word.parse().ok(),
+            }
+        }
+        Some(Self { domid, reason, status, action, again_at })
     }
 
     /// Reads the recorded end of the domain with this name and number; `None` where it has not
@@ -51,7 +60,10 @@ impl GuestEnd {
 
     pub(crate) fn note(&self, guest: &GuestFolder) -> std::io::Result<()> {
         let status = self.status.map(|status| format!(" {status}")).unwrap_or_default();
-        let text = format!("{} {} {}{status}\n", self.domid, self.reason, self.action.word());
+        let again_at = self.again_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let again_at = again_at.map(|at| format!(" @{}", at.as_millis())).unwrap_or_default();
+        let (domid, reason, action) = (self.domid, &self.reason, self.action.word());
+        let text = format!("{domid} {reason} {action}{status}{again_at}\n");
         replace(&guest.ended(), &text)
     }
 }

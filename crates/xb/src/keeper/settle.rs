@@ -13,7 +13,7 @@ use crate::wait::Limit;
 use crate::{Error, devices, text};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use xen::domctl::DomainInfo;
 use xen::domwatch::ShutdownReason;
 use xenstore::Store;
@@ -24,11 +24,24 @@ const LIVED_MIN: Duration = Duration::from_secs(1);
 /// another way is never restarted.
 const HASTY_MAX: u32 = 3;
 
+/// The life of a guest after which a crash is not one of a loop.
+const LASTED: Duration = Duration::from_secs(60);
+/// The delay of the restart after the first crash of a loop; it doubles with each.
+const DELAY_FIRST: Duration = Duration::from_secs(1);
+/// The longest delay of a restart.
+const DELAY_MAX: Duration = Duration::from_secs(300);
+
+/// The longest time between two looks whether a guest that waits was destroyed. The store tells of
+/// most.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A guest's life, over its restarts.
 struct Life {
     since: Instant,
     /// The number of hasty ends in a row.
     hasty: u32,
+    /// The number of crashes in a row after lives that did not last.
+    crashes: u32,
 }
 
 /// The lives of guests, by name. A guest that existed before the keeper has none.
@@ -42,7 +55,7 @@ impl LifeTable {
 
     /// Notes the beginning of a guest's life.
     pub(super) fn begin(&self, name: &str) {
-        let begun = Life { since: Instant::now(), hasty: 0 };
+        let begun = Life { since: Instant::now(), hasty: 0, crashes: 0 };
         self.with(|lives| {
             lives.entry(name.to_owned()).or_insert(begun).since = Instant::now();
         });
@@ -51,6 +64,39 @@ impl LifeTable {
     /// Removes a guest's life.
     pub(super) fn forget(&self, name: &str) {
         self.with(|lives| lives.remove(name));
+    }
+
+    /// Begins to count anew, for a guest that was not restarted yet.
+    fn count_anew(&self, name: &str) {
+        self.with(|lives| {
+            if let Some(life) = lives.get_mut(name) {
+                (life.hasty, life.crashes) = (0, 0);
+            }
+        });
+    }
+
+    /// Returns the delay of the restart after a crash. It grows while the guest crashes again and
+    /// again, and is zero after a life that lasted.
+    fn delay(&self, name: &str) -> Duration {
+        let crashes = self.with(|lives| {
+            let life = lives.get_mut(name)?;
+            life.crashes =
+                if life.since.elapsed() < LASTED { life.crashes.saturating_add(1) } else { 0 };
+            life.crashes.checked_sub(1)
+        });
+        crashes.map_or(Duration::ZERO, |before| {
+            DELAY_FIRST.saturating_mul(1 << before.min(16)).min(DELAY_MAX)
+        })
+    }
+
+    /// Returns the action for a guest whose configuration has `configured` for its end, and the delay
+    /// of a restart.
+    fn action(&self, name: &str, configured: Action, reason: ShutdownReason) -> (Action, Duration) {
+        match configured {
+            Action::Restart if is_crash(reason) => (Action::Restart, self.delay(name)),
+            Action::Restart => (self.restart(name, reason), Duration::ZERO),
+            other => (other, Duration::ZERO),
+        }
     }
 
     /// Returns the action for a guest that is to be restarted: not without end, where it ends at
@@ -73,6 +119,11 @@ impl LifeTable {
     }
 }
 
+/// True for the ends that `on_crash` is for.
+fn is_crash(reason: ShutdownReason) -> bool {
+    matches!(reason, ShutdownReason::Crash | ShutdownReason::Watchdog)
+}
+
 /// Does the action of an ended guest's configuration.
 pub(super) fn settle(
     folder: &Folder,
@@ -87,12 +138,14 @@ pub(super) fn settle(
     let name = text::lossy(name);
     let guest = folder.guest(&name);
     let (description, settings) = saved_config::read(&guest)?;
-    let action = match description.after(reason) {
-        Action::Restart => lives.restart(&name, reason),
-        other => other,
-    };
+    if guest.lineage_of(domid).restarts == 0 {
+        lives.count_anew(&name);
+    }
+    let (action, delay) = lives.action(&name, description.after(reason), reason);
     let status = domain::exit_status(&mut host.store, domid)?;
-    let mut ended = GuestEnd { domid, reason: reason_word(reason).into(), status, action };
+    let again_at = SystemTime::now().checked_add(delay).filter(|_| !delay.is_zero());
+    let mut ended =
+        GuestEnd { domid, reason: reason_word(reason).into(), status, action, again_at };
     ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     host.store.transaction(|tx| {
         // The guest's creator may be destroying it at this moment: a destroyed guest is not
@@ -102,14 +155,12 @@ pub(super) fn settle(
         }
         Ok(())
     })?;
-    say(&format!(
-        "{name} (domain {domid}): {}, exit status {status:?}: {}",
-        ended.reason,
-        action.word()
-    ));
+    tell(&name, &ended, delay);
     if action == Action::Preserve {
         return Ok(());
     }
+    // It stays as it ended until then: its name is taken, and who destroys it ends the loop.
+    await_restart(&mut host, info, delay)?;
     let limit = || Limit::new(devices::CLOSES_WITHIN);
     // The creator holds the new guest until it is complete, and this lock as long; a process that
     // holds the lock after that waits for the guest.
@@ -152,5 +203,30 @@ pub(super) fn settle(
             return Err(error);
         }
     }
+    Ok(())
+}
+
+/// Logs the end of a guest.
+fn tell(name: &str, ended: &GuestEnd, delay: Duration) {
+    let status = ended.status.map(|status| format!(", exit status {status}")).unwrap_or_default();
+    let (domid, why, after) = (ended.domid, &ended.reason, ended.action.word());
+    let later = ended.again_at.map(|_| format!(" in {}", text::took(delay))).unwrap_or_default();
+    say(&format!("{name} (domain {domid}): {why}{status}: {after}{later}"));
+}
+
+/// Waits until a guest that has crashed may be started again, or was destroyed.
+fn await_restart(host: &mut Host, info: &DomainInfo, delay: Duration) -> Result<(), Error> {
+    const TOKEN: &str = "restart";
+    if delay.is_zero() {
+        return Ok(());
+    }
+    let begin = Instant::now();
+    host.store.watch("@releaseDomain", TOKEN)?;
+    while let Some(left) = delay.checked_sub(begin.elapsed())
+        && host.control().info(info.domid).is_ok_and(|now| now.handle == info.handle)
+    {
+        host.store.next_event(Some(left.min(LOOK_AGAIN)))?;
+    }
+    host.store.unwatch("@releaseDomain", TOKEN)?;
     Ok(())
 }

@@ -128,7 +128,13 @@ fn standing(
         (None, Some(RunState::Shutdown(reason))) if !keeper => {
             let status = domain::exit_status(&mut host.store, domid)?;
             let reason = domain::reason_word(reason).to_owned();
-            Ok(FollowedState::Ended(GuestEnd { domid, reason, status, action: Action::Preserve }))
+            Ok(FollowedState::Ended(GuestEnd {
+                domid,
+                reason,
+                status,
+                action: Action::Preserve,
+                again_at: None,
+            }))
         }
         (None, Some(_)) => Ok(FollowedState::Runs),
     }

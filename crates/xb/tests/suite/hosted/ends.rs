@@ -240,3 +240,32 @@ fn a_host_whose_broker_was_killed_is_taken_down_whole() {
     assert!(host.ok(&["host", "down"]).contains("is down"));
     host.nothing_is_left();
 }
+
+/// A guest that crashes again and again is started again later each time, and who destroys it ends
+/// that.
+#[test]
+fn a_loop_of_crashes_is_slowed_down() {
+    let host = TestHost::up("loop");
+    let config = host.config("bad", "on_crash = \"restart\"\nextra = \"exit 1\"");
+    let begin = std::time::Instant::now();
+    host.ok(&["create", &config]);
+    let info = host.until("it waits for its third restart", || {
+        let info = host.try_json(&["info", "bad"])?;
+        (info["restarts"] == 2 && info["restarts_in_s"].is_number()).then_some(info)
+    });
+    // One second and two, and now four.
+    assert!(begin.elapsed() >= std::time::Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert_eq!(info["state"], "crashed");
+    assert!((1.0..=4.0).contains(&info["restarts_in_s"].as_f64().unwrap()), "{info}");
+    let table = host.ok(&["list"]);
+    assert!(table.contains("crashed, restarts in "), "{table}");
+    assert!(
+        host.log_of("keeper").contains("bad (domain 2): crashed, exit status 1: restart in 2.0 s")
+    );
+    host.ok(&["destroy", "bad"]);
+    host.until("the keeper knows", || {
+        let ended = std::fs::read_to_string(host.path("h/guests/bad/ended")).ok()?;
+        ended.starts_with("3 crashed destroy 1").then_some(())
+    });
+    host.until_alone();
+}
