@@ -35,6 +35,8 @@ pub enum Error {
     },
     /// It cannot be done in the present state: a sentence with the next step for the user.
     Refused(String),
+    /// The domain has a device of this number already: a sentence with the next step for the user.
+    AlreadyThere(String),
     /// It did not happen in time.
     Timeout {
         /// The event that was awaited.
@@ -94,7 +96,10 @@ impl fmt::Display for Error {
             Self::Config(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
             Self::Platform { what, error } => write!(f, "{what}: {error}"),
-            Self::NotFound(text) | Self::Refused(text) | Self::Ended(text) => f.write_str(text),
+            Self::NotFound(text)
+            | Self::Refused(text)
+            | Self::AlreadyThere(text)
+            | Self::Ended(text) => f.write_str(text),
             Self::Destroyed { domain, ended: None } => {
                 write!(f, "{domain} was destroyed meanwhile")
             }

@@ -4,7 +4,7 @@ use super::options::GlobalOptions;
 use super::out;
 use super::outcomes::Outcomes;
 use crate::Error;
-use crate::config::disk::{BackendType, Format, Specification};
+use crate::config::disk::{BackendType, Format, Specification, name_all};
 use crate::config::{self, Description, DiskSpec, Syntax, description};
 use crate::host::HostChoice;
 use crate::lifecycle::check;
@@ -58,6 +58,9 @@ pub(crate) fn run(options: &GlobalOptions, command: &ConfigCommand) -> Result<u8
             if !faults.is_empty() {
                 return refuse(options, faults);
             }
+            name_all(&mut description.disks);
+        } else if description.disks.iter().any(|disk| disk.vdev.is_empty()) {
+            return Err(Error::Refused("a disk has no vdev, which xl needs".into()));
         }
         return if options.json { out::json(&as_json(&description)) } else { Ok(0) };
     };

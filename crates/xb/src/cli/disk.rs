@@ -3,6 +3,7 @@
 use super::options::GlobalOptions;
 use super::out;
 use crate::config::DiskSpec;
+use crate::config::disk::next_free;
 use crate::devices::disk::{self, AttachedDisk, HostKind};
 use crate::devices::{self, Force};
 use crate::host::Host;
@@ -51,7 +52,8 @@ pub(crate) enum DiskCommand {
 pub(crate) struct Attach {
     /// The domain's name or number.
     domain: String,
-    /// The disk, as in a configuration; several words are one string, as with xl.
+    /// The disk, as in a configuration; several words are one string, as with xl. Without a vdev it gets the next free
+    /// name from xvda on, which is printed.
     #[arg(required = true)]
     disk: Vec<String>,
     /// Do not wait until the guest has connected it.
@@ -160,16 +162,41 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
     let text = attach.disk.join(",");
     domain::with(&mut options.open()?, &attach.domain, |host, domain| {
         let domid = domain.info.domid;
-        let spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
-        let disk = disk::prepare(&spec, HostKind::of(host), &super::options::current_folder())?;
-        let device = disk.device(domid)?;
-        if attach.no_wait {
-            devices::add(&mut host.store, &device)?;
-        } else {
-            devices::attach(host, &device, options.limit())?;
+        let mut spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
+        if !spec.vdev.is_empty() {
+            attach_one(options, attach, host, domid, &spec)?;
+            return print_state(options, host, domid, &spec.vdev);
+        }
+        loop {
+            let disks = disk::list(&mut host.store, domid)?;
+            spec.vdev = next_free(|number| disks.iter().any(|disk| disk.number() == number));
+            match attach_one(options, attach, host, domid, &spec) {
+                // Another client has taken the name meanwhile.
+                Err(Error::AlreadyThere(_)) => crate::wait::check()?,
+                attached => break attached?,
+            }
+        }
+        if !options.json {
+            out::print(&format!("the disk is {} of {}\n", spec.vdev, out::clean(&domain.name)))?;
         }
         print_state(options, host, domid, &spec.vdev)
     })
+}
+
+fn attach_one(
+    options: &GlobalOptions,
+    attach: &Attach,
+    host: &mut Host,
+    domid: DomId,
+    spec: &DiskSpec,
+) -> Result<(), Error> {
+    let disk = disk::prepare(spec, HostKind::of(host), &super::options::current_folder())?;
+    let device = disk.device(domid)?;
+    if attach.no_wait {
+        devices::add(&mut host.store, &device)
+    } else {
+        devices::attach(host, &device, options.limit())
+    }
 }
 
 /// Prints the present state of the disk with --json.

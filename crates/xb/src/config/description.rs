@@ -272,6 +272,10 @@ impl SettingReader<'_> {
                 found: wrong.found,
                 expected: wrong.expected.into(),
             })?;
+            if disk.vdev.is_empty() {
+                disks.push(disk);
+                continue;
+            }
             let number = disk::number(&disk.vdev).map_err(|found| Error {
                 place: value.place.clone(),
                 found,

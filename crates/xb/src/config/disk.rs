@@ -5,6 +5,7 @@
 //! not named yet. `target=` takes the whole rest. Where the manual and `xl` differ, as in the parts
 //! that may occur twice, `xl` 4.17 decides; `grant_usage` is later than that.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use xen_block::vbd;
 
@@ -97,7 +98,7 @@ pub struct DiskSpec {
     pub target: Option<String>,
     /// The format of the image; raw where none is given.
     pub format: Option<Format>,
-    /// Its name in the guest.
+    /// Its name in the guest; empty where none is given, and the next free one is meant.
     pub vdev: String,
     /// The access of the guest, where it is given; see [`DiskSpec::writable`].
     pub access: Option<Access>,
@@ -205,6 +206,26 @@ pub fn number(vdev: &str) -> Result<u32, String> {
             .ok_or_else(|| format!("{vdev:?} is no number of a virtual disk (below 0x20000000)"));
     }
     vbd::number(vdev)
+}
+
+/// Returns the first name from `xvda` on whose number is not taken.
+#[must_use]
+pub fn next_free(taken: impl Fn(u32) -> bool) -> String {
+    // Beyond the sixteenth, numbers have another form.
+    let numbers = (0..16)
+        .map(|disk| 202 << 8 | disk << 4)
+        .chain((16..1 << 20).map(|disk| 1 << 28 | disk << 8));
+    let mut free = numbers.filter(|number| !taken(*number));
+    free.next().map(vbd::name).unwrap_or_default()
+}
+
+/// Gives each disk without a name the next free one.
+pub fn name_all(disks: &mut [DiskSpec]) {
+    let mut taken: BTreeSet<u32> = disks.iter().filter_map(|disk| disk.number().ok()).collect();
+    for disk in disks.iter_mut().filter(|disk| disk.vdev.is_empty()) {
+        disk.vdev = next_free(|number| taken.contains(&number));
+        taken.extend(disk.number());
+    }
 }
 
 /// A part of the string: its text, and its place.
@@ -450,9 +471,6 @@ impl<'a> DiskSpecReader<'a> {
 
     fn finish(self) -> Result<DiskSpec, Error> {
         let end = (&self.text[self.text.len()..], self.text.len());
-        if self.disk.vdev.is_empty() {
-            return Err(self.error(end, "a vdev (TARGET,FORMAT,VDEV,ACCESS or vdev=xvda)"));
-        }
         if self.disk.target.is_none() && !self.disk.cdrom {
             return Err(
                 self.error(end, "a target (TARGET,FORMAT,VDEV,ACCESS or target=/path at the end)")
@@ -465,6 +483,7 @@ impl<'a> DiskSpecReader<'a> {
 impl fmt::Display for DiskSpec {
     /// In key=value form, which [`DiskSpec::parse`] reads again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without one it is empty here as well, which means the same.
         write!(f, "vdev={}", self.vdev)?;
         let mut key = |name: &str, value: Option<&str>| match value {
             Some(value) => write!(f, ",{name}={value}"),

@@ -22,12 +22,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// with its number.
 ///
 /// # Errors
-/// [`Error::Refused`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
+/// [`Error::AlreadyThere`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
 pub fn add(store: &mut Client, device: &AttachableDevice) -> Result<(), Error> {
     let domid = device.domid();
     match toolstack::add_new(store, device.nodes())? {
         AddOutcome::New => Ok(()),
-        AddOutcome::WasThere => Err(Error::Refused(format!(
+        AddOutcome::WasThere => Err(Error::AlreadyThere(format!(
             "domain {domid} has a {} already{}",
             device.words(),
             device.advice()

@@ -1,6 +1,7 @@
 //! The checks of a guest's description, before anything of the guest is created.
 
 use super::program;
+use crate::config::disk::name_all;
 use crate::config::{Description, Setting};
 use crate::devices::disk::{self, AttachableDisk};
 use crate::host::saved_config;
@@ -19,7 +20,9 @@ pub fn check(description: &Description, settings: &[Setting]) -> (Vec<Attachable
     if let Some(kernel) = &description.kernel {
         faults.extend(program::open(kernel).err());
     }
-    for spec in &description.disks {
+    let mut specs = description.disks.clone();
+    name_all(&mut specs);
+    for spec in &specs {
         match disk::prepare(spec, disk::HostKind::Hosted, &description.directory) {
             Ok(disk) => disks.push(disk),
             Err(fault) => faults.push(fault),

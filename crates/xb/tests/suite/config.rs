@@ -147,7 +147,6 @@ fn disk_strings_with_scripts_backends_and_flags() {
 #[test]
 fn wrong_disk_strings_say_where_and_what_was_expected() {
     for (text, at, found, expected) in [
-        ("foo", 3, "nothing", "a vdev"),
         ("vdev=xvda", 9, "nothing", "a target"),
         ("/img,raws,xvda", 5, "\"raws\"", "a format: raw"),
         ("/img,,xvda,x", 11, "\"x\"", "an access: r"),

@@ -91,6 +91,43 @@ fn the_process_that_uses_an_image_is_named() {
 }
 
 #[test]
+fn a_disk_without_a_vdev_gets_the_next_free_name() {
+    let host = TestHost::up("no-vdev");
+    let image = host.image("a.img", 1 << 20);
+    let disks =
+        format!("\"{image}\", \"vdev=xvda,target=memory:1048576\", \"target=memory:1048576\"");
+    let config = host.config("web", &format!("disk = [{disks}]\nextra = \"exec sleep 1000\""));
+    let named = |disks: &serde_json::Value| {
+        let mut all: Vec<_> =
+            disks.as_array().unwrap().iter().map(|disk| disk["vdev"].clone()).collect();
+        all.sort_by_key(ToString::to_string);
+        all
+    };
+    assert_eq!(named(&host.json(&["config", "check", &config])["disk"]), ["xvda", "xvdb", "xvdc"]);
+    host.ok(&["create", &config]);
+    let listed = || host.json(&["disk", "list", "web"]);
+    assert_eq!(named(&listed()), ["xvda", "xvdb", "xvdc"]);
+    assert_eq!(
+        listed().as_array().unwrap().iter().find(|disk| disk["vdev"] == "xvdb").unwrap()["target"],
+        image
+    );
+    host.ok(&["disk", "detach", "web", "xvda"]);
+    assert_eq!(
+        host.ok(&["disk", "attach", "web", "target=memory:1048576"]),
+        "the disk is xvda of web\n"
+    );
+    // Of two at once each gets one.
+    let attach = || {
+        let mut command = host.command(&["disk", "attach", "web", "target=memory:1048576"]);
+        command.stdout(Stdio::null()).spawn().unwrap()
+    };
+    for mut child in [attach(), attach()] {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(named(&listed()), ["xvda", "xvdb", "xvdc", "xvdd", "xvde"]);
+}
+
+#[test]
 fn what_can_be_no_disk_is_not_waited_for() {
     let host = TestHost::up("no-disk");
     let fifo = host.path("fifo");

@@ -59,7 +59,7 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
     host.fails(&["create", &other], 1, by);
     host.fails(&["create", &writer], 1, "there is a domain writer already");
     host.fails(&["disk", "attach", "writer", &format!("{busy},,xvdb,w")], 1, by);
-    host.fails(&["disk", "attach", "writer", "nonsense"], 1, "expected a vdev");
+    host.fails(&["disk", "attach", "writer", "nonsense"], 1, "/dev/nonsense: No such file");
     host.fails(
         &["disk", "attach", "nobody", &format!("{good},,xvda")],
         4,
