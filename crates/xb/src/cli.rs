@@ -19,6 +19,7 @@ mod tree;
 
 use crate::Error;
 use crate::wait::{self, Signals};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use options::GlobalOptions;
 use std::process::ExitCode;
@@ -146,8 +147,16 @@ impl Command {
 /// Parses the command line and runs its command.
 #[must_use]
 pub fn main() -> ExitCode {
-    // Exits with 2 where it is wrong, with 0 for help.
-    let line = Line::parse();
+    let line = match Line::try_parse() {
+        Ok(line) => line,
+        // The error itself would list the commands that are for other programs, too.
+        Err(error) if error.kind() == ErrorKind::MissingSubcommand => {
+            eprint!("{}", Line::command().render_help());
+            return ExitCode::from(WRONG_USAGE);
+        }
+        // Exits with 2 where it is wrong, with 0 for help.
+        Err(error) => error.exit(),
+    };
     let options = line.options.clone();
     if let Err(wrong) = refuse_without_effect(&options, &line.command) {
         out::failed(&options, &wrong, WRONG_USAGE);
@@ -197,7 +206,7 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Disk(command) => disk::run(options, &command),
         Command::Config(command) => config::run(options, &command),
         Command::Demo(demo) => demo::run(options, &demo),
-        Command::Completions(completions) => complete::completions(Line::command(), &completions),
+        Command::Completions(completions) => complete::completions(&Line::command(), &completions),
         Command::Man(man) => complete::man(Line::command(), &man),
         Command::Keeper | Command::GuestInit { .. } | Command::Store(_) => Ok(0),
     }

@@ -18,8 +18,11 @@ pub(crate) struct Man {
 }
 
 /// Prints the completions of a command line.
-pub(crate) fn completions(mut line: Command, completions: &Completions) -> Result<u8, Error> {
+pub(crate) fn completions(line: &Command, completions: &Completions) -> Result<u8, Error> {
     let mut text = Vec::new();
+    // The generators also write commands that are hidden, which other programs run.
+    let shown = line.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let mut line = Command::new("xb").args(line.get_arguments().cloned()).subcommands(shown);
     clap_complete::generate(completions.shell, &mut line, "xb", &mut text);
     out::print(&String::from_utf8_lossy(&text))
 }

@@ -54,7 +54,12 @@ pub(crate) fn run(options: &GlobalOptions, create: &Create) -> Result<u8, Error>
         (false, false) => StartMode::Run,
     };
     let new = create::create(&mut host, &description, &settings, mode, options.limit())?;
-    new.lacks.iter().for_each(|lack| out::tell(options, lack));
+    // In JSON it is all there each time, for programs.
+    let untold = match host.folder() {
+        Some(folder) if !options.json => folder.untold(&new.lacks),
+        _ => new.lacks.iter().collect(),
+    };
+    untold.into_iter().for_each(|lack| out::tell(options, lack));
     if options.json {
         out::json(
             &serde_json::json!({ "name": description.name, "domid": new.domid.0, "lacks": new.lacks }),

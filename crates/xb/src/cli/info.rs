@@ -6,8 +6,9 @@ use super::out;
 use crate::devices::disk;
 use crate::domain::Domain;
 use crate::host::{Host, HostPlatform};
-use crate::{Error, domain};
+use crate::{Error, domain, text};
 use serde_json::{Value, json};
+use std::time::{Duration, UNIX_EPOCH};
 
 pub(crate) fn run(options: &GlobalOptions, which: &DomainArguments) -> Result<u8, Error> {
     let mut host = options.open()?;
@@ -52,9 +53,26 @@ fn describe(host: &mut Host, domain: &Domain) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// Formats a number whose unit is the end of its key. Returns the key without it, and the number.
+fn with_unit(key: &str, value: &Value) -> Option<(String, String)> {
+    let seconds = |time: f64| text::took(Duration::from_secs_f64(time.max(0.0)));
+    let shown = match key.rsplit_once(' ').map_or(key, |(_, unit)| unit) {
+        "kib" => text::size(value.as_u64()?.saturating_mul(1024)),
+        "bytes" => return Some(("size".into(), text::size(value.as_u64()?))),
+        "ns" => seconds(value.as_f64()? / 1e9),
+        "s" => seconds(value.as_f64()?),
+        "at" => {
+            let then = UNIX_EPOCH.checked_add(Duration::from_secs(value.as_u64()?))?;
+            format!("{} ago", text::took(then.elapsed().unwrap_or_default()))
+        }
+        _ => return None,
+    };
+    Some((key.rsplit_once(' ')?.0.to_owned(), shown))
+}
+
 /// Formats an object as indented lines.
 fn lines(value: &Value, depth: usize) -> String {
-    let mut text = String::new();
+    let mut drawn = String::new();
     let pad = "  ".repeat(depth);
     let pairs: Vec<(String, &Value)> = match value {
         Value::Object(map) => {
@@ -63,18 +81,22 @@ fn lines(value: &Value, depth: usize) -> String {
         Value::Array(list) => {
             list.iter().enumerate().map(|(at, value)| (format!("{}.", at + 1), value)).collect()
         }
-        _ => return text,
+        _ => return drawn,
     };
     for (key, value) in pairs {
+        if let Some((key, shown)) = with_unit(&key, value) {
+            drawn.push_str(&format!("{pad}{key}: {shown}\n"));
+            continue;
+        }
         let (plain, below) = match value {
             Value::String(text) => (out::clean(text), String::new()),
             Value::Object(_) | Value::Array(_) => (String::new(), lines(value, depth + 1)),
             Value::Null => ("-".into(), String::new()),
             other => (other.to_string(), String::new()),
         };
-        text.push_str(format!("{pad}{key}: {plain}").trim_end());
-        text.push('\n');
-        text.push_str(&below);
+        drawn.push_str(format!("{pad}{key}: {plain}").trim_end());
+        drawn.push('\n');
+        drawn.push_str(&below);
     }
-    text
+    drawn
 }

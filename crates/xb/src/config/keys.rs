@@ -72,9 +72,11 @@ pub fn support(key: &str) -> Support {
 #[must_use]
 pub fn nearest(key: &str) -> Option<&'static str> {
     let known = HEEDED.iter().copied().chain(OTHERS.split(' '));
+    // One letter of three may differ: foo is not boot.
+    let most = (key.len() / 3).min(2);
     known
         .map(|known| (distance(key, known), known))
-        .filter(|(far, _)| *far <= 2)
+        .filter(|(far, _)| *far <= most)
         .min()
         .map(|(_, known)| known)
 }

@@ -5,7 +5,7 @@
 //! | `.xb-host` | says that the folder is a host's: without it nothing in a folder is used or removed |
 //! | `host/` | the broker's sockets |
 //! | `store` | the store's socket, which `xenstore` and every client find through `XENSTORED_PATH` |
-//! | `run/` | pid files, the store's own files, the image folders that `xb host up` was given |
+//! | `run/` | pid files, the store's own files, the image folders that `xb host up` was given, what its user was told once |
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
 //! | `demo/` | what `xb demo` makes |
@@ -17,6 +17,7 @@ use super::guest_folder::GuestFolder;
 use crate::Error;
 use rustix::fs::inotify::WatchFlags;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use xen_hosted::HostDir;
@@ -33,6 +34,8 @@ const MADE: [&str; 4] = ["run", "record", "log", "guests"];
 const DEMO: &str = "demo";
 /// The file that has the image folders, each behind a NUL.
 const IMAGE_DIRS: &str = "image-dirs";
+/// The file that has what the user of this host was told once, in lines.
+const TOLD: &str = "told";
 /// The bits of a mode with which others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -94,6 +97,20 @@ impl Folder {
     #[must_use]
     pub fn run(&self) -> PathBuf {
         self.0.join("run")
+    }
+
+    /// Returns the lines that no command has told a user of this host yet, and records them as told.
+    pub(crate) fn untold<'a>(&self, lines: &'a [String]) -> Vec<&'a String> {
+        let path = self.run().join(TOLD);
+        let told = std::fs::read_to_string(&path).unwrap_or_default();
+        let is_new = |line: &&String| !told.lines().any(|told| told == line.as_str());
+        let new: Vec<&String> = lines.iter().filter(is_new).collect();
+        let mut file = std::fs::File::options().append(true).create(true).open(&path).ok();
+        for line in &new {
+            // A line that cannot be recorded is told again.
+            let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
+        }
+        new
     }
 
     /// Reads the folders that `xb host up --image-dir` has named.

@@ -289,6 +289,21 @@ fn toml_says_the_same() {
 }
 
 #[test]
+fn the_key_that_is_named_instead_is_near() {
+    for (key, near) in [
+        ("foo", None),
+        ("vcpu", Some("vcpus")),
+        ("nam", Some("name")),
+        ("memmory", Some("memory")),
+        ("on_poweof", Some("on_poweroff")),
+        ("kernal_blocks", Some("kernel_block")),
+        ("x", None),
+    ] {
+        assert_eq!(config::keys::nearest(key), near, "{key}");
+    }
+}
+
+#[test]
 fn keys_that_do_nothing_are_named() {
     let keys = "name='a'\nvif=['']\nmemmory=3\nqqqqqq=1\n\
                 type='pvh'\nmemory=9\nmaxmem=9\nroot='/a'\nextra='b'\ncmdline='c'\nxenstore_quota=['']\n";

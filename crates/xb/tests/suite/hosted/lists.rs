@@ -77,3 +77,43 @@ fn each_of_several_domains_is_tried() {
     host.until_alone();
     host.fails(&["destroy"], 2, "DOMAIN");
 }
+
+#[test]
+fn numbers_for_people_have_units() {
+    let host = TestHost::up("units");
+    host.ok(&["create", &host.config("web", "memory = 32\nextra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "web", "target=memory:1048576"]);
+    let info = host.ok(&["info", "web"]);
+    let has = |line: &str| info.lines().any(|one| one.trim() == line);
+    assert!(has("memory max: 32 MiB") && has("size: 1 MiB"), "{info}");
+    let time = info.lines().find_map(|line| line.strip_prefix("cpu time: ")).unwrap();
+    assert!(time.ends_with(" ms") || time.ends_with(" s"), "{info}");
+    assert!(!info.contains("kib") && !info.contains(" ns"), "{info}");
+}
+
+/// Tells once for each host what its guests do without, and again to programs.
+#[test]
+fn what_is_lacking_is_told_once() {
+    let host = TestHost::up("lacks");
+    let config = host.config("web", "vcpus = 4000\nextra = \"exec sleep 1000\"");
+    let words = "vcpus = 4000 has no effect";
+    for is_told in [true, false] {
+        let output = host.run(&["create", &config]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said.contains(words), is_told, "{said}");
+        host.ok(&["destroy", "web"]);
+    }
+    let lacks = host.json(&["create", &config])["lacks"].to_string();
+    assert!(lacks.contains(words), "{lacks}");
+}
+
+#[test]
+fn commands_for_other_programs_are_not_offered() {
+    let host = TestHost::down("internal");
+    let help = String::from_utf8(host.run(&[]).stderr).unwrap();
+    assert!(help.contains("destroy") && !help.contains("keeper"), "{help}");
+    let shown = ["bash", "zsh", "fish"].map(|shell| host.ok(&["completions", shell]));
+    for text in [&[help][..], &shown].concat() {
+        assert!(!text.contains("guest-init"), "{text}");
+    }
+}
