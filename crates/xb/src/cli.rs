@@ -35,7 +35,7 @@ pub(crate) struct Line {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not in time, 4 no such domain, disk or \
-host, or the domain was destroyed meanwhile, 130 interrupted; xb create --wait ends with the guest's.\n\nExample: xb demo";
+host, or the domain was destroyed meanwhile, 130 interrupted; xb create --wait ends with the guest's, and xb store with that of xenstore.\n\nExample: xb demo";
 
 /// The exit status after a wrong command line, as clap has it.
 const WRONG_USAGE: u8 = 2;

@@ -54,7 +54,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Timeout { .. } => 3,
-            Self::Store(error) if error.errno() == TIMED_OUT => 3,
+            // A refusal is an answer, whatever its number.
+            Self::Store(error) if error.refusal().is_none() && error.errno() == TIMED_OUT => 3,
             Self::Platform { error, .. } if error.errno() == TIMED_OUT => 3,
             Self::NotFound(_) | Self::Destroyed { .. } => 4,
             Self::Interrupted => 130,
@@ -142,6 +143,33 @@ impl From<xenbus::Error> for Error {
         match error {
             xenbus::Error::Store(error) => Self::Store(error),
             error => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_is_the_status_of_what_was_not_in_time_alone() {
+        let late = || Error::Timeout { what: "it is there".into(), after: Duration::ZERO };
+        let text = || "it is so".to_owned();
+        for (error, code) in [
+            (late(), 3),
+            (Error::Platform { what: text(), error: xen::Error::from_errno(TIMED_OUT) }, 3),
+            (Error::Platform { what: text(), error: xen::Error::Busy }, 1),
+            // What is left behind counts more than the reason.
+            (late().with_undoing(Err(late())), 1),
+            (late().with_undoing(Ok(())), 3),
+            (Error::Refused(text()), 1),
+            (Error::AlreadyThere(text()), 1),
+            (Error::Ended(text()), 1),
+            (Error::NotFound(text()), 4),
+            (Error::destroyed("web"), 4),
+            (Error::Interrupted, 130),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
         }
     }
 }
