@@ -18,4 +18,4 @@ pub use device::AttachableDevice;
 pub use reported::ReportedError;
 
 pub(crate) use attached::backend_of;
-pub(crate) use detach::{ask_all, release_all};
+pub(crate) use detach::{ask_all, is_detached, release_all};

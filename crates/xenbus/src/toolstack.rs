@@ -182,17 +182,34 @@ pub fn detach(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Store`].
 pub fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    store.transaction(|tx| remove(tx, device))?;
+    Ok(())
+}
+
+/// Takes away all nodes of a device as [`forget`] does, unless another toolstack has taken them away
+/// and made the device anew since it was asked to go.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn forget_detached(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    let back = device.backend_path();
+    store.transaction(|tx| {
+        let is_new = tx.try_read(format!("{back}/online"))?.as_deref() == Some(b"1")
+            && tx.exists(format!("{back}/state"))?;
+        if is_new { Ok(()) } else { remove(tx, device) }
+    })?;
+    Ok(())
+}
+
+fn remove(tx: &mut impl Store, device: &NewDevice) -> Result<(), xenstore::Error> {
     let (front, back) = (device.frontend_path(), device.backend_path());
     let libxl = path::libxl(&device.kind, device.id);
-    store.transaction(|tx| {
-        for path in [&libxl, &front, &back] {
-            tx.remove(path)?;
-        }
-        let above = back.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
-        if tx.exists(&above)? && tx.directory(&above)?.is_empty() {
-            tx.remove(&above)?;
-        }
-        Ok(())
-    })?;
+    for path in [&libxl, &front, &back] {
+        tx.remove(path)?;
+    }
+    let above = back.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
+    if tx.exists(&above)? && tx.directory(&above)?.is_empty() {
+        tx.remove(&above)?;
+    }
     Ok(())
 }

@@ -60,9 +60,10 @@ pub(crate) fn run(options: &GlobalOptions, demo: &Demo) -> Result<u8, Error> {
     }
     let shown = show.all();
     if shown.is_ok() && demo.keep {
-        let dir = show.folder.path().display();
+        let xb =
+            format!("{} --host {}", this_program(), quoted(&show.folder.path().to_string_lossy()));
         return out::print(&format!(
-            "\nThe host stays up. Try next:\n  xb --host {dir} tree\n  xb --host {dir} log two\n  xb --host {dir} host down\n"
+            "\nThe host stays up. Try next:\n  {xb} tree\n  {xb} log two\n  {xb} host down\n"
         ));
     }
     let down = wait::undo(|| {
@@ -288,6 +289,26 @@ impl DemoRun {
             Some(Ok(line.strip_prefix(&start)?.trim().to_owned()))
         })?
     }
+}
+
+/// Returns the words that a shell runs this program by: its name where the search path leads to it,
+/// else its path.
+fn this_program() -> String {
+    let own = std::env::current_exe().unwrap_or_else(|_| "xb".into());
+    let found = std::env::var_os("PATH").and_then(|path| {
+        let mut found = std::env::split_paths(&path).map(|dir| dir.join("xb"));
+        found.find(|file| file.is_file())?.canonicalize().ok()
+    });
+    if found.as_ref() == Some(&own) { "xb".into() } else { quoted(&own.to_string_lossy()) }
+}
+
+/// Quotes a word for a shell, where it has to be.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Makes a file for a raw disk.

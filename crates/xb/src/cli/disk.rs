@@ -43,7 +43,7 @@ pub(crate) enum DiskCommand {
         /// The domain's name or number; all domains without it.
         domain: Option<String>,
     },
-    /// Give a raw image another size, and tell the guest.
+    /// Enlarge a raw image, and tell the guest. A block device is enlarged before, by its own tools.
     #[command(after_help = "Example: xb disk resize web xvdb 2G")]
     Resize(Resize),
 }
@@ -168,7 +168,13 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
             return print_state(options, host, domid, &spec.vdev);
         }
         loop {
-            let disks = disk::list(&mut host.store, domid)?;
+            let mut disks = disk::list(&mut host.store, domid)?;
+            let mut left = Vec::new();
+            for disk in &disks {
+                left.push(devices::is_detached(&mut host.store, &disk.attached.device)?);
+            }
+            let mut left = left.into_iter();
+            disks.retain(|_| !left.next().unwrap_or(false));
             spec.vdev = next_free(|number| disks.iter().any(|disk| disk.number() == number));
             match attach_one(options, attach, host, domid, &spec) {
                 // Another client has taken the name meanwhile.

@@ -1,6 +1,7 @@
 //! Adding a device, and waiting until it is connected.
 
-use super::detach::{Force, detach};
+use super::attached::list;
+use super::detach::{Force, detach, forget, is_detached};
 use super::device::AttachableDevice;
 use super::ends::{state, watched};
 use super::reported::ReportedError;
@@ -25,6 +26,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// [`Error::AlreadyThere`] where there is one, [`Error::Destroyed`] where the domain has no nodes any more.
 pub fn add(store: &mut Client, device: &AttachableDevice) -> Result<(), Error> {
     let domid = device.domid();
+    // One whose detaching was given up, and that was closed after that, is in nobody's way.
+    for left in list(store, domid)? {
+        if left.kind == device.nodes().kind
+            && left.id == device.nodes().id
+            && is_detached(store, &left)?
+        {
+            forget(store, &left)?;
+        }
+    }
     match toolstack::add_new(store, device.nodes())? {
         AddOutcome::New => Ok(()),
         AddOutcome::WasThere => Err(Error::AlreadyThere(format!(

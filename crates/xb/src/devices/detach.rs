@@ -89,9 +89,16 @@ fn is_closed(store: &mut Client, back: &str) -> Result<bool, Error> {
     Ok(matches!(state(store, back)?, State::Closed | State::Unknown))
 }
 
+/// True if a device was asked for and its backend has closed it, which nobody waited for.
+pub(crate) fn is_detached(store: &mut Client, device: &NewDevice) -> Result<bool, Error> {
+    let back = device.backend_path();
+    let is_asked = store.try_read(format!("{back}/online"))?.as_deref() == Some(b"0");
+    Ok(is_asked && state(store, &back)? == State::Closed)
+}
+
 /// Removes the nodes of a device, with those of its backend's errors.
-fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
-    toolstack::forget(store, device)?;
+pub(super) fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error> {
+    toolstack::forget_detached(store, device)?;
     let error = xenbus::path::error(device.backend, &device.backend_path());
     let of_device = above(&error);
     let of_domain = above(of_device);

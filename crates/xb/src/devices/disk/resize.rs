@@ -5,12 +5,14 @@ use crate::devices::ends::watched;
 use crate::host::Host;
 use crate::wait::Limit;
 use crate::{Error, text};
+use std::io::{Seek, SeekFrom};
 use xenstore::Store;
 
-/// Resizes a raw image, and waits until the guest has been told.
+/// Resizes a raw image, or tells the size that a block device has been given, and waits until the
+/// guest has been told.
 ///
 /// # Errors
-/// A sentence: it is no raw image, or it would become smaller.
+/// A sentence: it is no raw image, it would become smaller, or the block device has another size.
 pub fn resize(host: &mut Host, disk: &AttachedDisk, bytes: u64, limit: Limit) -> Result<(), Error> {
     let vdev = &disk.vdev;
     let path = disk.target.trim_start_matches("raw:").trim_start_matches("aio:");
@@ -27,15 +29,27 @@ pub fn resize(host: &mut Host, disk: &AttachedDisk, bytes: u64, limit: Limit) ->
             "disk {vdev} ({path}) is served in whole sectors of {physical} bytes: {bytes} is none, {whole} is"
         )));
     }
-    let file = std::fs::OpenOptions::new().write(true).open(path).map_err(Error::io(path))?;
-    let before = file.metadata().map_err(Error::io(path))?;
-    if !before.is_file() || before.len() > bytes {
-        let size = text::size(before.len());
+    let mut file = std::fs::OpenOptions::new().write(true).open(path).map_err(Error::io(path))?;
+    let is_file = file.metadata().map_err(Error::io(path))?.is_file();
+    // The end of a block device is its size, too.
+    let before = file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
+    let why = match is_file {
+        true if before > bytes => Some("a disk only grows"),
+        false if before < bytes => {
+            Some("enlarge the block device first, which the guest is told of then")
+        }
+        false if before > bytes => Some("a block device is passed on whole: give its own size"),
+        _ => None,
+    };
+    if let Some(why) = why {
+        let size = text::size(before);
         return Err(Error::Refused(format!(
-            "disk {vdev} ({path}) has {size}; files alone are resized, and only grow"
+            "disk {vdev} ({path}) has {size}, {before} bytes; {why}"
         )));
     }
-    file.set_len(bytes).map_err(Error::io(path))?;
+    if is_file {
+        file.set_len(bytes).map_err(Error::io(path))?;
+    }
     let what = || format!("the backend tells the new size of disk {vdev}");
     watched(host, &[&back], |host| {
         limit.until(&mut host.store, &what, |store| {

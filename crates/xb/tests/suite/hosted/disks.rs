@@ -127,6 +127,58 @@ fn a_disk_without_a_vdev_gets_the_next_free_name() {
     assert_eq!(named(&listed()), ["xvda", "xvdb", "xvdc", "xvdd", "xvde"]);
 }
 
+/// A disk whose detaching was given up, and that the guest lets go of later, does not keep its name.
+#[test]
+fn a_disk_that_closes_late_frees_its_name() {
+    let host = TestHost::up("closes-late");
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "web", "vdev=xvda,target=memory:1048576"]);
+    let late = || {
+        host.ok(&["pause", "web"]);
+        let words = "disk xvda of domain 1 is let go of";
+        host.fails(&["disk", "detach", "web", "xvda", "--timeout", "0.1"], 3, words);
+        let again = ["disk", "attach", "web", "vdev=xvda,target=memory:1048576"];
+        host.fails(&again, 1, "has a disk xvda already");
+        host.ok(&["unpause", "web"]);
+        host.until("it is closed", || {
+            let disks = host.try_json(&["disk", "list", "web"])?;
+            (disks[0]["backend_state"] == "Closed (6)").then_some(())
+        });
+    };
+    late();
+    host.ok(&["disk", "attach", "web", "vdev=xvda,target=memory:1048576"]);
+    late();
+    assert_eq!(
+        host.ok(&["disk", "attach", "web", "target=memory:2097152"]),
+        "the disk is xvda of web\n"
+    );
+    let disks = host.json(&["disk", "list", "web"]);
+    assert_eq!((disks.as_array().unwrap().len(), &disks[0]["bytes"]), (1, &json!(2 << 20)));
+}
+
+#[test]
+fn a_block_device_is_passed_on_with_its_new_size() {
+    let test = "a_block_device_is_passed_on_with_its_new_size";
+    let host = TestHost::up("device");
+    let image = host.image("a.img", 1 << 20);
+    let losetup = |args: &[&str]| Command::new("losetup").args(args).output();
+    let device = match losetup(&["--find", "--show", &image]) {
+        Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
+        other => return conformance::skip(test, &format!("no loop device: {other:?}")),
+    };
+    let device = device.trim();
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "web", &format!("vdev=xvda,target={device}")]);
+    let resize = ["disk", "resize", "web", "xvda", "2M"];
+    host.fails(&resize, 1, "has 1 MiB, 1048576 bytes; enlarge the block device first");
+    std::fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(2 << 20).unwrap();
+    assert!(losetup(&["--set-capacity", device]).unwrap().status.success());
+    assert_eq!(host.json(&resize)["bytes"], json!(2 << 20));
+    host.fails(&["disk", "resize", "web", "xvda", "1M"], 1, "give its own size");
+    host.ok(&["disk", "detach", "web", "xvda"]);
+    assert!(losetup(&["--detach", device]).unwrap().status.success());
+}
+
 #[test]
 fn what_can_be_no_disk_is_not_waited_for() {
     let host = TestHost::up("no-disk");
@@ -239,7 +291,7 @@ fn disks_come_and_go() {
     host.fails(&["disk", "attach", "web", &format!("{other},,sda")], 1, "has a disk sda already");
     host.ok(&["disk", "resize", "web", "sda", "32M"]);
     assert_eq!(host.json(&["disk", "list", "web"])[0]["bytes"], json!(32 << 20));
-    host.fails(&["disk", "resize", "web", "sda", "1M"], 1, "only grow");
+    host.fails(&["disk", "resize", "web", "sda", "1M"], 1, "a disk only grows");
     let written = host.until("the backend has counted", || {
         let stats = host.try_json(&["disk", "stats", "web"])?;
         let of = stats.as_array()?.iter().find(|disk| disk["vdev"] == "sda")?;
