@@ -223,7 +223,7 @@ impl BlockBackend {
     /// Returns a description of the disk and its access, while the device is connected.
     #[must_use]
     pub fn disk(&self) -> Option<String> {
-        self.connected.as_ref().map(|connected| format!("{:?}", connected.disk))
+        self.connected.as_ref().map(|connected| connected.disk.describe())
     }
 
     /// Returns the limits, while the device is connected.
@@ -588,7 +588,8 @@ impl Backend for BlockBackend {
     fn complaint(&mut self) -> Option<String> {
         let (count, errno) = self.stats.failures.take()?;
         let requests = if count == 1 { "request" } else { "requests" };
-        let disk = self.disk().map(|disk| format!("; {disk}")).unwrap_or_default();
+        let disk = self.disk().filter(|disk| !disk.is_empty());
+        let disk = disk.map(|disk| format!("; {disk}")).unwrap_or_default();
         let hint = match errno {
             Errno::NOSPC => "; the host's file system under it is full: make room there",
             Errno::DQUOT => "; the quota of its file's owner is used up: make room there",

@@ -168,6 +168,12 @@ pub trait Disk: fmt::Debug {
     /// Returns the properties of the disk.
     fn geometry(&self) -> Geometry;
 
+    /// Returns the disk in words, for a log: its path, and how it is accessed. Empty where there is
+    /// nothing to say.
+    fn describe(&self) -> String {
+        String::new()
+    }
+
     /// Takes a request. It ends at once, or later ([`Disk::finished`]).
     ///
     /// # Errors

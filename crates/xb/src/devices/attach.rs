@@ -14,6 +14,9 @@ use xen_io::xenbus::State;
 use xenbus::toolstack::{self, AddOutcome};
 use xenstore::{Client, Store};
 
+/// The advice for a guest that can grant no more pages.
+const MORE: &str = "give it more (memory=), or detach another device";
+
 /// Longest time that a guest whose ring cannot be used may take to end, so that its end is the cause.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// The time between two looks for that.
@@ -79,19 +82,27 @@ pub fn await_connected(
     let log = log.map(|log| format!("; {} says more", log.display())).unwrap_or_default();
     let ended =
         || Error::Ended(format!("domain {domid} has ended before its {words} was connected"));
-    let connected =
-        watched(host, &[&front, &back, "@releaseDomain"], |Host { store, platform }| {
+    let connected = watched(
+        host,
+        &[&front, &back, "@releaseDomain"],
+        |Host { store, platform }| {
             limit.until(store, &what, |store| {
                 let both = (state(store, &front)?, state(store, &back)?);
                 states.set(both);
                 if both == (State::Connected, State::Connected) {
                     return Ok(Some(()));
                 }
-                for end in [&back, &front] {
+                for (end, is_guest) in [(&back, false), (&front, true)] {
                     if let Some(error) = store.try_read(format!("{end}/error"))? {
                         let error = ReportedError::parse(error);
                         let users = if error.is_busy() { device.users(store)? } else { None };
-                        let why = users.unwrap_or_else(|| format!("{error}{log}"));
+                        let why = match users {
+                            Some(users) => users,
+                            None if is_guest && error.is_out_of_pages() => {
+                                format!("the guest has too little memory for one more device ({error}); {MORE}")
+                            }
+                            None => format!("{error}{log}"),
+                        };
                         let device = device.words_with_target();
                         return Err(Error::Refused(format!("{device}: {why}")));
                     }
@@ -101,7 +112,8 @@ pub fn await_connected(
                 }
                 Err(ended())
             })
-        });
+        },
+    );
     match connected {
         Err(error @ Error::Refused(_))
             if !matches!(states.get().0, State::Initialising | State::InitWait) =>

@@ -22,11 +22,14 @@ impl ReportedError {
         });
         let Some((errno, rest)) = number else { return Self { errno: None, text: whole } };
         // The name of the number is for programs, as the number is.
-        let text = match rest.split_once(": ") {
-            Some((name, text)) if is_name_of_errno(name) => text,
-            _ => rest,
-        };
-        Self { errno: Some(errno), text: text.to_owned() }
+        let words: Vec<&str> = rest.split(": ").filter(|word| !is_name_of_errno(word)).collect();
+        let text = if words.is_empty() { rest.to_owned() } else { words.join(": ") };
+        Self { errno: Some(errno), text }
+    }
+
+    /// True if the guest has no more pages to grant to a backend.
+    pub(super) fn is_out_of_pages(&self) -> bool {
+        self.errno == Some(xen::Error::NoSpc.errno())
     }
 
     /// True if what the end needs is in use elsewhere.
@@ -59,6 +62,11 @@ mod tests {
         assert_eq!(of("16 EBUSY: it is in use\n"), (Some(16), "it is in use".into()));
         assert_eq!(of("22 /x: No such file"), (Some(22), "/x: No such file".into()));
         assert_eq!(of("5 E: lost"), (Some(5), "E: lost".into()));
+        let pages = "granting the buffers: 20 pages were asked for";
+        assert_eq!(
+            of("28 granting the buffers: ENOSPC: 20 pages were asked for"),
+            (Some(28), pages.into())
+        );
         assert_eq!(of("it is gone"), (None, "it is gone".into()));
         assert_eq!(of("16"), (None, "16".into()));
     }

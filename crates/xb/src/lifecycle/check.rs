@@ -6,6 +6,7 @@ use crate::config::{Description, Setting};
 use crate::devices::disk::{self, AttachableDisk};
 use crate::host::saved_config;
 use crate::{Error, text};
+use xen_hosted::gnttab::MEMORY_MIN;
 
 /// Checks all that can be checked without a host. Returns the disks that can be served, and each
 /// reason for which [`create`](super::create::create) refuses the guest.
@@ -32,8 +33,13 @@ pub fn check(description: &Description, settings: &[Setting]) -> (Vec<Attachable
     (disks, faults)
 }
 
-/// Refuses more memory than this machine has.
+/// Refuses more memory than this machine has, and less than a guest needs.
 fn memory(description: &Description) -> Result<(), Error> {
+    let needed = MEMORY_MIN.div_ceil(1 << 20);
+    if description.memory_mib < needed {
+        let has = description.memory_mib;
+        return Err(Error::Refused(format!("memory = {has}: a hosted guest needs {needed} MiB")));
+    }
     let machine = rustix::system::sysinfo();
     let bytes = machine.totalram.saturating_mul(u64::from(machine.mem_unit));
     // Zero where the system does not say it.

@@ -105,7 +105,7 @@ fn copy(vdev: &str, path: &str, direction: CopyDirection) -> Result<String> {
         guest.front()?.submit(0, DiskRequest::Flush { tag: 0 }, &[])?;
         guest.answers(|_, done| match done.status {
             Status::Okay => Ok(()),
-            status => Err(format!("the backend answers {status:?} to the flush").into()),
+            _ => Err("the backend has failed the flush".into()),
         })?;
     }
     let took = begin.elapsed().as_millis();
@@ -177,7 +177,7 @@ impl FileCopy {
         let PendingCopy { tag, bytes, buffers } =
             self.pending.swap_remove(at.ok_or("an answer to no request")?);
         if done.status != Status::Okay {
-            return Err(format!("the backend answers {:?} at byte {tag}", done.status).into());
+            return Err(format!("the backend has failed the request at byte {tag}").into());
         }
         for (start, buffer) in (0..bytes).step_by(PAGE_SIZE).zip(buffers) {
             if self.direction == CopyDirection::FromDisk {
@@ -269,9 +269,13 @@ impl DiskGuest {
         while self.disk.bus.state(self.id) != Some(state) {
             if Instant::now() > end {
                 let (devid, own) = (self.id.devid, self.disk.bus.state(self.id));
-                return Err(
-                    format!("disk {devid} is {own:?}, not {state}, after {PATIENCE:?}").into()
-                );
+                return Err(format!(
+                    "disk {} is {}, not {state}, after {} s",
+                    vbd::name(devid),
+                    own.unwrap_or(State::Unknown),
+                    PATIENCE.as_secs()
+                )
+                .into());
             }
             self.turn(end)?;
         }
@@ -290,7 +294,9 @@ impl DiskGuest {
                 return Err("the backend has closed the disk".into());
             }
             if Instant::now() > end {
-                return Err(format!("the backend does not answer within {PATIENCE:?}").into());
+                return Err(
+                    format!("the backend does not answer within {} s", PATIENCE.as_secs()).into()
+                );
             }
             self.turn(end)?;
         }

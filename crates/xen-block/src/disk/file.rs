@@ -6,6 +6,7 @@
 //! tmpfs is in memory: the kernel would give each request to a kernel thread that copies, so the
 //! data is copied here, at submission.
 
+use super::escaped_path::EscapedPath;
 use super::lock::FileUse;
 use super::open::{OpenError, OpenFile};
 use super::pool::Pool;
@@ -74,17 +75,21 @@ pub struct FileDisk {
 
 impl fmt::Debug for FileDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way = match self.engine {
-            Engine::AtOnce(_) => "at once",
-            Engine::Uring(_) => "io_uring",
-            Engine::Threads(..) => "threads",
-        };
         let mut f = f.debug_struct("FileDisk");
-        f.field("path", &self.path).field("way", &way).field("cache", &self.cache).finish()
+        f.field("path", &self.path).field("way", &self.way()).field("cache", &self.cache).finish()
     }
 }
 
 impl FileDisk {
+    /// Returns the method of its requests in a word.
+    fn way(&self) -> &'static str {
+        match self.engine {
+            Engine::AtOnce(_) => "at once",
+            Engine::Uring(_) => "io_uring",
+            Engine::Threads(..) => "threads",
+        }
+    }
+
     /// Opens `path`. A file that is opened for writing is locked against everybody else who writes
     /// it or needs it unchanged.
     ///
@@ -230,6 +235,14 @@ fn engine(file: OwnedFd, way: IoMethod) -> Result<Engine, Errno> {
 impl Disk for FileDisk {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn describe(&self) -> String {
+        let cache = match self.cache {
+            Cache::Direct => "direct I/O",
+            Cache::PageCache => "page cache",
+        };
+        format!("{}, {}, {cache}", EscapedPath(&self.path), self.way())
     }
 
     fn submit(&mut self, mut io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {

@@ -77,6 +77,10 @@ impl Disk for Memory {
         }
     }
 
+    fn describe(&self) -> String {
+        format!("{} bytes of memory", self.bytes.len())
+    }
+
     fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {
         let result = self.run(&io);
         Ok(Some((io, result)))

@@ -10,6 +10,7 @@
 
 mod connection;
 
+use super::escaped_path::EscapedPath;
 use super::pool::{Pool, PooledDisk};
 use super::{Disk, DiskAccess, DiskIo, DiskOp, Finished, Geometry};
 use connection::{Connection, ExportInfo, NbdRequest, TimeLimits};
@@ -404,6 +405,13 @@ impl fmt::Debug for Nbd {
 impl Disk for Nbd {
     fn geometry(&self) -> Geometry {
         self.pooled.geometry()
+    }
+
+    fn describe(&self) -> String {
+        let NbdServer { path, name, trouble, .. } = &*self.server;
+        let trouble = lock(trouble).as_ref().map(|trouble| format!(", {trouble}"));
+        let (path, name) = (EscapedPath(path), name.escape_debug());
+        format!("export \"{name}\" of {path}{}", trouble.unwrap_or_default())
     }
 
     fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {

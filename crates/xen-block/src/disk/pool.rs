@@ -1,5 +1,6 @@
 //! Threads for disks whose calls block.
 
+use super::escaped_path::EscapedPath;
 use super::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -247,6 +248,10 @@ impl PooledDisk {
 impl Disk for PooledDisk {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, threads", EscapedPath(&self.path))
     }
 
     fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {

@@ -23,6 +23,9 @@ pub(crate) const TABLE_LEN: usize =
     (ENTRIES + 8 * ARENA_PAGES as usize).next_multiple_of(PAGE_SIZE);
 /// Bytes of the pages that an arena grants.
 pub(crate) const PAGES_LEN: usize = ARENA_PAGES as usize * PAGE_SIZE;
+
+/// Bytes of memory of a domain at least: those of an arena, and as many for its processes.
+pub const MEMORY_MIN: u64 = 2 * (TABLE_LEN + PAGES_LEN) as u64;
 /// The offset of the word that says that the arena has ended.
 pub(crate) const ENDED: usize = 0;
 

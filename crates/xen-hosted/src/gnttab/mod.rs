@@ -16,6 +16,7 @@ mod layout;
 mod map;
 mod offer;
 
+pub use layout::MEMORY_MIN;
 pub(crate) use layout::{ENDED, PAGES_LEN, TABLE_LEN, entry, entry_offset, holders_offset};
 pub use map::Grants;
 pub use offer::Offers;

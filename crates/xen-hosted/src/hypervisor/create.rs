@@ -15,6 +15,7 @@ use crate::Rights;
 use crate::domain::sandbox::STEPS;
 use crate::domain::{DomainConfig, Lifetime};
 use crate::errno::from_errno;
+use crate::gnttab::MEMORY_MIN;
 use crate::proto::{self, BrokerMessage, BrokerRequest};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -27,7 +28,7 @@ impl Broker {
     /// Begins to create a domain. The answer comes when the sandbox is complete or has failed.
     pub(super) fn create(&mut self, id: PeerId, config: &[u8], fds: Vec<OwnedFd>) -> AnswerResult {
         let config = DomainConfig::decode(config).ok_or(Error::Inval)?;
-        if config.program_strings().is_none() || config.memory_max_kib * 1024 < 2 * ARENA_LEN {
+        if config.program_strings().is_none() || config.memory_max_kib * 1024 < MEMORY_MIN {
             return Err(Error::Inval);
         }
         let files: [OwnedFd; 4] = fds.try_into().map_err(|_| Error::Inval)?;

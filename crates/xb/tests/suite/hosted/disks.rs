@@ -179,6 +179,32 @@ fn a_block_device_is_passed_on_with_its_new_size() {
     assert!(losetup(&["--detach", device]).unwrap().status.success());
 }
 
+/// The message about the disk for which a guest has no room names the limit, and the log of a backend
+/// is for people as well.
+#[test]
+fn the_limit_of_disks_is_named() {
+    let host = TestHost::up("limit");
+    let config = host.config("web", "memory = 16\nextra = \"exec sleep 1000\"");
+    host.ok(&["create", &config]);
+    let attach = ["disk", "attach", "web", "target=memory:1048576"];
+    let refused = host.until("there is no room", || {
+        let output = host.run(&attach);
+        (!output.status.success()).then(|| String::from_utf8(output.stderr).unwrap())
+    });
+    let words = "the guest has too little memory for one more device (granting the buffers: ";
+    assert!(refused.contains(words) && !refused.contains("ENOSPC"), "{refused}");
+    assert!(refused.contains("give it more (memory=), or detach another device"), "{refused}");
+    host.ok(&["disk", "detach", "web", "xvda"]);
+    let image = host.image("a.img", 1 << 20);
+    host.ok(&["disk", "attach", "web", &format!("{image},,xvda,w")]);
+    let log = host.log_of("xen-blockd");
+    assert!(
+        log.contains("1048576 bytes of memory") && log.contains(&format!("; {image}, ")),
+        "{log}"
+    );
+    assert!(!log.contains(" { "), "{log}");
+}
+
 #[test]
 fn what_can_be_no_disk_is_not_waited_for() {
     let host = TestHost::up("no-disk");

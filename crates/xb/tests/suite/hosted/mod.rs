@@ -86,6 +86,7 @@ fn a_check_refuses_what_create_would() {
         ("memory = 99999999".into(), "memory = 99999999: this machine has "),
         ("kernel = \"/not/there\"".into(), "kernel /not/there: No such file or directory"),
         ("disk = [\"/not/there,,xvda\"]".into(), "disk xvda: /not/there: No such file"),
+        ("memory = 8".into(), "memory = 8: a hosted guest needs "),
         ("disk = [\"/a,vhd,xvda\"]".into(), "disk xvda: format vhd is not served"),
         (format!("disk = [\"{folder},,xvda,r\"]"), "is no file and no block device"),
     ];
