@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use xen_block::front::Options;
-use xen_block::front::disks::Disks;
+use xen_block::front::disks::{Disks, TELLS_READY};
 use xen_block::front::fuse::Fuse;
 use xen_block::vbd;
 use xen_driver::process::guest::GuestConnections;
@@ -91,6 +91,7 @@ pub fn run(line: &str) -> Result<u8, Error> {
     }
     // All devices that exist at the start are known before the program runs.
     let expected = store.list("device/vbd")?.len();
+    store.write(TELLS_READY, "1")?;
     let mut disks = Disks::start(store, open.domid, platform, DISK)?;
     if let Ok(fuse) = fuse {
         disks.serve_files(Fuse::new(fuse));

@@ -10,6 +10,7 @@ use crate::host::{Host, daemons};
 use crate::wait::{self, Limit};
 use std::time::Duration;
 use xen::DomId;
+use xen_block::front::disks::{READY, TELLS_READY};
 use xen_io::xenbus::State;
 use xenbus::toolstack::{self, AddOutcome};
 use xenstore::{Client, Store};
@@ -89,7 +90,9 @@ pub fn await_connected(
             limit.until(store, &what, |store| {
                 let both = (state(store, &front)?, state(store, &back)?);
                 states.set(both);
-                if both == (State::Connected, State::Connected) {
+                if both == (State::Connected, State::Connected)
+                    && has_interfaces(store, device, &front)?
+                {
                     return Ok(Some(()));
                 }
                 for (end, is_guest) in [(&back, false), (&front, true)] {
@@ -127,6 +130,22 @@ pub fn await_connected(
         }
         connected => connected,
     }
+}
+
+/// True if a guest has made the files and sockets of a device that is connected, or does not tell of
+/// them.
+fn has_interfaces(
+    store: &mut Client,
+    device: &AttachableDevice,
+    front: &str,
+) -> Result<bool, Error> {
+    if device.nodes().kind != "vbd" {
+        return Ok(true);
+    }
+    let domid = device.domid();
+    let tells = format!("{}/{TELLS_READY}", xenbus::path::home(domid));
+    let is_set = |value: Option<Vec<u8>>| value.as_deref() == Some(b"1");
+    Ok(!is_set(store.try_read(tells)?) || is_set(store.try_read(format!("{front}/{READY}"))?))
 }
 
 /// True if a domain ends in time.

@@ -36,7 +36,7 @@ use xen_driver::GuestDevices;
 use xen_driver::frontend::{self, guest};
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Error, Id, Side, State};
-use xenstore::{Client, Event};
+use xenstore::{Client, Event, Store};
 
 /// The block devices of a guest.
 pub struct Disks {
@@ -44,7 +44,15 @@ pub struct Disks {
     files: Option<Fuse>,
     sockets: Option<PathBuf>,
     exports: BTreeMap<u32, Export>,
+    /// Devices whose files and sockets are there, which the store is not told yet.
+    ready: Vec<u32>,
 }
+
+/// The node of a guest, below its home, that says that it writes [`READY`] for each disk. The guest's
+/// first program writes it before the first disk connects.
+pub const TELLS_READY: &str = "data/feature-disk-ready";
+/// The node in a frontend's folder that says that the files and sockets of the disk are there.
+pub const READY: &str = "ready";
 
 impl std::fmt::Debug for Disks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -67,8 +75,8 @@ impl Disks {
         let platform = Rc::new(FrontendContext { evtchn, grants, options });
         let make = move |_| BlockFrontend::new(Rc::clone(&platform));
         let bus = Bus::start(store, Side::Frontend, domid, "vbd", make)?;
-        let (files, sockets, exports) = (None, None, BTreeMap::new());
-        Ok(Self { bus, files, sockets, exports })
+        let (files, sockets, exports, ready) = (None, None, BTreeMap::new(), Vec::new());
+        Ok(Self { bus, files, sockets, exports, ready })
     }
 
     /// Serves the devices to programs as files, from now on.
@@ -93,6 +101,7 @@ impl Disks {
         let devid = news.id.devid;
         match news.event {
             DeviceEvent::State(State::Connected) => {
+                self.ready.push(devid);
                 let name = vbd::name(devid);
                 if let Some(files) = &mut self.files {
                     files.add(devid, &name);
@@ -145,6 +154,16 @@ impl GuestDevices for Disks {
     }
 
     fn work(&mut self, store: &mut Client) -> Result<usize, Error> {
+        for devid in std::mem::take(&mut self.ready) {
+            let state = format!("device/vbd/{devid}/state");
+            store.transaction(|tx| {
+                // A device that was taken away meanwhile gets no nodes.
+                if tx.exists(&state)? {
+                    tx.write(format!("device/vbd/{devid}/{READY}"), "1")?;
+                }
+                Ok(())
+            })?;
+        }
         let mut moved = match &mut self.files {
             Some(files) => files.turn()?,
             None => 0,

@@ -205,6 +205,26 @@ fn the_limit_of_disks_is_named() {
     assert!(!log.contains(" { "), "{log}");
 }
 
+/// When an attach returns, the guest's programs can use the disk.
+#[test]
+fn an_attached_disk_can_be_used_at_once() {
+    let host = TestHost::up("at-hand");
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    let broker = host.pid("broker").unwrap().as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{broker}/task/{broker}/children"));
+    let tmp = format!("/proc/{}/root/tmp", children.unwrap().trim());
+    let own_root = std::fs::read_dir(&tmp).is_ok();
+    for _ in 0..20 {
+        host.ok(&["disk", "attach", "web", "vdev=xvdb,target=memory:1048576"]);
+        let ready = host.ok(&["store", "read", "/local/domain/1/device/vbd/51728/ready"]);
+        assert_eq!(ready.trim(), "1");
+        if own_root {
+            assert!(std::path::Path::new(&tmp).join("xvdb.nbd").exists());
+        }
+        host.ok(&["disk", "detach", "web", "xvdb"]);
+    }
+}
+
 #[test]
 fn what_can_be_no_disk_is_not_waited_for() {
     let host = TestHost::up("no-disk");
