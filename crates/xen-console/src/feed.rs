@@ -51,6 +51,8 @@ impl ConsoleFeed {
     ) -> Result<Self, RingError> {
         let mut feed = Self { ring, files, backlog, life, buffer: Box::new([0; OUTPUT_SIZE]) };
         feed.skip_logged()?;
+        // Also for a guest that never writes: the next daemon knows that its life goes on.
+        feed.write_record(feed.ring.peek_output(&mut [])?.start);
         feed.ring.set_connected()?;
         Ok(feed)
     }
@@ -107,15 +109,20 @@ impl ConsoleFeed {
 
     /// Records that a chunk is in the log, and gives its room to the guest.
     fn release(&mut self, chunk: StreamChunk) -> Result<(), RingError> {
+        self.write_record(chunk.end());
+        self.ring.release_output(chunk)
+    }
+
+    /// Records that the output before `index` is in the log.
+    fn write_record(&mut self, index: u32) {
         if let ConsoleFiles { log: Some(log), record: Some(record), .. } = &self.files {
             let (inode, log_len) = log.place();
-            let state = LoggedState { life: self.life, inode, log_len, index: chunk.end() };
+            let state = LoggedState { life: self.life, inode, log_len, index };
             if record.write(state).is_err() {
                 // Without it a daemon that is started again may repeat a chunk.
                 self.files.record = None;
             }
         }
-        self.ring.release_output(chunk)
     }
 
     /// Releases the bytes that an earlier process has put into the log, and shows them to readers.

@@ -355,3 +355,25 @@ fn lines_have_times_where_that_is_asked_for() {
     let log = std::fs::read_to_string(scene.log("a")).unwrap();
     assert!(log.lines().next().is_some_and(|line| line.ends_with("] Logfile Opened")), "{log}");
 }
+
+#[test]
+fn a_hundred_consoles_are_served_again_by_the_next_daemon() {
+    let Some(mut scene) = Scene::start("console_hundred", &[]) else { return };
+    let guests: Vec<Guest> = (0..100).map(|number| scene.guest(&format!("g{number}"))).collect();
+    let served = |scene: &Scene| scene.host.log("consoled.log").matches("console: served").count();
+    until("all are served", || served(&scene) == guests.len());
+    let begin = std::time::Instant::now();
+    scene.daemon.kill_and_restart();
+    while served(&scene) < 2 * guests.len() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{} are served", served(&scene));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("100 consoles are served again after {} ms", begin.elapsed().as_millis());
+    for mut guest in guests {
+        guest.tell("say again");
+        guest.heard("done say");
+    }
+    for number in 0..100 {
+        scene.logged(&format!("g{number}"), "again\n");
+    }
+}

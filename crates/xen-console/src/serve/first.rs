@@ -47,6 +47,8 @@ pub struct FirstConsoles {
     /// The domains of the terminals' descriptors.
     streams: BTreeMap<DescriptorId, DomId>,
     streams_changed: bool,
+    /// A log was opened: there may be too many.
+    logs_opened: bool,
     news: Vec<DeviceNews>,
 }
 
@@ -105,6 +107,7 @@ impl FirstConsoles {
             scan_due: Some(ScanRange::All),
             streams: BTreeMap::new(),
             streams_changed: false,
+            logs_opened: false,
             news: Vec::new(),
         })
     }
@@ -251,7 +254,7 @@ impl FirstConsoles {
         Ok(ServedConsole::new(channel, feed, terminal, self.settings.overflow))
     }
 
-    /// Opens the log of a guest of this name, and removes the oldest ones where there are too many.
+    /// Opens the log of a guest of this name.
     fn open_log(&mut self, domid: DomId, name: &[u8]) -> std::io::Result<Option<ConsoleLog>> {
         let mut name = log_name(name);
         let used = |name: &str, domains: &BTreeMap<DomId, ConsoleSlot>| {
@@ -265,8 +268,7 @@ impl FirstConsoles {
         if let Some(slot) = self.domains.get_mut(&domid) {
             slot.log_name = name;
         }
-        let domains = &self.domains;
-        self.settings.trim_logs(|name| domains.values().any(|slot| slot.log_name == name));
+        self.logs_opened = true;
         Ok(log)
     }
 
@@ -405,6 +407,12 @@ impl DeviceSet for FirstConsoles {
     }
 
     fn tend(&mut self, _: &mut Client, _: Instant) -> Result<bool, Error> {
+        // Once for many guests that come together.
+        if !self.is_due() && std::mem::take(&mut self.logs_opened) {
+            let used: BTreeSet<&str> =
+                self.domains.values().map(|slot| slot.log_name.as_str()).collect();
+            self.settings.trim_logs(|name| used.contains(name));
+        }
         Ok(std::mem::take(&mut self.streams_changed))
     }
 }
