@@ -31,6 +31,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getsockopt,
     libc::SYS_close,
     libc::SYS_dup,
+    // In the background, the standard streams become /dev/null.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_dup3,
     libc::SYS_fcntl,
     // Logs and records.
     libc::SYS_pread64,
@@ -72,6 +76,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_getpid,
+    libc::SYS_getppid,
     libc::SYS_gettid,
     libc::SYS_rt_sigreturn,
     libc::SYS_rt_sigprocmask,
