@@ -120,7 +120,7 @@ fn check(lab: &Lab, options: &LabOptions, purpose: BootPurpose) -> Result<ExitCo
     programs::build(lab)?;
     database::make(lab)?;
     deb::build(Profile::Release, &lab.dir.join("debs"))?;
-    image::build(lab)?;
+    image::build(lab, boot::ALL.iter().filter_map(|boot| boot.overlay))?;
     if let Some(repeat) = &options.repeat {
         return repeat::run(lab, repeat, options);
     }

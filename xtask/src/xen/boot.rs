@@ -21,6 +21,8 @@ pub(crate) struct Boot {
     /// The program that dom0's kernel starts.
     init: &'static str,
     disks: BootDisks,
+    /// The recipe of the files that lie over those of dom0's image, if there are some.
+    pub(super) overlay: Option<&'static str>,
     /// The command that runs it.
     pub(crate) purpose: BootPurpose,
     /// The longest time of the boot; a longer one is ended, and has failed.
@@ -47,8 +49,8 @@ pub(crate) enum BootPurpose {
 
 /// The boots, the longest first, so that two at a time end together.
 ///
-/// `sysv`, `many`, `conformance` and `block` start the daemon by Debian's `/etc/init.d/xen`,
-/// `systemd` by upstream's unit with `launch-xenstore`. Debian builds its daemon without systemd,
+/// `sysv`, `many`, `conformance`, `block` and `console` start the daemon by Debian's
+/// `/etc/init.d/xen`, `systemd` by upstream's unit with `launch-xenstore`. Debian builds its daemon without systemd,
 /// so the daemon does not report when it is ready, which that unit requires.
 pub(crate) const ALL: &[Boot] = &[
     Boot {
@@ -56,6 +58,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[StoreDaemon::Ours],
         init: "/init",
         disks: BootDisks::Images,
+        overlay: None,
         purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
@@ -64,6 +67,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[StoreDaemon::C, StoreDaemon::Ours],
         init: "/init",
         disks: BootDisks::None,
+        overlay: None,
         purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
@@ -72,6 +76,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[StoreDaemon::C, StoreDaemon::Ours],
         init: "/init",
         disks: BootDisks::None,
+        overlay: None,
         purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
@@ -80,6 +85,16 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[StoreDaemon::C, StoreDaemon::Ours],
         init: "/init",
         disks: BootDisks::None,
+        overlay: None,
+        purpose: BootPurpose::Check,
+        bound: Duration::from_secs(1500),
+    },
+    Boot {
+        name: "console",
+        stores: &[StoreDaemon::C, StoreDaemon::Ours],
+        init: "/init",
+        disks: BootDisks::None,
+        overlay: Some("console"),
         purpose: BootPurpose::Check,
         bound: Duration::from_secs(1500),
     },
@@ -88,6 +103,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[StoreDaemon::Ours],
         init: "/lib/systemd/systemd",
         disks: BootDisks::None,
+        overlay: None,
         purpose: BootPurpose::Check,
         bound: Duration::from_secs(600),
     },
@@ -96,6 +112,7 @@ pub(crate) const ALL: &[Boot] = &[
         stores: &[StoreDaemon::Ours],
         init: "/init",
         disks: BootDisks::Images,
+        overlay: None,
         purpose: BootPurpose::Measure,
         bound: Duration::from_secs(1200),
     },
@@ -267,7 +284,8 @@ impl Boot {
             self.name,
             steps.join(":"),
         );
-        command.args(["-initrd", &format!("{linux},{}", file("dom0.cpio"))]);
+        let image = file(self.overlay.unwrap_or("dom0"));
+        command.args(["-initrd", &format!("{linux},{image}.cpio")]);
         Ok(command)
     }
 }

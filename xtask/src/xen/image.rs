@@ -1,6 +1,9 @@
 //! The images: an initramfs for dom0 and those for guests, from the recipes `tests/xen/*.files`;
 //! `disk` makes disks from others.
 //!
+//! A boot with an overlay has an image of its own: dom0's archive, and behind it that of the
+//! overlay, whose files replace those of the same names when the kernel unpacks both.
+//!
 //! A recipe has one instruction a line:
 //!
 //! | line | effect |
@@ -26,8 +29,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds the kernel, Xen and both images.
-pub(crate) fn build(lab: &Lab) -> Result<()> {
+/// Builds the kernel, Xen and all images, with one for each recipe of `overlays`.
+pub(crate) fn build(lab: &Lab, overlays: impl IntoIterator<Item = &'static str>) -> Result<()> {
     let root = fs::canonicalize(lab.root())?;
     fs::create_dir_all(lab.dir.join("images"))?;
     kernel(lab, &root)?;
@@ -36,11 +39,22 @@ pub(crate) fn build(lab: &Lab) -> Result<()> {
         let mut tree = Image::read(lab, name)?.tree;
         tree.device(Path::new("dev/console"), 5, 1);
         tree.device(Path::new("dev/null"), 1, 3);
-        let file = lab.dir.join("images").join(format!("{name}.cpio"));
-        tree.write(&file)?;
-        say(&format!("image {name}: {} MiB", fs::metadata(&file)?.len() >> 20));
+        tree.write(&archive(lab, name))?;
+        say(&format!("image {name}: {} MiB", fs::metadata(archive(lab, name))?.len() >> 20));
+    }
+    for name in overlays {
+        let overlay = lab.dir.join("images/overlay");
+        Image::read(lab, name)?.tree.write(&overlay)?;
+        let whole = [fs::read(archive(lab, "dom0"))?, fs::read(overlay)?].concat();
+        fs::write(archive(lab, name), &whole)?;
+        say(&format!("image {name}: {} MiB", whole.len() >> 20));
     }
     Ok(())
+}
+
+/// Returns the file of the image `name`.
+fn archive(lab: &Lab, name: &str) -> PathBuf {
+    lab.dir.join("images").join(format!("{name}.cpio"))
 }
 
 /// Unpacks Xen and the kernel on this machine, a thousand times faster than under emulation.

@@ -11,6 +11,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("xenstore-client", "xenstore"),
     ("xen-block", "xen-blockd"),
     ("xen-block", "xen-blkfront"),
+    ("xen-console", "xenconsoled"),
     ("xen-hosted", "xen-hosted"),
     ("xb", "xb"),
     ("conformance", "platform-dom0"),

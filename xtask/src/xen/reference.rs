@@ -31,6 +31,15 @@ const SCRIPTS: &[&str] = &[
 ];
 /// The further files that the boot `conformance` runs, from the project's root.
 const SUITE: &[&str] = &["tests/conformance/src", "tests/conformance/tables", "tests/xen/guest"];
+/// The further files that the boot `console` runs, below `tests/xen`.
+const CONSOLE: &[&str] = &[
+    "console.files",
+    "dom0/console.sh",
+    "dom0/block.sh",
+    "block.files",
+    "block/init",
+    "block/talk",
+];
 /// The files that are kept, besides `tree-NAME`.
 const KEPT: &[&str] = &["steps", "facts"];
 
@@ -41,6 +50,9 @@ pub(super) fn key(lab: &Lab, boot: &Boot, packages: &[String]) -> Result<String>
     places.push(recipes.join("dom0").join(boot.name));
     if boot.name == "conformance" {
         places.extend(SUITE.iter().map(|place| lab.project.join(place)));
+    }
+    if boot.name == "console" {
+        places.extend(CONSOLE.iter().map(|place| recipes.join(place)));
     }
     let mut whole = Vec::new();
     for words in MACHINE.iter().chain([&XEN_ARGUMENTS, &LINUX_ARGUMENTS]) {
