@@ -1,15 +1,16 @@
-//! Rings of requests and responses, and the messages of block devices in them: `io/ring.h`,
-//! `io/blkif.h`, `io/protocols.h`, `io/xenbus.h`.
+//! Rings of requests and responses, the messages of block devices in them, and the page of a
+//! console: `io/ring.h`, `io/blkif.h`, `io/protocols.h`, `io/xenbus.h`, `io/console.h`.
 //!
 //! The place of a field is taken from the code that encodes it: two requests that differ in one
 //! field differ in that field's bytes.
 
-use crate::{CheckedNumber, row};
+use crate::{CheckedNumber, XenVersion, row};
 use xen::GrantRef;
 use xen_io::blkif::{
     self, Body, Layout, Request, RequestBytes, Response, ResponseBytes, Secure, Segment, Segments,
     Status, TransferKind, info, op,
 };
+use xen_io::console;
 use xen_io::ring::{self, offset};
 use xen_io::xenbus::State;
 
@@ -43,6 +44,31 @@ pub fn rows() -> Vec<CheckedNumber> {
     ]);
     let state = |state: State| row(format!("XenbusState{}", state.name()), state as u8);
     rows.extend(State::ALL.map(state));
+    rows.extend(console_rows());
+    rows
+}
+
+/// Returns the rows of the page of a console. Xen 4.21 has added the connection byte.
+fn console_rows() -> Vec<CheckedNumber> {
+    let of = |name| format!("offsetof(struct xencons_interface, {name})");
+    let size = |name| format!("sizeof(((struct xencons_interface *)0)->{name})");
+    let mut rows = vec![
+        row(of("in"), console::offset::IN),
+        row(of("out"), console::offset::OUT),
+        row(of("in_cons"), console::offset::IN_CONS),
+        row(of("in_prod"), console::offset::IN_PROD),
+        row(of("out_cons"), console::offset::OUT_CONS),
+        row(of("out_prod"), console::offset::OUT_PROD),
+        row(size("in"), console::INPUT_SIZE),
+        row(size("out"), console::OUTPUT_SIZE),
+    ];
+    let newer = [
+        row(of("connection"), console::offset::CONNECTION),
+        row(size("connection"), size_of_val(&console::CONNECTED)),
+        row("XENCONSOLE_CONNECTED", console::CONNECTED),
+        row("XENCONSOLE_DISCONNECTED", console::DISCONNECTED),
+    ];
+    rows.extend(newer.map(|row| row.since(XenVersion::V4_21)));
     rows
 }
 

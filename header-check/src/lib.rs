@@ -9,7 +9,7 @@
 //! | [`hypervisor`] | `xen.h`, `grant_table.h`, `event_channel.h`, `sched.h`, `domctl.h`, `sysctl.h` |
 //! | [`drivers`] | Linux's `/dev/xen/*` |
 //! | [`store`] | `io/xs_wire.h` |
-//! | [`io`] | `io/ring.h`, `io/blkif.h`, `io/protocols.h`, `io/xenbus.h`, for 64 and for 32 bits |
+//! | [`io`] | `io/ring.h`, `io/blkif.h` for 64 and 32 bits, `io/protocols.h`, `io/xenbus.h`, `io/console.h` |
 //! | [`guest`] | numbers of the conformance suite's guest, as in `xen.h` and `io/console.h` |
 //! | [`compare`] | the C program |
 
