@@ -3,6 +3,7 @@
 //! A place is a number of bytes since the console's life began. A reader that is slow keeps nothing
 //! alive: if its place has left the backlog, it goes on with the oldest byte, and learns how many it
 //! has missed.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 /// The newest bytes of a stream, at most so many.
 #[derive(Debug)]
@@ -58,12 +59,13 @@ impl Backlog {
     }
 
     fn push_part(&mut self, part: &[u8]) {
-        let (now, later) = part.split_at(part.len().min(self.capacity - self.offset()));
+        let before_wrap = self.capacity.saturating_sub(self.offset());
+        let (now, later) = part.split_at(part.len().min(before_wrap));
         for piece in [now, later] {
             let at = self.offset();
             let overwritten = self.bytes.len().saturating_sub(at).min(piece.len());
             let (over, new) = piece.split_at(overwritten);
-            if let Some(place) = self.bytes.get_mut(at..at + overwritten) {
+            if let Some(place) = self.bytes.get_mut(at..at.saturating_add(overwritten)) {
                 place.copy_from_slice(over);
             }
             self.bytes.extend_from_slice(new);
@@ -76,7 +78,7 @@ impl Backlog {
     #[must_use]
     pub fn from(&self, place: u64) -> BacklogSlice<'_> {
         let begin = place.clamp(self.start(), self.end);
-        let all = self.end - begin;
+        let all = self.end.saturating_sub(begin);
         let at = self.offset_of(begin);
         let contiguous = self.bytes.get(at..).unwrap_or_default();
         let len = usize::try_from(all).unwrap_or(usize::MAX).min(contiguous.len());
@@ -84,7 +86,7 @@ impl Backlog {
         BacklogSlice {
             missed: begin.saturating_sub(place),
             bytes,
-            place: begin + bytes.len() as u64,
+            place: begin.saturating_add(bytes.len() as u64),
         }
     }
 
@@ -94,7 +96,8 @@ impl Backlog {
     }
 
     fn offset_of(&self, place: u64) -> usize {
-        usize::try_from(place % self.capacity as u64).unwrap_or(0)
+        let offset = place.checked_rem(self.capacity as u64).unwrap_or(0);
+        usize::try_from(offset).unwrap_or(0)
     }
 }
 
@@ -104,10 +107,10 @@ mod tests {
 
     /// Reads all that is there from a place on.
     fn read(backlog: &Backlog, mut place: u64) -> (u64, Vec<u8>) {
-        let (mut missed, mut all) = (0, Vec::new());
+        let (mut missed, mut all) = (0_u64, Vec::new());
         loop {
             let slice = backlog.from(place);
-            missed += slice.missed;
+            missed = slice.missed.checked_add(missed).unwrap();
             if slice.bytes.is_empty() {
                 return (missed, all);
             }

@@ -1,4 +1,5 @@
 //! The way of a console's output: from the ring into the log and the backlog.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::backlog::Backlog;
 use crate::log::{ConsoleLog, LineFormatter, LogOutcome};

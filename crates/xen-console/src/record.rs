@@ -2,6 +2,7 @@
 //!
 //! The daemon writes a chunk of the ring to the log, then this record, and then releases the chunk.
 //! Killed at any moment, the record tells the next daemon which bytes of the ring are in the log.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use rustix::io::{pread, pwrite};
 use std::fs::File;
@@ -88,18 +89,19 @@ impl LoggedState {
         output: &[u8],
         tail: impl FnOnce(usize) -> Option<Vec<u8>>,
     ) -> usize {
-        if (self.life, self.inode) != (now.life, now.inode) || now.log_len < self.log_len {
+        if (self.life, self.inode) != (now.life, now.inode) {
             return 0;
         }
+        let Some(more) = now.log_len.checked_sub(self.log_len) else { return 0 };
+        let more = usize::try_from(more).unwrap_or(usize::MAX);
         // The bytes that the record knows to be in the log, and that are not released.
         let known = self.index.wrapping_sub(now.index) as usize;
         let Some(after) = output.get(known..) else { return 0 };
-        let more = usize::try_from(now.log_len - self.log_len).unwrap_or(usize::MAX);
         let same = match after.get(..more) {
             Some(bytes) if more > 0 => tail(more).is_some_and(|tail| tail == bytes),
             _ => false,
         };
-        if same { known + more } else { known }
+        if same { known.saturating_add(more) } else { known }
     }
 }
 

@@ -1,4 +1,5 @@
 //! One console: its ring, its log, its terminal.
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::settings::{OUTPUT_BURST, OUTPUT_RATE};
 use crate::feed::ConsoleFeed;
