@@ -377,3 +377,25 @@ fn a_hundred_consoles_are_served_again_by_the_next_daemon() {
         scene.logged(&format!("g{number}"), "again\n");
     }
 }
+
+#[test]
+fn in_the_background_it_has_a_pid_file_while_it_runs() {
+    let Some(host) = Host::start("console_background") else { return };
+    let pid_file = host.dir.path().join("consoled.pid");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenconsoled"));
+    command.arg(format!("--pid-file={}", pid_file.display()));
+    let mut starter = host.program("starter", command);
+    until("the starter has ended", || !starter.is_running());
+    // It ends once the daemon serves.
+    let text = std::fs::read_to_string(&pid_file).unwrap_or_else(|error| {
+        panic!("{error}; {}", host.log("starter.log"));
+    });
+    let pid = Pid::from_raw(text.trim().parse().unwrap()).unwrap();
+    let process = format!("/proc/{}", text.trim());
+    let name = std::fs::read_to_string(format!("{process}/comm")).unwrap();
+    assert_eq!(name, "xenconsoled\n", "start-stop-daemon --name looks for it");
+    kill_process(pid, Signal::HUP).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    until("the pid file is removed", || !pid_file.exists());
+    until("the daemon has ended", || !Path::new(&process).exists());
+}
