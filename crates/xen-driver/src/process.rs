@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`guest`] | the connections of a guest's program |
 //! | [`platform`] | event channels and grants of the machine |
-//! | [`lock`] | locks of what one process alone may do |
+//! | [`mod@lock`] | locks of what one process alone may do |
 //! | `log` | lines about devices, so many of each |
 //! | `report`, `clock` | words for whoever has started it; the time |
 //! | `statistics` | a file with the counters of all devices |
