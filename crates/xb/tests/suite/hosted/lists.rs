@@ -113,7 +113,7 @@ fn commands_for_other_programs_are_not_offered() {
     let help = String::from_utf8(host.run(&[]).stderr).unwrap();
     assert!(help.contains("destroy") && !help.contains("keeper"), "{help}");
     let shown = ["bash", "zsh", "fish"].map(|shell| host.ok(&["completions", shell]));
-    for text in [&[help][..], &shown].concat() {
-        assert!(!text.contains("guest-init"), "{text}");
+    for page in [&[help][..], &shown].concat() {
+        assert!(!page.contains("guest-init"), "{page}");
     }
 }
