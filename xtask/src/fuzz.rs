@@ -9,7 +9,8 @@ use std::process::{Command, ExitCode};
 use std::thread::ScopedJoinHandle;
 
 /// The targets, in the order in which they run.
-const TARGETS: [&str; 7] = ["wire", "engine", "stream", "client", "state", "blkif", "image"];
+const TARGETS: [&str; 8] =
+    ["wire", "engine", "stream", "client", "state", "blkif", "console", "image"];
 /// The default time of each target, in seconds.
 const SECONDS: u32 = 15;
 /// Longest input. Longer ones find little more and slow everything down.
