@@ -73,6 +73,17 @@ impl ConsoleBackRing {
         Ok(self.page.copy_in(offset::CONNECTION, &[CONNECTED])?)
     }
 
+    /// True if a backend has moved an index of this ring before. That backend may have ended before
+    /// it notified the guest, so its successor is to notify once.
+    ///
+    /// # Errors
+    /// [`RingError::Page`] never happens with the layout of this module.
+    pub fn was_served(&self) -> Result<bool, RingError> {
+        let own = [offset::OUT_CONS, offset::IN_PROD];
+        let [output, input] = own.map(|index| self.page.load_u32(index));
+        Ok(output? != 0 || input? != 0)
+    }
+
     /// Copies output of the guest, at most `into.len()` bytes, and leaves it in the ring. The bytes
     /// may then be kept before [`ConsoleBackRing::release_output`] gives their room to the guest: a
     /// backend that ends in between has lost none.
@@ -186,6 +197,21 @@ mod tests {
         assert_eq!(back.peek_output(&mut bytes).unwrap().start, 100);
         let front = front_of(back);
         assert_eq!(front.write(&[8; 200]), Ok(100));
+    }
+
+    #[test]
+    fn a_ring_shows_that_a_backend_has_moved_an_index() {
+        let back = back();
+        assert_eq!(back.was_served(), Ok(false));
+        back.write_input(b"id\n").unwrap();
+        assert_eq!(back.was_served(), Ok(true));
+        let front = front_of(ConsoleBackRing::new(SharedPage::private()));
+        front.write(b"login:").unwrap();
+        let back = back_of(front);
+        assert_eq!(back.was_served(), Ok(false));
+        let chunk = back.peek_output(&mut [0; 3]).unwrap();
+        back.release_output(chunk).unwrap();
+        assert_eq!(back.was_served(), Ok(true));
     }
 
     #[test]

@@ -252,7 +252,8 @@ impl Backend for ServedConsole {
     }
 }
 
-fn broken(error: xen_io::console::RingError) -> Error {
+/// Returns the error of a ring that cannot be used.
+pub(super) fn broken(error: xen_io::console::RingError) -> Error {
     Error::Driver(format!("its ring: {error}"))
 }
 

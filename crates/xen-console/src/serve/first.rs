@@ -3,7 +3,7 @@
 //! A domain's first console is there before the guest runs, and the guest writes nothing to the
 //! store for it. The daemon maps its page, binds its port, and writes the path of a terminal.
 
-use super::console::{ServedConsole, Terminal, time_us};
+use super::console::{ServedConsole, Terminal, broken, time_us};
 use super::nodes::{self, ConsoleNodes, DomainNodes};
 use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
 use crate::backlog::Backlog;
@@ -242,7 +242,11 @@ impl FirstConsoles {
         let ring = ConsoleBackRing::new(page);
         let files = ConsoleFiles { log, record, format };
         let feed = ConsoleFeed::new(ring, files, Backlog::new(backlog), life);
-        let feed = feed.map_err(|error| Error::Driver(format!("its ring: {error}")))?;
+        let feed = feed.map_err(broken)?;
+        if feed.ring().was_served().map_err(broken)? {
+            // An earlier daemon may have been killed between the move of an index and its event.
+            channel.notify()?;
+        }
         let slot = self.domains.get_mut(&domid);
         let terminal = slot
             .and_then(|slot| slot.terminal.take())
