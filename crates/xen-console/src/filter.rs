@@ -76,6 +76,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_getpid,
+    // A panic's backtrace.
+    libc::SYS_getcwd,
     libc::SYS_getppid,
     libc::SYS_gettid,
     libc::SYS_rt_sigreturn,

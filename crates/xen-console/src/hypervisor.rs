@@ -36,7 +36,7 @@ pub struct HypervisorOutcome {
     pub logged: Option<LogOutcome>,
 }
 
-/// The reason why the reader does not run. It is started again.
+/// The reason why the reader does not run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ReaderError {
@@ -70,6 +70,8 @@ struct ReaderProcess {
     child: Child,
     /// Does not block.
     socket: OwnedFd,
+    /// It has the console and has given up all else.
+    is_ready: bool,
 }
 
 impl ReaderProcess {
@@ -79,8 +81,10 @@ impl ReaderProcess {
         let (socket, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         send_index(&socket, index)?;
-        let child = command.stdin(Stdio::from(other)).stdout(Stdio::null()).spawn()?;
-        Ok(Self { child, socket })
+        command.stdin(Stdio::from(other));
+        // Its reasons come over the socket; who waits for the end of these streams is not to wait for it.
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        Ok(Self { child, socket, is_ready: false })
     }
 
     /// Ends the process if it still runs.
@@ -154,6 +158,12 @@ impl HypervisorLog {
         self.reader.as_ref().map(|reader| reader.socket.as_fd())
     }
 
+    /// True if there is a reader that can read.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.is_ready)
+    }
+
     /// The time at which [`HypervisorLog::take`] starts the reader; none while it runs.
     #[must_use]
     pub fn start_time(&self, now: Instant) -> Option<Instant> {
@@ -203,6 +213,10 @@ impl HypervisorLog {
             Received::Message(ReaderAnswer::Failure(reason)) => {
                 let reason = String::from_utf8_lossy(reason).into_owned();
                 return Err(ReaderError::Refused(reason));
+            }
+            Received::Message(ReaderAnswer::Ready) => {
+                reader.is_ready = true;
+                return Ok(HypervisorOutcome::default());
             }
             Received::Nothing => return Ok(HypervisorOutcome::default()),
             Received::Closed => {

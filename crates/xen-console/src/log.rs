@@ -63,6 +63,8 @@ pub struct ConsoleLog {
     limits: LogLimits,
     /// The number of bytes that are lost since the log was last written.
     lost: u64,
+    /// The full log has its other name, and the new one could not be opened yet.
+    is_set_aside: bool,
 }
 
 impl ConsoleLog {
@@ -72,7 +74,8 @@ impl ConsoleLog {
     /// The log or its index cannot be opened. Nothing has been written then.
     pub fn open(folder: Rc<OwnedFd>, name: &OsStr, limits: LogLimits) -> io::Result<Self> {
         let (file, index, len) = open_both(&folder, name, limits)?;
-        Ok(Self { folder, name: name.to_owned(), file, len, index, limits, lost: 0 })
+        let name = name.to_owned();
+        Ok(Self { folder, name, file, len, index, limits, lost: 0, is_set_aside: false })
     }
 
     /// Notes that a life of the guest begins, as domain `domid`.
@@ -141,6 +144,7 @@ impl ConsoleLog {
     pub fn reopen(&mut self) -> io::Result<()> {
         let (file, index, len) = open_both(&self.folder, &self.name, self.limits)?;
         (self.file, self.index, self.len) = (file, index, len);
+        self.is_set_aside = false;
         Ok(())
     }
 
@@ -186,8 +190,17 @@ impl ConsoleLog {
             (with_ending(&self.name, INDEX), with_ending(&old, INDEX)),
             (self.name.clone(), old.clone()),
         ] {
-            renameat(&*self.folder, &from, &*self.folder, &to)?;
+            // Once: to do it again would set an empty log aside, over the full one.
+            if self.is_set_aside {
+                break;
+            }
+            match renameat(&*self.folder, &from, &*self.folder, &to) {
+                // Somebody has moved or removed it.
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
+        self.is_set_aside = true;
         self.reopen()
     }
 

@@ -68,6 +68,8 @@ pub fn run(name: &OsStr, options: &ConsoledOptions) -> ExitCode {
 }
 
 fn start(options: &ConsoledOptions) -> Result<ExitCode, Failure> {
+    // Scripts look for it, whatever name the file has.
+    let _ = rustix::thread::set_name(c"xenconsoled");
     if !options.interactive {
         if !BACKGROUND.is_child() {
             return Ok(BACKGROUND.start_child()?);
@@ -117,7 +119,12 @@ fn serve(options: &ConsoledOptions) -> Result<(), Failure> {
         BACKGROUND.detach()?;
     }
     log.line(Level::Info, "", &format!("serving the consoles of domain {domid}"));
-    run_loop(&mut server, &mut log)
+    let ended = run_loop(&mut server, &mut log);
+    if let Err(failure) = &ended {
+        // In the background, nobody reads standard error.
+        log.line(Level::Error, "", &failure.to_string());
+    }
+    ended
 }
 
 fn run_loop(server: &mut BackendServer<ConsoleDevices>, log: &mut Log) -> Result<(), Failure> {
@@ -228,15 +235,18 @@ fn hypervisor(
     }
     // The reader of a daemon that was killed a moment ago may still have the console.
     let end = Instant::now() + READER_PATIENCE;
-    loop {
+    let mut failure = None;
+    while !log.is_ready() {
         let now = Instant::now();
-        match log.take(now, time_us()) {
-            Ok(outcome) if outcome.moved > 0 => return Ok(log),
-            Err(error) if now >= end => return Err(error.into()),
-            Ok(_) if now >= end => return Ok(log),
-            Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        if now >= end {
+            return Err(failure.unwrap_or_else(|| "its reader does not answer".into()));
         }
+        if let Err(error) = log.take(now, time_us()) {
+            failure = Some(error.into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
+    Ok(log)
 }
 
 /// Keeps no more rights than to serve consoles.

@@ -89,10 +89,12 @@ impl LoggedState {
         output: &[u8],
         tail: impl FnOnce(usize) -> Option<Vec<u8>>,
     ) -> usize {
-        if (self.life, self.inode) != (now.life, now.inode) {
+        if self.life != now.life {
             return 0;
         }
-        let Some(more) = now.log_len.checked_sub(self.log_len) else { return 0 };
+        // A log with another inode is a new one: that of the record was set aside.
+        let recorded = if self.inode == now.inode { self.log_len } else { 0 };
+        let more = now.log_len.checked_sub(recorded).unwrap_or(0);
         let more = usize::try_from(more).unwrap_or(usize::MAX);
         // The bytes that the record knows to be in the log, and that are not released.
         let known = self.index.wrapping_sub(now.index) as usize;
@@ -139,10 +141,15 @@ mod tests {
         // Another has written to the log, or it was cut.
         assert_eq!(STATE.logged(&now(104, 50), b"next", |_| Some(b"else".to_vec())), 0);
         assert_eq!(STATE.logged(&now(104, 50), b"nex", |_| Some(b"next".to_vec())), 0);
-        assert_eq!(STATE.logged(&now(99, 46), b"next", no_tail), 0);
-        // Another life, another log, indices that do not fit.
+        // It was cut: the bytes had been in it.
+        assert_eq!(STATE.logged(&now(99, 46), b"next", no_tail), 4);
+        // It was set aside between the record and the release, or before the bytes were written.
+        let new = |log_len, index| LoggedState { inode: 1, ..now(log_len, index) };
+        assert_eq!(STATE.logged(&new(0, 46), b"next more", no_tail), 4);
+        assert_eq!(STATE.logged(&new(4, 50), b"next", |len| Some(b"next"[..len].into())), 4);
+        assert_eq!(STATE.logged(&new(4, 50), b"next", |_| Some(b"else".to_vec())), 0);
+        // Another life, indices that do not fit.
         assert_eq!(STATE.logged(&LoggedState { life: 1, ..now(100, 46) }, b"next", no_tail), 0);
-        assert_eq!(STATE.logged(&LoggedState { inode: 1, ..now(100, 46) }, b"next", no_tail), 0);
         assert_eq!(STATE.logged(&now(100, 51), b"next", no_tail), 0);
         assert_eq!(STATE.logged(&now(100, u32::MAX), &[0; 51], no_tail), 51);
     }

@@ -116,6 +116,13 @@ impl Scene {
     /// Makes a guest with the console nodes that libxl writes.
     fn guest(&mut self, name: &str) -> Guest {
         let guest = Guest::create(&mut self.host, "part", |_| {});
+        self.host.tool.write(format!("/local/domain/{}/name", guest.domid), name).unwrap();
+        self.write_nodes(&guest);
+        guest
+    }
+
+    /// Writes the nodes of a guest's console.
+    fn write_nodes(&mut self, guest: &Guest) {
         let home = format!("/local/domain/{}", guest.domid);
         let perms = ["n0".to_owned(), format!("r{}", guest.domid)];
         let perms = perms.map(|perm| Perm::parse(perm.as_bytes()).unwrap());
@@ -129,7 +136,6 @@ impl Scene {
             ("/ring-ref", "0"),
         ];
         let tool = &mut self.host.tool;
-        tool.write(format!("{home}/name"), name).unwrap();
         tool.transaction(|tx| {
             for (node, value) in nodes {
                 tx.write(format!("{home}/console{node}"), value)?;
@@ -138,7 +144,6 @@ impl Scene {
             Ok(())
         })
         .unwrap();
-        guest
     }
 
     /// Returns the path of the guest's terminal, once there is one that can be opened.
@@ -398,4 +403,41 @@ fn in_the_background_it_has_a_pid_file_while_it_runs() {
     kill_process(pid, Signal::TERM).unwrap();
     until("the pid file is removed", || !pid_file.exists());
     until("the daemon has ended", || !Path::new(&process).exists());
+}
+
+#[test]
+fn nodes_that_go_and_come_again_keep_the_terminal() {
+    let Some(mut scene) = Scene::start("console_nodes_again", &[]) else { return };
+    let mut guest = scene.guest("a");
+    let path = scene.terminal(&guest);
+    let mut terminal = open(&path);
+    for round in 0..3 {
+        let nodes = format!("/local/domain/{}/console", guest.domid);
+        scene.host.tool.rm(&nodes).unwrap();
+        // Another guest's console is looked at afterwards.
+        let other = scene.guest(&format!("other{round}"));
+        scene.terminal(&other);
+        scene.write_nodes(&guest);
+        assert_eq!(scene.terminal(&guest), path);
+        guest.tell(&format!("say round {round}"));
+        guest.heard("done say");
+        read_until(&mut terminal, &format!("round {round}\n"));
+    }
+    guest.tell("echo");
+    terminal.write_all(b"quit\n").unwrap();
+    guest.heard("done echo");
+    assert!(scene.daemon.is_running());
+}
+
+#[test]
+fn a_hypervisor_that_cannot_be_read_costs_its_log_alone() {
+    // A hosted host has none.
+    let Some(mut scene) = Scene::start("console_no_hypervisor", &["--log=hv"]) else { return };
+    let mut guest = scene.guest("a");
+    scene.terminal(&guest);
+    guest.tell("say well");
+    scene.logged("a", "well\n");
+    let log = scene.host.log("consoled.log");
+    assert_eq!(log.matches("the hypervisor's console is not logged: ").count(), 1, "{log}");
+    assert!(scene.daemon.is_running());
 }

@@ -84,7 +84,9 @@ pub fn run_reader_on<C: HypervisorConsole, E: EventChannels>(
     let socket = io::stdin();
     let mut buffer = AnswerBuffer::new();
     let outcome = prepare(open, ioctls).and_then(|(mut console, mut channels)| {
-        serve(socket.as_fd(), &mut console, &mut channels, &mut buffer)
+        buffer
+            .send_ready(&socket)
+            .and_then(|()| serve(socket.as_fd(), &mut console, &mut channels, &mut buffer))
             .map_err(|error| error.to_string())
     });
     match outcome {

@@ -5,7 +5,7 @@
 //!
 //! | bytes of an answer | contents, little-endian |
 //! |---|---|
-//! | 0 to 4 | 0: output, 1: the reader cannot go on |
+//! | 0 to 4 | 0: output, 1: the reader cannot go on, 2: it can read (its first answer, before any index) |
 //! | 4 to 8 | the index behind the output |
 //! | 8 to 12 | the number of bytes before it that the ring no longer had |
 //! | then, at most 16 KiB | the output, or the reason as a text |
@@ -20,6 +20,7 @@ pub(super) const OUTPUT_MAX: usize = 16 << 10;
 const HEAD_LEN: usize = 12;
 const OUTPUT: u32 = 0;
 const FAILURE: u32 = 1;
+const READY: u32 = 2;
 
 /// The room for one answer.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) enum ReaderAnswer<'b> {
     },
     /// The reader ends, for this reason.
     Failure(&'b [u8]),
+    /// The reader has the console; output follows.
+    Ready,
 }
 
 /// The outcome of an attempt to receive.
@@ -71,6 +74,11 @@ impl AnswerBuffer {
         lost: u32,
     ) -> io::Result<()> {
         self.send(socket, len, [OUTPUT, next, lost])
+    }
+
+    /// Says that the reader can read.
+    pub(super) fn send_ready(&mut self, socket: impl AsFd) -> io::Result<()> {
+        self.send(socket, 0, [READY, 0, 0])
     }
 
     /// Sends the reason why the reader ends.
@@ -110,6 +118,7 @@ impl AnswerBuffer {
         let answer = match (words.next(), words.next(), words.next()) {
             (Some(OUTPUT), Some(next), Some(lost)) => ReaderAnswer::Output { next, lost, bytes },
             (Some(FAILURE), ..) => ReaderAnswer::Failure(bytes),
+            (Some(READY), ..) => ReaderAnswer::Ready,
             _ => return Err(MALFORMED.into()),
         };
         Ok(Received::Message(answer))

@@ -18,7 +18,8 @@
 //! | 5 | the offset in the log where a daemon that was started again went on |
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
 
 /// The first bytes of an index, before the inode.
 const MAGIC: [u8; 8] = *b"XBCI\x01\0\0\0";
@@ -103,7 +104,6 @@ impl LogIndex {
             let records = file.metadata()?.len().saturating_sub(HEAD_LEN) / RECORD_LEN;
             let len = HEAD_LEN + records * RECORD_LEN;
             file.set_len(len)?;
-            file.seek(SeekFrom::Start(len))?;
             return Ok(Self { file, len });
         }
         file.set_len(0)?;
@@ -123,7 +123,8 @@ impl LogIndex {
 
     /// Adds a record.
     pub(super) fn note(&mut self, record: IndexRecord) -> io::Result<()> {
-        self.file.write_all(&record.encode())?;
+        // At its place, so that one that a full disk has cut is written over.
+        self.file.write_all_at(&record.encode(), self.len)?;
         self.len += RECORD_LEN;
         Ok(())
     }
@@ -187,7 +188,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut index = LogIndex::open(file.try_clone().unwrap(), 7, 0).unwrap();
         index.note_output(1, 0).unwrap();
-        (&file).write_all(b"torn").unwrap();
+        let end = file.metadata().unwrap().len();
+        file.write_all_at(b"torn", end).unwrap();
         let again = |inode, log_len| {
             let mut other = file.try_clone().unwrap();
             other.rewind().unwrap();

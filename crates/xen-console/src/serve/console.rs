@@ -1,7 +1,7 @@
 //! One console: its ring, its log, its terminal.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::settings::{OUTPUT_BURST, OUTPUT_RATE};
+use super::settings::{MOVES_RATE, OUTPUT_BURST, OUTPUT_RATE};
 use crate::feed::ConsoleFeed;
 use crate::log::LogOutcome;
 use crate::options::Overflow;
@@ -86,7 +86,10 @@ impl ServedConsole {
         terminal: Option<Terminal>,
         overflow: Overflow,
     ) -> Self {
-        let limits = RateLimits { bytes_per_second: Some(OUTPUT_RATE), ..RateLimits::default() };
+        let limits = RateLimits {
+            bytes_per_second: Some(OUTPUT_RATE),
+            requests_per_second: Some(MOVES_RATE),
+        };
         let rate = Throttle::with_burst(limits, OUTPUT_BURST, Instant::now());
         Self { channel, feed, terminal, overflow, rate, complaint: None }
     }
@@ -111,8 +114,9 @@ impl ServedConsole {
     #[must_use]
     pub fn into_terminal(self) -> Option<Terminal> {
         let mut terminal = self.terminal?;
-        // The next ring has a backlog of its own.
+        // The next ring has a backlog of its own, and what was typed meanwhile is for it.
         terminal.place = 0;
+        terminal.ready();
         Some(terminal)
     }
 
@@ -252,9 +256,19 @@ impl Backend for ServedConsole {
     }
 }
 
+/// The error of a ring that cannot be used.
+#[derive(Debug)]
+pub(super) struct BrokenRing(pub(super) Error);
+
+impl From<BrokenRing> for Error {
+    fn from(BrokenRing(error): BrokenRing) -> Self {
+        error
+    }
+}
+
 /// Returns the error of a ring that cannot be used.
-pub(super) fn broken(error: xen_io::console::RingError) -> Error {
-    Error::Driver(format!("its ring: {error}"))
+pub(super) fn broken(error: xen_io::console::RingError) -> BrokenRing {
+    BrokenRing(Error::Driver(format!("its ring: {error}")))
 }
 
 /// The time, in microseconds since 1970.

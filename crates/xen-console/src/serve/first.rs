@@ -3,7 +3,7 @@
 //! A domain's first console is there before the guest runs, and the guest writes nothing to the
 //! store for it. The daemon maps its page, binds its port, and writes the path of a terminal.
 
-use super::console::{ServedConsole, Terminal, broken, time_us};
+use super::console::{BrokenRing, ServedConsole, Terminal, broken, time_us};
 use super::nodes::{self, ConsoleNodes, DomainNodes};
 use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
 use crate::backlog::Backlog;
@@ -11,13 +11,11 @@ use crate::feed::{ConsoleFeed, ConsoleFiles};
 use crate::log::ConsoleLog;
 use crate::record::ConsoleRecord;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
-use xen::evtchn::PortStatus;
 use xen::gnttab::PageAccess;
-use xen::{DomId, GrantRef};
+use xen::{DomId, GrantRef, Port};
 use xen_driver::Channel;
 use xen_driver::backend::{DescriptorId, DeviceSet, Platform};
 use xen_io::console::ConsoleBackRing;
@@ -42,6 +40,8 @@ pub struct FirstConsoles {
     domains: BTreeMap<DomId, ConsoleSlot>,
     /// Domains whose nodes are to be looked at.
     due: BTreeSet<DomId>,
+    /// Domains whose port was written.
+    touched: BTreeSet<DomId>,
     /// The list of domains is to be looked at.
     scan_due: Option<ScanRange>,
     /// The domains of the terminals' descriptors.
@@ -79,7 +79,12 @@ enum ConsoleState {
     /// It could not be connected; it is tried again until then.
     Retrying { until: Instant },
     /// It is served.
-    Served { nodes: ConsoleNodes, console: Box<ServedConsole> },
+    Served {
+        nodes: ConsoleNodes,
+        console: Box<ServedConsole>,
+        /// Its terminal is not in the store yet.
+        terminal_due: bool,
+    },
     /// Its ring is broken. With other nodes it is tried again.
     Failed { nodes: ConsoleNodes },
 }
@@ -104,6 +109,7 @@ impl FirstConsoles {
             settings,
             domains: BTreeMap::new(),
             due: BTreeSet::new(),
+            touched: BTreeSet::new(),
             scan_due: Some(ScanRange::All),
             streams: BTreeMap::new(),
             streams_changed: false,
@@ -155,10 +161,10 @@ impl FirstConsoles {
         let Some(slot) = self.domains.remove(&domid) else { return Ok(()) };
         if let ConsoleState::Served { mut console, .. } = slot.state {
             console.drain();
-            self.streams_changed = true;
-            self.streams.retain(|_, owner| *owner != domid);
             self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Removed });
         }
+        self.streams.retain(|_, owner| *owner != domid);
+        self.touched.remove(&domid);
         self.settings.remove_record(domid.0);
         self.due.remove(&domid);
         nodes::unless_gone(store.unwatch(nodes::folder(domid), token(domid)))
@@ -171,12 +177,13 @@ impl FirstConsoles {
         }
         let about = DomainNodes::read(store, domid)?;
         let nodes = about.console.clone();
+        let touched = self.touched.remove(&domid);
         let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
         match (&slot.state, &nodes) {
-            (ConsoleState::Served { nodes: served, console }, Some(nodes))
-                if served == nodes && is_bound(&self.platform, console) =>
+            (ConsoleState::Served { nodes: served, .. }, Some(nodes))
+                if served == nodes && !(touched && is_free(&self.platform, domid, nodes.port)) =>
             {
-                return Ok(());
+                return self.show_terminal(store, domid);
             }
             (ConsoleState::Failed { nodes: failed }, Some(nodes)) if failed == nodes => {
                 return Ok(());
@@ -184,14 +191,25 @@ impl FirstConsoles {
             _ => {}
         }
         slot.end();
-        let Some(nodes) = nodes else { return Ok(()) };
+        let Some(nodes) = nodes else {
+            slot.state = ConsoleState::Absent;
+            return Ok(());
+        };
         match self.connect(domid, &nodes, &about) {
-            Ok(console) => {
-                self.serve(store, domid, nodes, console)?;
+            Ok(console) => self.serve(store, domid, nodes, console)?,
+            Err(ConnectFailure::Ring(error)) => {
+                self.set_state(domid, ConsoleState::Failed { nodes });
+                self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
             }
-            Err(error) => self.retry(domid, error),
+            Err(ConnectFailure::Other(error)) => self.retry(domid, error),
         }
         Ok(())
+    }
+
+    fn set_state(&mut self, domid: DomId, state: ConsoleState) {
+        if let Some(slot) = self.domains.get_mut(&domid) {
+            slot.state = state;
+        }
     }
 
     /// Notes that a console could not be connected, for a later try.
@@ -216,12 +234,15 @@ impl FirstConsoles {
         domid: DomId,
         nodes: &ConsoleNodes,
         about: &DomainNodes,
-    ) -> Result<ServedConsole, Error> {
+    ) -> Result<ServedConsole, ConnectFailure> {
         let channel = Channel::bind(&self.platform.evtchn, domid, nodes.port)?;
         let mapped =
             self.platform.grants.borrow_mut().map(domid, GrantRef::CONSOLE, PageAccess::ReadWrite);
         let page = mapped.map_err(Error::platform("mapping the console's page"))?.into_page();
-        let life = life(domid, about.machine.as_deref());
+        let ring = ConsoleBackRing::new(page);
+        // Before anything is written: a guest may have broken it while no daemon ran.
+        ring.peek_output(&mut []).map_err(broken)?;
+        let life = life(domid, about.machine.as_deref(), nodes);
         let record = self.settings.open_record(domid.0);
         let log = about.name.as_deref().map(|name| self.open_log(domid, name));
         let log = log.transpose().unwrap_or_else(|error| {
@@ -239,7 +260,6 @@ impl FirstConsoles {
         });
         let limit = nodes.limit.and_then(|limit| usize::try_from(limit).ok());
         let backlog = limit.unwrap_or(BACKLOG_MAX).clamp(BACKLOG_MIN, BACKLOG_MAX);
-        let ring = ConsoleBackRing::new(page);
         let files = ConsoleFiles { log, record, format };
         let feed = ConsoleFeed::new(ring, files, Backlog::new(backlog), life);
         let feed = feed.map_err(broken)?;
@@ -264,7 +284,7 @@ impl FirstConsoles {
         let used = |name: &str, domains: &BTreeMap<DomId, ConsoleSlot>| {
             domains.iter().any(|(other, slot)| *other != domid && slot.log_name == name)
         };
-        if used(&name, &self.domains) {
+        while used(&name, &self.domains) {
             // Two guests of one name would write into one log.
             name = format!("{}.{domid}.log", name.strip_suffix(".log").unwrap_or(&name));
         }
@@ -274,6 +294,25 @@ impl FirstConsoles {
         }
         self.logs_opened = true;
         Ok(log)
+    }
+
+    /// Writes the path of a console's terminal for clients, where that is due. What the store refuses
+    /// is tried again: the toolstack waits for that node.
+    fn show_terminal(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
+        let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
+        let ConsoleState::Served { console, terminal_due, .. } = &mut slot.state else {
+            return Ok(());
+        };
+        let Some(terminal) = console.terminal().filter(|_| *terminal_due) else { return Ok(()) };
+        let path = terminal.pty().path().as_os_str().as_bytes();
+        match nodes::write_terminal(store, domid, path).map_err(Error::from) {
+            Ok(()) => *terminal_due = false,
+            Err(error) if error.is_store_gone() => return Err(error),
+            Err(error) => {
+                self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
+            }
+        }
+        Ok(())
     }
 
     /// Takes a console that was connected, and shows its terminal to clients.
@@ -287,18 +326,10 @@ impl FirstConsoles {
         if let Some(terminal) = console.terminal() {
             self.streams.insert(terminal.stream().0, domid);
             self.streams_changed = true;
-            let path = terminal.pty().path().as_os_str().as_bytes();
-            match nodes::write_terminal(store, domid, path).map_err(Error::from) {
-                Err(error) if error.is_store_gone() => return Err(error),
-                Err(error) => {
-                    self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
-                }
-                Ok(()) => {}
-            }
         }
-        if let Some(slot) = self.domains.get_mut(&domid) {
-            slot.state = ConsoleState::Served { nodes, console: Box::new(console) };
-        }
+        let console = Box::new(console);
+        self.set_state(domid, ConsoleState::Served { nodes, console, terminal_due: true });
+        self.show_terminal(store, domid)?;
         let event = DeviceEvent::State(xenbus::State::Connected);
         self.news.push(DeviceNews { id: id(domid), event });
         Ok(())
@@ -306,6 +337,20 @@ impl FirstConsoles {
 }
 
 impl ConsoleSlot {
+    fn terminal(&self) -> Option<&Terminal> {
+        match &self.state {
+            ConsoleState::Served { console, .. } => console.terminal(),
+            _ => self.terminal.as_ref(),
+        }
+    }
+
+    fn terminal_mut(&mut self) -> Option<&mut Terminal> {
+        match &mut self.state {
+            ConsoleState::Served { console, .. } => console.terminal_mut(),
+            _ => self.terminal.as_mut(),
+        }
+    }
+
     /// Ends the ring that is served, and keeps its terminal.
     fn end(&mut self) {
         match std::mem::replace(&mut self.state, ConsoleState::Absent) {
@@ -338,6 +383,10 @@ impl DeviceSet for FirstConsoles {
         if !event.path.ends_with(b"/console/tty") {
             self.due.insert(domid);
         }
+        // Written once more with the same value, it may be another port all the same.
+        if event.path.ends_with(b"/console/port") {
+            self.touched.insert(domid);
+        }
         Ok(true)
     }
 
@@ -361,7 +410,12 @@ impl DeviceSet for FirstConsoles {
     }
 
     fn waiting(&self) -> impl Iterator<Item = DomId> {
-        let waits = |slot: &ConsoleSlot| matches!(slot.state, ConsoleState::Retrying { .. });
+        let waits = |slot: &ConsoleSlot| {
+            matches!(
+                slot.state,
+                ConsoleState::Retrying { .. } | ConsoleState::Served { terminal_due: true, .. }
+            )
+        };
         self.domains.iter().filter(move |(_, slot)| waits(slot)).map(|(domid, _)| *domid)
     }
 
@@ -395,7 +449,8 @@ impl DeviceSet for FirstConsoles {
     }
 
     fn streams(&self) -> impl Iterator<Item = (DescriptorId, BorrowedFd<'_>)> {
-        self.backends_ref().filter_map(|(_, console)| console.terminal()).map(Terminal::stream)
+        // Also those that wait for a ring that follows: they stay open.
+        self.domains.values().filter_map(ConsoleSlot::terminal).map(Terminal::stream)
     }
 
     fn ready(&mut self, stream: DescriptorId) {
@@ -403,9 +458,7 @@ impl DeviceSet for FirstConsoles {
         else {
             return;
         };
-        if let ConsoleState::Served { console, .. } = &mut slot.state
-            && let Some(terminal) = console.terminal_mut()
-        {
+        if let Some(terminal) = slot.terminal_mut() {
             terminal.ready();
         }
     }
@@ -415,21 +468,36 @@ impl DeviceSet for FirstConsoles {
         if !self.is_due() && std::mem::take(&mut self.logs_opened) {
             let used: BTreeSet<&str> =
                 self.domains.values().map(|slot| slot.log_name.as_str()).collect();
-            self.settings.trim_logs(|name| used.contains(name));
+            self.logs_opened = self.settings.trim_logs(|name| used.contains(name));
         }
         Ok(std::mem::take(&mut self.streams_changed))
     }
 }
 
-/// True if the console's port still leads to its domain.
-fn is_bound(platform: &Platform, console: &ServedConsole) -> bool {
-    use xen_driver::backend::Backend;
-    let mut ports = console.ports();
-    ports.all(|port| {
-        let status = platform.evtchn.borrow_mut().status(port);
-        // Where the platform does not tell, the nodes are the only word.
-        !matches!(status, Ok(PortStatus::Closed | PortStatus::Unbound(_)))
-    })
+/// True if the guest's port can be bound: no end of it is here.
+fn is_free(platform: &Platform, domid: DomId, port: Port) -> bool {
+    // Dropped, it is free again.
+    Channel::bind(&platform.evtchn, domid, port).is_ok()
+}
+
+/// The reason why a console is not connected.
+enum ConnectFailure {
+    /// Its ring is broken.
+    Ring(Error),
+    /// Anything else: it may be over in a moment.
+    Other(Error),
+}
+
+impl From<Error> for ConnectFailure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<BrokenRing> for ConnectFailure {
+    fn from(BrokenRing(error): BrokenRing) -> Self {
+        Self::Ring(error)
+    }
 }
 
 /// Notes in the index of a log that a life of the domain begins, or that an earlier process's goes on.
@@ -443,12 +511,15 @@ fn note_life(
     if recorded == Some(life) { log.resume(time_us()) } else { log.begin_life(domid.0, time_us()) }
 }
 
-/// The identity of a domain's life. Numbers of domains are used again; the path of its virtual machine
-/// has its UUID.
-fn life(domid: DomId, machine: Option<&[u8]>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (domid.0, machine).hash(&mut hasher);
-    hasher.finish()
+/// The identity of a ring in a domain's life (FNV-1a). Numbers of domains are used again; the path of
+/// the virtual machine has its UUID. A domain that is reset has another port.
+fn life(domid: DomId, machine: Option<&[u8]>, nodes: &ConsoleNodes) -> u64 {
+    let numbers = [u64::from(domid.0), nodes.port.0.into(), nodes.frame];
+    let numbers = numbers.into_iter().flat_map(u64::to_le_bytes);
+    let bytes = numbers.chain(machine.unwrap_or_default().iter().copied());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn id(domid: DomId) -> Id {

@@ -19,6 +19,11 @@ pub const OUTPUT_RATE: u64 = 1 << 20;
 /// The time whose bytes a guest may have taken at once after it was quiet: 8 MiB.
 pub const OUTPUT_BURST: Duration = Duration::from_secs(8);
 
+/// Logs that are removed in a turn, at most.
+const REMOVED_MAX: usize = 16;
+/// The moves of output a second that are taken from a guest; what comes meanwhile is in the next.
+pub const MOVES_RATE: u64 = 2000;
+
 /// The limits and places that all consoles of a daemon share.
 #[derive(Debug)]
 pub struct ConsoleSettings {
@@ -52,16 +57,22 @@ impl ConsoleSettings {
         ConsoleLog::open(Rc::clone(folder), OsStr::new(name), self.log_limits).map(Some)
     }
 
-    /// Removes the oldest logs of guests, where there are more than may be; never one that is `in_use`.
-    pub fn trim_logs(&self, in_use: impl Fn(&str) -> bool) {
-        let Some(folder) = self.log_folder.as_ref().filter(|_| self.log_guests) else { return };
+    /// Removes some of the oldest logs of guests, where there are more than may be; never one that is
+    /// `in_use`. Returns true if there may still be too many.
+    pub fn trim_logs(&self, in_use: impl Fn(&str) -> bool) -> bool {
+        let Some(folder) = self.log_folder.as_ref().filter(|_| self.log_guests) else {
+            return false;
+        };
         let names = log_names(folder).unwrap_or_default();
         let more = (names.len() as u64).saturating_sub(self.log_count);
         let ended = names.iter().filter(|(_, name)| !in_use(name));
-        for (_, name) in ended.take(usize::try_from(more).unwrap_or(usize::MAX)) {
+        let most = usize::try_from(more).unwrap_or(usize::MAX).min(REMOVED_MAX);
+        let mut removed = 0;
+        for (_, name) in ended.take(most) {
             // One that stays is tried again with the next guest.
-            let _ = remove_log(folder, OsStr::new(name));
+            removed += usize::from(remove_log(folder, OsStr::new(name)).is_ok());
         }
+        removed == REMOVED_MAX
     }
 
     /// Returns the format of a guest's log; none if it has the guest's bytes as they come.

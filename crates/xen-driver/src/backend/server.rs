@@ -263,11 +263,13 @@ impl<D: DeviceSet> BackendServer<D> {
     #[expect(clippy::option_option, reason = "something to do; nothing, with or without an end")]
     fn before_sleep(&mut self, now: Instant) -> Result<Option<Option<Instant>>, Error> {
         let (mut until, mut more) = (None::<Instant>, false);
-        let mut failed = Vec::new();
+        let (mut failed, mut held) = (Vec::new(), Vec::new());
         for (key, back) in self.devices.backends() {
             let limited = back.limited_until(now);
             until = [until, limited].into_iter().flatten().min();
             if limited.is_some() {
+                // It is not served before that, whatever its frontend notifies.
+                held.extend(back.ports());
                 continue;
             }
             match back.final_check() {
@@ -277,9 +279,13 @@ impl<D: DeviceSet> BackendServer<D> {
         }
         self.fail(failed)?;
         let evtchn = self.evtchn.borrow();
-        for port in self.masked.drain(..) {
-            self.waiter.unmask(&*evtchn, port);
-        }
+        self.masked.retain(|port| {
+            let stays = held.contains(port);
+            if !stays {
+                self.waiter.unmask(&*evtchn, *port);
+            }
+            stays
+        });
         Ok(if more { None } else { Some(until) })
     }
 

@@ -94,7 +94,11 @@ impl Waiter {
             if !before.contains(&stream) {
                 let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
                 let name = epoll::EventData::new_u64(STREAM + stream.0);
-                epoll::add(&self.epoll, fd, name, flags)?;
+                match epoll::add(&self.epoll, fd, name, flags) {
+                    // It was a stream before, and was none for a while.
+                    Err(Errno::EXIST) => epoll::modify(&self.epoll, fd, name, flags)?,
+                    added => added?,
+                }
             }
             self.sources.insert(stream);
             self.has_streams = true;
