@@ -94,7 +94,7 @@ impl LoggedState {
         }
         // A log with another inode is a new one: that of the record was set aside.
         let recorded = if self.inode == now.inode { self.log_len } else { 0 };
-        let more = now.log_len.checked_sub(recorded).unwrap_or(0);
+        let more = now.log_len.saturating_sub(recorded);
         let more = usize::try_from(more).unwrap_or(usize::MAX);
         // The bytes that the record knows to be in the log, and that are not released.
         let known = self.index.wrapping_sub(now.index) as usize;
