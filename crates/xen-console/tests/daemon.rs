@@ -1,5 +1,5 @@
 //! The daemon on a real hosted host: guests write and read their consoles, the daemon is killed, its
-//! files are moved, its disk is full.
+//! files are moved, its disk is full. Tests of advisories have the advisory's name.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use testhost::{Guest, Host, Program, until};
+use xen::Port;
 use xen::domctl::DomainControl;
-use xen::evtchn::EventChannels;
+use xen::evtchn::{EventChannels, SharedEventChannels};
 use xen_console::pty::open_far_end;
 use xen_io::console::{ConsoleFrontRing, offset};
-use xenstore::{Perm, Store};
+use xenstore::{Client, Perm, Store};
 
 /// Plays the guest, where the environment says so; not a test of its own.
 #[test]
@@ -24,23 +25,12 @@ fn part() {
 /// A frontend of the first console. Each line of its input is a command.
 fn guest() {
     let platform = xen_hosted::Platform::guest().unwrap();
-    let mut channels = platform.channels().unwrap();
+    let mut channels = SharedEventChannels::new(platform.channels().unwrap()).unwrap();
     let mut offers = platform.offers();
     let (page, port) = platform.console_ring(&mut offers).unwrap();
     let (raw, _) = platform.console_ring(&mut offers).unwrap();
     let ring = ConsoleFrontRing::new(page);
-    let send = |channels: &mut xen_hosted::evtchn::Channels, mut bytes: &[u8]| {
-        while !bytes.is_empty() {
-            let count = ring.write(bytes).unwrap();
-            bytes = &bytes[count..];
-            if count == 0 {
-                wait(channels);
-            } else {
-                // The daemon may be gone: it looks at the ring when it comes again.
-                let _ = channels.notify(port);
-            }
-        }
-    };
+    let send = |channels: &mut GuestChannels, bytes: &[u8]| send_all(&ring, channels, port, bytes);
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let (command, argument) = line.split_once(' ').unwrap_or((&line, ""));
         match command {
@@ -72,21 +62,84 @@ fn guest() {
                 raw.store_u32(offset::OUT_PROD, argument.parse().unwrap()).unwrap();
                 let _ = channels.notify(port);
             }
+            "events" => {
+                // Each chunk waits for its event; those that come afterwards are counted, too.
+                let mut events = 0;
+                for chunk in 1..=argument.parse().unwrap() {
+                    send(&mut channels, b"a chunk\n");
+                    until("the daemon notifies", || {
+                        events += wait(&mut channels);
+                        events >= chunk
+                    });
+                }
+                events += (0..10).map(|_| wait(&mut channels)).sum::<usize>();
+                println!("> events {events}");
+            }
+            "sleep" => {
+                // Until an event comes without any act of the guest.
+                println!("> asleep");
+                until("the daemon notifies", || wait(&mut channels) > 0);
+            }
+            "forge" => {
+                let (page, port) = platform.store_ring(&mut offers).unwrap();
+                let store = Client::over_ring(page, port, Box::new(channels.clone()));
+                forge_nodes(store, platform.domid().0);
+            }
             _ => panic!("{line}"),
         }
         println!("> done {command}");
     }
 }
 
-/// Waits for an event, or a moment: the daemon may be away.
-fn wait(channels: &mut xen_hosted::evtchn::Channels) {
+/// Writes all bytes to the console, as it has room.
+fn send_all(ring: &ConsoleFrontRing, channels: &mut GuestChannels, port: Port, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let count = ring.write(bytes).unwrap();
+        bytes = &bytes[count..];
+        if count == 0 {
+            wait(channels);
+        } else {
+            // The daemon may be gone: it looks at the ring when it comes again.
+            let _ = channels.notify(port);
+        }
+    }
+}
+
+/// The event channels of the guest, for its console and for its connection to the store.
+type GuestChannels = SharedEventChannels<xen_hosted::evtchn::Channels>;
+
+/// Tries to change the nodes of the guest's own console, in each way.
+fn forge_nodes(mut store: Client, domid: u16) {
+    let home = format!("/local/domain/{domid}");
+    let own = Perm::parse(format!("n{domid}").as_bytes()).unwrap();
+    store.write(format!("{home}/own"), "1").expect("the guest may write elsewhere");
+    for node in ["", "/tty", "/type", "/limit", "/port", "/ring-ref", "/output"] {
+        let path = format!("{home}/console{node}");
+        let outcomes = [
+            store.write(&path, "/etc/shadow"),
+            store.rm(&path),
+            store.set_perms(&path, std::slice::from_ref(&own)),
+        ];
+        for outcome in outcomes {
+            let errno = outcome.as_ref().map_err(xenstore::Error::errno);
+            let refused = errno == Err(rustix::io::Errno::ACCESS.raw_os_error());
+            println!("> {} {path}", if refused { "refused" } else { "error not refused:" });
+        }
+    }
+}
+
+/// Waits for events, or a moment: the daemon may be away. Returns the number of events.
+fn wait(channels: &mut GuestChannels) -> usize {
     let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
     let fd = channels.fd();
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
     let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    let mut events = 0;
     while let Some(port) = channels.pending().unwrap() {
         channels.unmask(port).unwrap();
+        events += 1;
     }
+    events
 }
 
 fn text_line(number: u32) -> String {
@@ -102,14 +155,31 @@ struct Scene {
 
 impl Scene {
     fn start(test: &str, options: &[&str]) -> Option<Self> {
+        Self::start_by(test, Command::new(env!("CARGO_BIN_EXE_xenconsoled")), options)
+    }
+
+    /// Starts a daemon whose logs are on a file system of 1 MiB, which nobody else sees. None if
+    /// this process may not mount one.
+    fn start_on_small_disk(test: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            conformance::skip(test, "only root can have mounts of its own");
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        // The last word is the folder of the logs, as `start_by` puts it.
+        let script = "for logs; do :; done; logs=${logs#*=}; mkdir $logs && \
+                      mount -t tmpfs -o size=1m none $logs && \
+                      head -c 700000 /dev/zero > $logs/other && exec \"$0\" \"$@\"";
+        command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_xenconsoled")]);
+        Self::start_by(test, command, &[])
+    }
+
+    fn start_by(test: &str, mut command: Command, options: &[&str]) -> Option<Self> {
         let host = Host::start(test)?;
         let logs = host.dir.path().join("logs");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xenconsoled"));
+        command.args(options);
         command.args(["-i", "-v", "--log=guest"]).arg(format!("--log-dir={}", logs.display()));
-        let daemon = host.program("consoled", {
-            command.args(options);
-            command
-        });
+        let daemon = host.program("consoled", command);
         Some(Self { host, daemon, logs })
     }
 
@@ -440,4 +510,82 @@ fn a_hypervisor_that_cannot_be_read_costs_its_log_alone() {
     let log = scene.host.log("consoled.log");
     assert_eq!(log.matches("the hypervisor's console is not logged: ").count(), 1, "{log}");
     assert!(scene.daemon.is_running());
+}
+
+#[test]
+fn xsa_57_a_guest_cannot_write_its_console_nodes() {
+    let Some(mut scene) = Scene::start("console_xsa_57", &[]) else { return };
+    let mut guest = scene.guest("a");
+    let path = scene.terminal(&guest);
+    guest.tell("forge");
+    guest.heard("done forge");
+    assert_eq!(scene.terminal(&guest), path);
+    guest.tell("say served as before");
+    scene.logged("a", "served as before\n");
+}
+
+#[test]
+fn xsa_180_a_flood_fills_no_disk() {
+    let log_max = 1 << 16;
+    let options = [format!("--log-max={log_max}")];
+    let Some(mut scene) = Scene::start("console_xsa_180", &options.each_ref().map(|one| &**one))
+    else {
+        return;
+    };
+    let mut guest = scene.guest("a");
+    // 5 MiB, which is below the rate at which a guest waits.
+    guest.tell("flood 200000");
+    guest.heard("done flood");
+    guest.tell("say afterwards");
+    scene.logged("a", "afterwards\n");
+    let files = std::fs::read_dir(&scene.logs).unwrap().map_while(Result::ok);
+    let sizes: Vec<u64> = files.map(|file| file.metadata().unwrap().len()).collect();
+    assert_eq!(sizes.len(), 4, "the log, the one before it, and their indices");
+    let bytes = sizes.iter().sum::<u64>();
+    assert!(bytes > log_max && bytes <= 3 * log_max + (128 << 10), "{sizes:?}");
+}
+
+#[test]
+fn xsa_391_no_event_without_progress() {
+    let Some(mut scene) = Scene::start("console_xsa_391", &[]) else { return };
+    let mut guest = scene.guest("a");
+    scene.terminal(&guest);
+    for chunks in [0, 1, 50, 0] {
+        guest.tell(&format!("events {chunks}"));
+        guest.heard(&format!("events {chunks}"));
+    }
+    // A killed daemon may have moved an index without its event, so the next one sends one.
+    guest.tell("sleep");
+    guest.heard("asleep");
+    scene.daemon.kill_and_restart();
+    guest.heard("done sleep");
+    guest.tell("events 3");
+    guest.heard("events 3");
+}
+
+#[test]
+fn a_full_disk_costs_the_log_and_no_guest() {
+    let Some(mut scene) = Scene::start_on_small_disk("console_full_disk") else { return };
+    let mut guest = scene.guest("a");
+    guest.tell("flood 40000");
+    guest.heard("done flood");
+    // The reader of the terminal gets all the same.
+    let shown = read_until(&mut open(&scene.terminal(&guest)), &text_line(39_999));
+    assert!(shown.contains(&text_line(39_998)), "the newest lines");
+    let lost = format!("domid={} msg=\"console: its log cannot be written", guest.domid);
+    assert_eq!(scene.host.log("consoled.log").matches(&lost).count(), 1, "once");
+    // The mount is of the daemon alone.
+    let root = PathBuf::from(format!("/proc/{}/root", scene.daemon.id()));
+    let logs = root.join(scene.logs.strip_prefix("/").unwrap());
+    let log = logs.join("guest-a.log");
+    let before = std::fs::metadata(&log).unwrap().len();
+    assert!(before > 0 && before < 1 << 20);
+    std::fs::remove_file(logs.join("other")).unwrap();
+    guest.tell("say there is room again");
+    until("the log goes on", || {
+        std::fs::read_to_string(&log).is_ok_and(|log| log.ends_with("there is room again\n"))
+    });
+    let whole: usize = (0..40_000).map(|number| text_line(number).len()).sum();
+    let lost = format!("its log is written again; it lacks {} bytes", whole as u64 - before);
+    until("the daemon says how much is lost", || scene.host.log("consoled.log").contains(&lost));
 }
