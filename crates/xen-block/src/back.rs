@@ -606,7 +606,10 @@ impl Backend for BlockBackend {
     fn statistics(&self) -> String {
         let stats = &self.stats;
         let (persistent, wrong, replayed) = (stats.persistent, stats.wrong, stats.replayed);
-        let mut text = format!("persistent {persistent} wrong {wrong} replayed {replayed}");
+        let (throttled, connects) = (u8::from(stats.is_throttled()), self.rings.recent_connects());
+        let mut text = format!(
+            "persistent {persistent} wrong {wrong} replayed {replayed} throttled {throttled} connects {connects}"
+        );
         for (name, of) in [
             ("read", &stats.read),
             ("write", &stats.write),

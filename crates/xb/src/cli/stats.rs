@@ -37,6 +37,7 @@ pub(crate) fn run(options: &GlobalOptions, which: Option<&str>) -> Result<u8, Er
             let mut value = json!({
                 "domain": domain.name, "vdev": disk.vdev, "persistent_pages": of.persistent,
                 "wrong": of.wrong, "replayed": of.replayed,
+                "throttled": of.throttled, "connects": of.connects,
             });
             for (name, counts) in &of.counts {
                 value[name.as_str()] = as_json(counts);

@@ -100,6 +100,8 @@ pub(super) struct Queue {
     barrier: Option<Box<DiskIo>>,
     /// True while a barrier is under way.
     behind_barrier: bool,
+    /// True if the last look at the ring ended at a limit of the device.
+    limited: bool,
     grant_list: Vec<GrantRef>,
     segments: Vec<Segment>,
 }
@@ -159,6 +161,7 @@ impl Queue {
             discards: VecDeque::new(),
             barrier: None,
             behind_barrier: false,
+            limited: false,
             grant_list: Vec::with_capacity(blkif::SEGMENTS_MAX),
             segments: Vec::with_capacity(limits.indirect_segments_max.into()),
         }
@@ -209,10 +212,16 @@ impl Queue {
                 break;
             }
             if context.throttle.is_limited() && context.throttle.ready(context.now).is_err() {
+                self.limited = true;
                 return Ok(());
             }
+            // It has waited where it is there at the first look after that.
+            let waited = std::mem::take(&mut self.limited);
             let entry = bytes.0.get_mut(..self.layout.entry_bytes()).unwrap_or_default();
             let Some(slot) = self.ring.take(entry)? else { return Ok(()) };
+            if waited {
+                context.stats.throttled_at = Some(context.now);
+            }
             turn.moved = turn.moved.wrapping_add(1);
             self.begin(slot, &bytes, context)?;
         }

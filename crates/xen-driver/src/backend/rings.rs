@@ -148,6 +148,14 @@ impl Rings {
         Ok(seldom && self.leave_nothing(device) == Progress::Done)
     }
 
+    /// Returns the number of times that the frontend has connected lately, up to
+    /// [`RingOptions::connects_max`]: at that number it has to wait.
+    #[must_use]
+    pub fn recent_connects(&self) -> usize {
+        let (_, within) = self.options.connects_max;
+        self.connects.iter().filter(|at| at.elapsed() < within).count()
+    }
+
     /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
     ///
     /// # Errors

@@ -19,6 +19,10 @@ pub struct DiskStats {
     pub wrong: u64,
     /// Requests taken over from a backend that was killed.
     pub replayed: u64,
+    /// True if a request had to wait for a limit of the disk in the last seconds.
+    pub throttled: bool,
+    /// The number of times that the guest has connected the disk in the last seconds.
+    pub connects: u32,
     /// By kind of request: read, write, flush, discard.
     pub counts: Vec<(String, RequestCounts)>,
 }
@@ -60,14 +64,16 @@ pub fn read(host: &mut Host) -> Result<Vec<DiskStats>, Error> {
     Ok(lines.lines().filter_map(parse).collect())
 }
 
-/// Parses `vbd 3/51712 persistent 4 wrong 0 replayed 0 read 1 8 0 0 64 64 0,0,1,... write ...`.
+/// Parses `vbd 3/51712 persistent 4 wrong 0 replayed 0 throttled 0 connects 1 read 1 8 0 0 64 64
+/// 0,0,1,... write ...`.
 fn parse(line: &str) -> Option<DiskStats> {
     let words: Vec<&str> = line.split(' ').collect();
-    let [_, id, "persistent", persistent, "wrong", wrong, "replayed", replayed, kinds @ ..] =
+    let [_, id, "persistent", persistent, "wrong", wrong, "replayed", replayed, rest @ ..] =
         words.as_slice()
     else {
         return None;
     };
+    let ["throttled", throttled, "connects", connects, kinds @ ..] = rest else { return None };
     let (frontend, devid) = id.split_once('/')?;
     let id = Id { frontend: DomId(frontend.parse().ok()?), devid: devid.parse().ok()? };
     let counts = kinds.chunks_exact(8).map(|kind| {
@@ -87,9 +93,11 @@ fn parse(line: &str) -> Option<DiskStats> {
         };
         Some((kind.first()?.to_string(), counts))
     });
-    let number = |text: &str| text.parse().ok();
+    let number = |text: &str| text.parse::<u64>().ok();
     let (persistent, wrong, replayed) = (number(persistent)?, number(wrong)?, number(replayed)?);
-    Some(DiskStats { id, persistent, wrong, replayed, counts: counts.collect::<Option<_>>()? })
+    let (throttled, connects) = (number(throttled)? > 0, connects.parse().ok()?);
+    let counts = counts.collect::<Option<_>>()?;
+    Some(DiskStats { id, persistent, wrong, replayed, throttled, connects, counts })
 }
 
 #[cfg(test)]
@@ -98,9 +106,10 @@ mod tests {
 
     #[test]
     fn a_line_of_the_file_is_read() {
-        let line = "vbd 3/51712 persistent 4 wrong 1 replayed 2 read 5 40 3 0 64 128 0,2,3";
+        let line = "vbd 3/51712 persistent 4 wrong 1 replayed 2 throttled 1 connects 3 read 5 40 3 0 64 128 0,2,3";
         let stats = parse(line).unwrap();
         assert_eq!((stats.persistent, stats.wrong, stats.replayed), (4, 1, 2));
+        assert_eq!((stats.throttled, stats.connects), (true, 3));
         let (requests, sectors, merges, errors) = (5, 40, 3, 0);
         let (median_us, p99_us, latencies) = (64, 128, vec![0, 2, 3]);
         let read =
