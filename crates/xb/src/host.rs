@@ -10,6 +10,7 @@ pub(crate) mod handover;
 mod process;
 pub(crate) mod programs;
 pub(crate) mod saved_config;
+pub mod service;
 
 use crate::Error;
 use crate::error::TIMED_OUT;

@@ -110,6 +110,7 @@ pub(crate) fn as_json(disk: &AttachedDisk) -> Value {
         "bytes": disk.bytes,
         "frontend_state": disk.attached.front.to_string(),
         "backend_state": disk.backend_state(),
+        "backend_runs": disk.backend_runs(),
         "server_gone": disk.server_gone,
         "error": disk.attached.error.as_ref().map(|error| &error.text),
         "errno": disk.attached.error.as_ref().and_then(|error| error.errno),
@@ -231,7 +232,7 @@ fn list(options: &GlobalOptions, which: Option<&str>) -> Result<u8, Error> {
     ];
     let mut values = Vec::new();
     for domain in domains {
-        for disk in disk::list(&mut host.store, domain.info.domid)? {
+        for disk in disk::list_served(&mut host, domain.info.domid)? {
             rows.push(vec![
                 out::clean(&domain.name),
                 out::clean(&disk.vdev),

@@ -31,7 +31,7 @@ fn print(options: &GlobalOptions, value: &Value) -> Result<u8, Error> {
 /// Returns all that is known of a domain.
 fn describe(host: &mut Host, domain: &Domain) -> Result<Value, Error> {
     let domid = domain.info.domid;
-    let disks = disk::list(&mut host.store, domid)?;
+    let disks = disk::list_served(host, domid)?;
     let mut value = super::domain::as_json(domain);
     value["disks"] = disks.iter().map(super::disk::as_json).collect();
     if let HostPlatform::Hosted { control, folder } = &mut host.platform

@@ -12,7 +12,7 @@ pub(crate) fn run(options: &GlobalOptions) -> Result<u8, Error> {
     if options.json {
         let mut values = Vec::new();
         for domain in domain::list(&mut host)? {
-            let disks = disk::list(&mut host.store, domain.info.domid)?;
+            let disks = disk::list_served(&mut host, domain.info.domid)?;
             let mut value = super::domain::as_json(&domain);
             value["disks"] = disks.iter().map(super::disk::as_json).collect();
             values.push(value);
@@ -32,12 +32,10 @@ pub(crate) fn draw(host: &mut Host) -> Result<String, Error> {
         let (branch, pad) = if last { ("└─", "  ") } else { ("├─", "│ ") };
         let (name, domid, state) = (out::clean(&domain.name), domain.info.domid, domain.state());
         tree.push_str(&format!("{branch} {name} (domain {domid}) {state}\n"));
-        let disks = disk::list(&mut host.store, domid)?;
+        let disks = disk::list_served(host, domid)?;
         for (at, disk) in disks.iter().enumerate() {
             let branch = if at + 1 == disks.len() { "└─" } else { "├─" };
-            let state = if (disk.attached.front, disk.attached.back, disk.server_gone)
-                == (State::Connected, State::Connected, false)
-            {
+            let state = if disk.is_served() {
                 State::Connected.to_string()
             } else {
                 format!("frontend {}, backend {}", disk.attached.front, disk.backend_state())

@@ -19,7 +19,7 @@ use xen_block::disk::DiskAccess;
 use xen_block::disk::target::DiskTarget;
 use xen_block::vbd::{self, Trust, Vbd};
 
-pub use attached::{AttachedDisk, find, list};
+pub use attached::{AttachedDisk, find, list, list_served};
 pub use resize::resize;
 
 /// The script that tells libxl that `xen-blockd` serves a disk.

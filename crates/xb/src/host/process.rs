@@ -40,7 +40,8 @@ impl HostDaemon {
         Ok(command)
     }
 
-    fn pid_file(&self, folder: &Folder) -> PathBuf {
+    /// Returns the path of its record: its number, and when it started.
+    pub(super) fn pid_file(&self, folder: &Folder) -> PathBuf {
         folder.run().join(format!("{}.pid", self.name()))
     }
 
@@ -111,14 +112,25 @@ impl HostDaemon {
     }
 }
 
+/// Returns the fields of a process's `stat` from the third on, see proc_pid_stat(5).
+fn stat_of(pid: Pid) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The second field is a name in brackets, which may contain anything.
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some(fields.map(str::to_owned).collect())
+}
+
+/// Returns the letter of a process's state: `T` of one that is stopped.
+pub(super) fn state_of(pid: Pid) -> Option<char> {
+    stat_of(pid)?.first()?.chars().next()
+}
+
 /// Returns the start of a process: the 22nd field of its `stat`, in clock ticks since the machine's
 /// start; `None` for a zombie.
 fn started_at(pid: Pid) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The second field is a name in brackets, which may contain anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let mut fields = stat_of(pid)?.into_iter();
     let state = fields.next()?;
-    if state == "Z" { None } else { fields.nth(18).map(str::to_owned) }
+    if state == "Z" { None } else { fields.nth(18) }
 }
 
 /// Reads a log from byte `from` on, or all of a log that was emptied meanwhile.

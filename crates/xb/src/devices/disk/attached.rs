@@ -1,6 +1,8 @@
 //! Disks as they are in the store.
 
 use crate::devices::{AttachedDevice, list_of_kind};
+use crate::host::Host;
+use crate::host::service::{self, ServiceProcess};
 use crate::{Error, config};
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -24,6 +26,8 @@ pub struct AttachedDisk {
     pub bytes: Option<u64>,
     /// True if the server of its sectors is away; requests wait for it.
     pub server_gone: bool,
+    /// The process of its backend; [`ServiceProcess::Unknown`] but for [`list_served`].
+    pub service: ServiceProcess,
 }
 
 impl AttachedDisk {
@@ -42,6 +46,7 @@ impl AttachedDisk {
             // The backend reports it for a disk in use, and nobody does for a closed one.
             server_gone: attached.back == State::Connected
                 && of(xen_block::back::SERVER_GONE)?.as_deref() == Some("1"),
+            service: ServiceProcess::Unknown,
             attached,
         })
     }
@@ -52,10 +57,31 @@ impl AttachedDisk {
         self.attached.device.id.devid
     }
 
-    /// Returns the backend's state in words; if its server is away, says that.
+    /// Returns the backend's state in words; if its process or its server is away, says that: what
+    /// the state says is of no use then.
     #[must_use]
     pub fn backend_state(&self) -> String {
-        if self.server_gone { "its server is gone".into() } else { self.attached.back.to_string() }
+        match self.service.absence() {
+            Some(absence) => absence.into(),
+            None if self.server_gone => "its server is gone".into(),
+            None => self.attached.back.to_string(),
+        }
+    }
+
+    /// True if both ends are connected and requests are served, as far as that is known.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        let both = (self.attached.front, self.attached.back);
+        both == (State::Connected, State::Connected) && !self.server_gone && !self.service.is_away()
+    }
+
+    /// Returns true if its backend runs, and `None` if that is not known.
+    #[must_use]
+    pub fn backend_runs(&self) -> Option<bool> {
+        match self.service {
+            ServiceProcess::Unknown => None,
+            service => Some(!service.is_away()),
+        }
     }
 }
 
@@ -66,6 +92,19 @@ impl AttachedDisk {
 pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<AttachedDisk>, Error> {
     let disks = list_of_kind(store, domid, KIND)?;
     disks.into_iter().map(|disk| AttachedDisk::read(store, disk)).collect()
+}
+
+/// Lists the disks of a domain as [`list`] does, with the processes of their backends.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn list_served(host: &mut Host, domid: DomId) -> Result<Vec<AttachedDisk>, Error> {
+    let mut disks = list(&mut host.store, domid)?;
+    for disk in &mut disks {
+        let device = &disk.attached.device;
+        disk.service = service::of_backend(host, device.backend, &device.backend_kind);
+    }
+    Ok(disks)
 }
 
 /// Finds the disk with this name or number in a domain.

@@ -5,6 +5,7 @@ mod commands;
 mod demo;
 mod devices;
 mod disks;
+mod doctor;
 mod ends;
 mod examples;
 mod faults;

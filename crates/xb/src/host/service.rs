@@ -1,0 +1,174 @@
+//! The processes that serve devices: found by the records of daemons and by the locks of what is
+//! served, and known to run, to be stopped, or to be down.
+
+use super::daemons::{self, HostDaemon};
+use super::folder::Folder;
+use super::process::state_of;
+use super::{Host, HostPlatform};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Pid;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use xen::DomId;
+
+/// The folder of `xen-blockd` on a Xen host, with its locks.
+const BLOCK_RUN: &str = "/run/xen-blockd";
+/// The drivers of backends in Linux, by the kinds that they serve.
+const KERNEL_BACKENDS: &str = "/sys/bus/xen-backend/drivers";
+/// The locks of all processes, see proc_locks(5).
+const LOCKS: &str = "/proc/locks";
+
+/// A service of a host, by its process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServiceProcess {
+    /// A process serves.
+    Runs,
+    /// The process with this number would serve, and is stopped, by SIGSTOP or a debugger.
+    Stopped(Pid),
+    /// No process serves.
+    Down,
+    /// A driver of this domain's kernel serves.
+    Kernel,
+    /// This platform does not tell.
+    Unknown,
+}
+
+impl ServiceProcess {
+    /// True if it is known that requests are not served now.
+    #[must_use]
+    pub fn is_away(self) -> bool {
+        matches!(self, Self::Stopped(_) | Self::Down)
+    }
+
+    /// Returns the reason why nothing is served, for lists; `None` where it is served, or where
+    /// that is not known.
+    #[must_use]
+    pub fn absence(self) -> Option<&'static str> {
+        match self {
+            Self::Down => Some("its backend is down"),
+            Self::Stopped(_) => Some("its backend is stopped"),
+            Self::Runs | Self::Kernel | Self::Unknown => None,
+        }
+    }
+
+    fn of_process(pid: Pid) -> Self {
+        match state_of(pid) {
+            Some('T' | 't') => Self::Stopped(pid),
+            Some('Z' | 'X') => Self::Down,
+            _ => Self::Runs,
+        }
+    }
+
+    /// Finds the process that holds a lock.
+    fn of_lock(path: &Path) -> Self {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::Down,
+            Err(_) => return Self::Unknown,
+        };
+        // A backend that starts at this moment tries again.
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Self::Down,
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                holder(&file).map_or(Self::Runs, Self::of_process)
+            }
+            Err(_) => Self::Unknown,
+        }
+    }
+}
+
+/// Returns the process that has locked a file with flock(2).
+fn holder(file: &File) -> Option<Pid> {
+    let data = file.metadata().ok()?;
+    let (dev, inode) = (data.dev(), data.ino());
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let locks = std::fs::read_to_string(LOCKS).ok()?;
+    let wanted = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (kind, pid, of) = (fields.next()?, fields.nth(2)?, fields.next()?);
+        let pid = (kind == "FLOCK" && of == wanted).then(|| pid.parse().ok())??;
+        Pid::from_raw(pid)
+    })
+}
+
+impl HostDaemon {
+    /// Returns the process of this daemon of a hosted host.
+    #[must_use]
+    pub fn service(&self, folder: &Folder) -> ServiceProcess {
+        match self.running(folder) {
+            Some(process) => ServiceProcess::of_process(process.pid),
+            // One that was started by other means than xb holds the locks of what it serves.
+            None => match self.kinds().first() {
+                Some(kind) => ServiceProcess::of_lock(&hosted_lock(folder, kind)),
+                None => ServiceProcess::Down,
+            },
+        }
+    }
+}
+
+fn hosted_lock(folder: &Folder, kind: &str) -> PathBuf {
+    folder.broker().path().join(format!("{kind}.lock"))
+}
+
+/// Returns the lock of what serves a kind of devices in domain 0, and the paths by which a kernel's
+/// driver is known: what [`of_backend`] looks at.
+#[must_use]
+pub fn evidence_of(host: &Host, kind: &str) -> PathBuf {
+    match host.folder() {
+        Some(folder) => match daemons::backend(kind) {
+            Some(daemon) if daemon.running(folder).is_some() => daemon.pid_file(folder),
+            _ => hosted_lock(folder, kind),
+        },
+        None => {
+            let driver = kernel_backend(kind);
+            let lock = Path::new(BLOCK_RUN).join(format!("{kind}.lock"));
+            if driver.exists() { driver } else { lock }
+        }
+    }
+}
+
+fn kernel_backend(kind: &str) -> PathBuf {
+    Path::new(KERNEL_BACKENDS).join(kind)
+}
+
+/// Returns the process that serves a kind of devices in a domain. Only those of domain 0 are known.
+#[must_use]
+pub fn of_backend(host: &Host, domid: DomId, kind: &str) -> ServiceProcess {
+    if domid != DomId::DOM0 {
+        return ServiceProcess::Unknown;
+    }
+    match (&host.platform, daemons::backend(kind)) {
+        (HostPlatform::Hosted { folder, .. }, Some(daemon)) => daemon.service(folder),
+        (HostPlatform::Hosted { .. }, None) => ServiceProcess::Unknown,
+        (HostPlatform::Xen(_), _) if kernel_backend(kind).exists() => ServiceProcess::Kernel,
+        (HostPlatform::Xen(_), Some(_)) => {
+            let lock = Path::new(BLOCK_RUN).join(format!("{kind}.lock"));
+            match ServiceProcess::of_lock(&lock) {
+                // QEMU serves it too, without a lock.
+                ServiceProcess::Down if kind != "vbd" => ServiceProcess::Unknown,
+                service => service,
+            }
+        }
+        (HostPlatform::Xen(_), None) => ServiceProcess::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vbd.lock");
+        assert_eq!(ServiceProcess::of_lock(&path), ServiceProcess::Down);
+        let file = File::create(&path).unwrap();
+        assert_eq!(ServiceProcess::of_lock(&path), ServiceProcess::Down);
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(ServiceProcess::of_lock(&path), ServiceProcess::Runs);
+        let holder = holder(&file).map(Pid::as_raw_nonzero);
+        assert_eq!(holder, Some(rustix::process::getpid().as_raw_nonzero()));
+    }
+}
