@@ -5,6 +5,9 @@ use std::fmt;
 use xen::Port;
 use xen_io::ring::RingError;
 
+/// The errno(3) number for a fault of what a driver itself uses, such as the file of a disk.
+pub const EIO: i32 = 5;
+
 /// The reason that a device is not, or no longer, connected.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -67,7 +70,8 @@ impl Error {
         move |error| Self::Platform { what, error }
     }
 
-    /// The errno(3) number that stands before the text in an `error` node, as Linux's `xenbus_dev_error` has it.
+    /// The errno(3) number that stands before the text in an `error` node, as Linux's `xenbus_dev_error` has it. It is
+    /// [`EIO`] for what the driver itself uses, and another for what the other end has offered.
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
@@ -76,6 +80,7 @@ impl Error {
             Self::Theirs { errno, .. } => *errno,
             Self::Missing { .. } => xen::Error::NoEnt.errno(),
             Self::Busy(_) => xen::Error::Busy.errno(),
+            Self::Away(_) | Self::Driver(_) => EIO,
             _ => xen::Error::Inval.errno(),
         }
     }
