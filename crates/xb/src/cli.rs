@@ -5,6 +5,7 @@ mod config;
 mod create;
 mod demo;
 mod disk;
+mod doctor;
 mod domain;
 mod host;
 mod info;
@@ -69,6 +70,9 @@ enum Command {
     /// Tell all that is known of a domain, or of a hosted guest that has ended.
     #[command(after_help = "Example: xb info web")]
     Info(domain::DomainArguments),
+    /// Say why devices do not work, and which command helps; exit status 1 where anything is wrong.
+    #[command(after_help = "Example: xb doctor web xvda")]
+    Doctor(doctor::DoctorArguments),
     /// Stop domains where they are.
     #[command(after_help = "Example: xb pause web")]
     Pause(domain::SeveralDomains),
@@ -195,6 +199,7 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::List(list) => list::run(options, &list),
         Command::Tree => tree::run(options),
         Command::Info(which) => info::run(options, &which),
+        Command::Doctor(which) => doctor::run(options, &which),
         Command::Pause(which) => domain::pause(options, &which),
         Command::Unpause(which) => domain::unpause(options, &which),
         Command::Shutdown(ask) => {

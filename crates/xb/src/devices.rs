@@ -19,3 +19,4 @@ pub use reported::ReportedError;
 
 pub(crate) use attached::backend_of;
 pub(crate) use detach::{ask_all, is_detached, release_all};
+pub(crate) use device::command as device_command;

@@ -10,6 +10,7 @@
 //! | [`host`] | the host that is worked on; the folder and the daemons of a hosted one |
 //! | [`domain`] | domains: found, listed, asked to end |
 //! | [`devices`] | their devices, of any kind; disks |
+//! | [`doctor`] | the diagnosis of devices that do not work |
 //! | [`lifecycle`] | guests: created with their devices, followed over restarts, taken down |
 //! | [`keeper`] | the process that keeps guests' logs and acts when they end |
 //! | [`guest`] | the built-in guest init |
@@ -20,6 +21,7 @@
 pub mod cli;
 pub mod config;
 pub mod devices;
+pub mod doctor;
 pub mod domain;
 mod error;
 pub mod guest;

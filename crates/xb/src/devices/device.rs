@@ -12,7 +12,7 @@ use xenstore::Client;
 const COMMANDS: [(&str, &str); 1] = [("vbd", "disk")];
 
 /// Returns the command of `xb` for devices of a kind.
-pub(super) fn command(kind: &str) -> Option<&'static str> {
+pub(crate) fn command(kind: &str) -> Option<&'static str> {
     COMMANDS.iter().find(|(of, _)| *of == kind).map(|(_, word)| *word)
 }
 

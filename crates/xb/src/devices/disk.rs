@@ -4,7 +4,7 @@ mod attached;
 pub mod mount;
 mod resize;
 pub mod stats;
-pub(super) mod users;
+pub(crate) mod users;
 
 use super::device::AttachableDevice;
 use crate::config::DiskSpec;
@@ -21,6 +21,7 @@ use xen_block::vbd::{self, Trust, Vbd};
 
 pub use attached::{AttachedDisk, find, list, list_served};
 pub use resize::resize;
+pub use users::FileUser;
 
 /// The script that tells libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";

@@ -14,7 +14,7 @@ pub struct ReportedError {
 
 impl ReportedError {
     /// Parses the value of a node `error`: `16 EBUSY: /images/a.img is held for writing`.
-    pub(super) fn parse(node: Vec<u8>) -> Self {
+    pub(crate) fn parse(node: Vec<u8>) -> Self {
         let whole = text::clean(text::lossy(node).trim());
         let number = whole.split_once(' ').and_then(|(number, rest)| {
             let number: i32 = number.parse().ok().filter(|number| (1..4096).contains(number))?;
@@ -28,12 +28,22 @@ impl ReportedError {
     }
 
     /// True if the guest has no more pages to grant to a backend.
-    pub(super) fn is_out_of_pages(&self) -> bool {
+    pub(crate) fn is_out_of_pages(&self) -> bool {
         self.errno == Some(xen::Error::NoSpc.errno())
     }
 
+    /// True if the domain of the end has no memory for the device.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.errno == Some(xen::Error::NoMem.errno())
+    }
+
+    /// True if the error is about what the other end has offered: its rings, its ports, its nodes.
+    pub(crate) fn is_of_offer(&self) -> bool {
+        self.errno.is_some_and(|errno| errno != xenbus::error::EIO)
+    }
+
     /// True if what the end needs is in use elsewhere.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         self.errno == Some(xen::Error::Busy.errno())
     }
 }

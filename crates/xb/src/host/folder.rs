@@ -113,6 +113,12 @@ impl Folder {
         new
     }
 
+    /// Returns what the user of this host was told once: what its guests do without.
+    pub(crate) fn told(&self) -> Vec<String> {
+        let told = std::fs::read_to_string(self.run().join(TOLD)).unwrap_or_default();
+        told.lines().map(str::to_owned).collect()
+    }
+
     /// Reads the folders that `xb host up --image-dir` has named.
     pub(crate) fn image_dirs(&self) -> Vec<PathBuf> {
         let text = std::fs::read(self.run().join(IMAGE_DIRS)).unwrap_or_default();

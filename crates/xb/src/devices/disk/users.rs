@@ -4,7 +4,7 @@ use super::attached::list;
 use crate::{Error, domain, text};
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use xen::DomId;
 use xen_block::disk::target::DiskTarget;
 use xen_block::vbd;
@@ -13,7 +13,7 @@ use xenstore::{Client, Store};
 
 /// A user of a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::devices) enum FileUser {
+pub enum FileUser {
     /// A disk of a domain.
     Disk {
         /// The domain's name.
@@ -30,14 +30,25 @@ pub(in crate::devices) enum FileUser {
     },
 }
 
+impl FileUser {
+    /// Returns the words for it: `web, as its disk xvda`.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Disk { domain, vdev } => format!("{domain}, as its disk {vdev}"),
+            Self::Process { pid, name } => format!("{name} (process {pid})"),
+        }
+    }
+}
+
 impl fmt::Display for FileUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words())?;
         match self {
-            Self::Disk { domain, vdev } => write!(
-                f,
-                "{domain}, as its disk {vdev} (xb disk detach {domain} {vdev} takes it away there)"
-            ),
-            Self::Process { pid, name } => write!(f, "{name} (process {pid})"),
+            Self::Disk { domain, vdev } => {
+                write!(f, " (xb disk detach {domain} {vdev} takes it away there)")
+            }
+            Self::Process { .. } => Ok(()),
         }
     }
 }
@@ -50,11 +61,7 @@ type FileId = (u64, u64);
 ///
 /// # Errors
 /// [`Error::Store`].
-pub(in crate::devices) fn find(
-    store: &mut Client,
-    target: &str,
-    own: Id,
-) -> Result<Vec<FileUser>, Error> {
+pub(crate) fn find(store: &mut Client, target: &str, own: Id) -> Result<Vec<FileUser>, Error> {
     let Some(file) = file_of(target) else { return Ok(Vec::new()) };
     let mut users = Vec::new();
     for child in store.list("/libxl")? {
@@ -71,8 +78,13 @@ pub(in crate::devices) fn find(
 }
 
 fn file_of(target: &str) -> Option<FileId> {
+    path_of(target).and_then(|path| id(&path))
+}
+
+/// Returns the file that a target names.
+pub(crate) fn path_of(target: &str) -> Option<PathBuf> {
     match DiskTarget::parse(target) {
-        Ok(DiskTarget::Raw(path) | DiskTarget::Qcow2(path)) => id(&path),
+        Ok(DiskTarget::Raw(path) | DiskTarget::Qcow2(path)) => Some(path),
         _ => None,
     }
 }

@@ -2,12 +2,58 @@
 
 use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// A guest with one disk, that does nothing.
 fn guest_with_disk(host: &TestHost) -> String {
     let image = host.image("a.img", 1 << 20);
     let rest = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
     host.config("web", &rest)
+}
+
+/// Runs the doctor, which finds exactly one thing with this cause; its advice begins and ends so.
+fn finds(host: &TestHost, args: &[&str], cause: &str, sentence: &str, remedy: &str) {
+    let args = [&["doctor"], args].concat();
+    let mut last = String::new();
+    // A guest, or a backend, may be at work still.
+    host.until(&format!("{args:?} finds {cause}"), || {
+        let output = host.run(&[&args[..], &["--json"]].concat());
+        last = String::from_utf8_lossy(&output.stdout).into_owned();
+        let so: Value = serde_json::from_str(&last).ok()?;
+        let [finding] = &so["findings"].as_array()?[..] else { return None };
+        if finding["cause"] != cause {
+            return None;
+        }
+        assert_eq!(output.status.code(), Some(1), "{so}");
+        let said = finding["sentence"].as_str().unwrap();
+        assert!(said.contains(sentence), "{said}");
+        let command = finding["remedy"].as_str().unwrap();
+        assert!(command.contains(remedy), "{command}");
+        let evidence = finding["evidence"].as_array().unwrap();
+        assert!(!evidence.is_empty() && evidence.iter().all(|one| one["path"].is_string()), "{so}");
+        Some(())
+    });
+    let output = host.run(&args);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains(sentence) && said.contains(remedy), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+}
+
+/// Runs the doctor, which finds nothing.
+fn is_well(host: &TestHost, args: &[&str]) {
+    let args = [&["doctor"], args].concat();
+    let mut last = String::new();
+    host.until("all is well", || {
+        let output = host.run(&args);
+        last = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success().then_some(())
+    });
+    assert!(last.starts_with("nothing is wrong: "), "{last}");
+}
+
+/// Takes a disk away that its guest may never let go of.
+fn take(host: &TestHost, domain: &str, vdev: &str) {
+    host.ok(&["disk", "detach", domain, vdev, "--force", "--timeout", "1"]);
 }
 
 /// Stops a process, and returns once it is stopped.
@@ -50,4 +96,266 @@ fn no_list_calls_a_device_connected_whose_backend_does_not_run() {
     check("its backend is down", false);
     host.ok(&["host", "up"]);
     check("Connected (4)", true);
+}
+
+/// QubesOS/qubes-issues 6047: a disk whose backend is gone is not silently there.
+#[test]
+fn a_backend_that_does_not_run_is_named() {
+    let host = TestHost::up("doctor-backend");
+    host.ok(&["create", &guest_with_disk(&host)]);
+    is_well(&host, &["web", "xvda"]);
+    is_well(&host, &[]);
+    let backend = host.pid("xen-blockd").unwrap();
+    stop(&host, backend);
+    let words = format!("xvda waits: the process {} that serves vbd is stopped", pid_of(backend));
+    let remedy = format!("kill -CONT {}", pid_of(backend));
+    finds(&host, &["web", "xvda"], "backend-stopped", &words, &remedy);
+    kill_process(backend, Signal::CONT).unwrap();
+    is_well(&host, &["web"]);
+    host.kill("xen-blockd");
+    let words = "xvda waits: nothing serves vbd in domain 0";
+    finds(&host, &["web"], "backend-down", words, " host up");
+    // Of the host it names the daemon, too.
+    let all = host.run(&["doctor", "--json"]);
+    let all: Value = serde_json::from_slice(&all.stdout).unwrap();
+    let causes: Vec<&Value> =
+        all["findings"].as_array().unwrap().iter().map(|one| &one["cause"]).collect();
+    assert_eq!(causes, ["daemon-down", "backend-down"], "{all}");
+    host.ok(&["host", "up"]);
+    is_well(&host, &["web"]);
+}
+
+#[test]
+fn a_host_that_does_not_answer_is_diagnosed() {
+    let host = TestHost::up("doctor-host");
+    let store = host.pid("xenstored").unwrap();
+    stop(&host, store);
+    let remedy = format!("kill -CONT {}", pid_of(store));
+    finds(&host, &[], "daemon-stopped", "xenstored (process ", &remedy);
+    finds(&host, &["web"], "daemon-stopped", "is stopped and does nothing", &remedy);
+    kill_process(store, Signal::CONT).unwrap();
+    is_well(&host, &[]);
+    host.kill("keeper");
+    finds(&host, &[], "daemon-down", "the keeper (keeper) does not run", " host up");
+    host.ok(&["create", "--help"]);
+    host.ok(&["host", "down"]);
+    finds(&host, &[], "host-down", "no host is up in ", " host up");
+}
+
+/// Attaches a disk that is not waited for, to a guest that is paused meanwhile, and changes its
+/// image before the backend looks at it.
+fn attach_then(host: &TestHost, disk: &str, change: impl FnOnce()) {
+    host.ok(&["pause", "web"]);
+    host.ok(&["disk", "attach", "--no-wait", "web", disk]);
+    change();
+    host.ok(&["unpause", "web"]);
+}
+
+#[test]
+fn a_target_that_cannot_be_served_is_named() {
+    let host = TestHost::up("doctor-target");
+    let (image, other) = (host.image("b.img", 1 << 20), host.image("c.img", 1 << 20));
+    host.ok(&["create", &guest_with_disk(&host)]);
+    host.ok(&["create", &host.config("other", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["disk", "attach", "other", &format!("{other},,xvdz,w")]);
+    attach_then(&host, &format!("{image},,xvdb,w"), || std::fs::remove_file(&image).unwrap());
+    let words = format!("xvdb is not connected: {image} does not exist");
+    finds(&host, &["web"], "target-missing", &words, "disk detach web xvdb --force");
+    take(&host, "web", "xvdb");
+    is_well(&host, &["web"]);
+    host.image("b.img", 1 << 20);
+    attach_then(&host, &format!("{image},,xvdb,w"), || {
+        std::fs::remove_file(&image).unwrap();
+        std::fs::create_dir(&image).unwrap();
+    });
+    let words = format!("{image} cannot be opened: it is no file and no block device");
+    finds(&host, &["web"], "target-refused", &words, &format!("ls -l {image}"));
+    take(&host, "web", "xvdb");
+    attach_then(&host, &format!("{other},,xvdb,w"), || ());
+    let words = format!("{other} is in use by other, as its disk xvdz");
+    finds(&host, &["web", "xvdb"], "target-busy", &words, "disk detach other xvdz");
+    take(&host, "web", "xvdb");
+    attach_then(&host, "vdev=xvdb,target=nbd:unix:/not/there", || ());
+    finds(&host, &["web"], "target-failed", "its backend has given it up: ", "tail ");
+    take(&host, "web", "xvdb");
+}
+
+#[test]
+fn a_hotplug_script_that_failed_or_never_ran_is_named() {
+    let host = TestHost::up("doctor-script");
+    host.ok(&["create", &guest_with_disk(&host)]);
+    let back = "/local/domain/0/backend/vbd/1/51728";
+    // xb runs no script, and says so in the nodes; xl does, later.
+    let attach = || {
+        attach_then(&host, "script=block-xenbus,vdev=xvdb,target=memory:1048576", || {
+            host.ok(&["store", "rm", &format!("{back}/hotplug-status")]);
+        });
+    };
+    attach();
+    let words = "its hotplug script /etc/xen/scripts/block-xenbus has not run";
+    finds(&host, &["web"], "script-never-ran", words, &format!("XENBUS_PATH={back} "));
+    host.ok(&["store", "write", &format!("{back}/hotplug-status"), "connected"]);
+    is_well(&host, &["web"]);
+    host.ok(&["disk", "detach", "web", "xvdb"]);
+    attach();
+    let why = "the device is held by drbd";
+    host.ok(&["store", "write", &format!("{back}/hotplug-error"), why]);
+    host.ok(&["store", "write", &format!("{back}/hotplug-status"), "error"]);
+    let words = format!("its hotplug script has failed: {why}");
+    finds(&host, &["web"], "script-failed", &words, "disk detach web xvdb");
+    take(&host, "web", "xvdb");
+}
+
+#[test]
+fn a_guest_that_does_not_do_its_part_is_named() {
+    let host = TestHost::up("doctor-guest");
+    host.ok(&["create", &guest_with_disk(&host)]);
+    host.ok(&["pause", "web"]);
+    finds(&host, &["web", "xvda"], "guest-paused", "xvda waits: web is paused", "unpause web");
+    host.ok(&["unpause", "web"]);
+    is_well(&host, &["web"]);
+    host.ok(&["destroy", "web"]);
+    // A program that knows no disks.
+    host.ok(&["create", &host.config("bare", "kernel = \"/bin/sleep\"\nextra = \"1000\"")]);
+    host.ok(&["disk", "attach", "--no-wait", "bare", "vdev=xvdb,target=memory:1048576"]);
+    let words = "xvdb waits: bare runs, and no driver in it has taken the device yet";
+    finds(&host, &["bare"], "guest-without-driver", words, "log bare");
+    host.ok(&["destroy", "bare"]);
+    let crashes = host.config("crash", "extra = \"exit 3\"\non_crash = \"preserve\"");
+    host.ok(&["create", &crashes]);
+    let words = "crash has ended (crashed, exit status 3)";
+    finds(&host, &["crash"], "guest-ended", words, "log crash");
+    host.ok(&["destroy", "crash"]);
+}
+
+#[test]
+fn a_guest_without_a_quota_or_pages_is_named() {
+    let host = TestHost::up("doctor-limits");
+    host.ok(&["create", &host.config("bare", "kernel = \"/bin/sleep\"\nextra = \"1000\"")]);
+    let mut store = xenstore::Client::connect(host.path("h/store")).unwrap();
+    store.set_quota(Some(1), "nodes", 5).unwrap();
+    host.ok(&["disk", "attach", "--no-wait", "bare", "vdev=xvdb,target=memory:1048576"]);
+    let words = "xvdb waits: bare has used up its quota nodes of the store: ";
+    finds(&host, &["bare", "xvdb"], "quota-used-up", words, "store control quota 1");
+    store.set_quota(Some(1), "nodes", 1000).unwrap();
+    finds(&host, &["bare"], "guest-without-driver", "", "");
+    host.ok(&["destroy", "bare"]);
+    host.ok(&["create", &host.config("small", "memory = 16\nextra = \"exec sleep 1000\"")]);
+    for number in 0..40 {
+        let disk = format!("vdev=xvd{},target=memory:1048576", letters(number));
+        host.ok(&["disk", "attach", "--no-wait", "small", &disk]);
+    }
+    let output = host.until("a disk has no pages", || {
+        let output = host.run(&["doctor", "small"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        said.contains("small can grant no more pages for one more device").then_some(output)
+    });
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// Returns the letters of a disk's name.
+fn letters(number: u8) -> String {
+    let letter = |number: u8| char::from(b'a' + number % 26);
+    if number < 26 { letter(number).into() } else { format!("a{}", letter(number)) }
+}
+
+#[test]
+fn nodes_that_do_not_fit_are_named() {
+    let host = TestHost::up("doctor-nodes");
+    host.ok(&["create", &guest_with_disk(&host)]);
+    let (front, back) = ("/local/domain/1/device/vbd/51712", "/local/domain/0/backend/vbd/1/51712");
+    let state = format!("{back}/state");
+    host.ok(&["store", "chmod", &state, "n0"]);
+    let words = format!("domain 1 may not read {state}");
+    finds(&host, &["web"], "node-barred", &words, &format!("store chmod {state} n0 r1"));
+    host.ok(&["store", "chmod", &state, "n0", "r1"]);
+    is_well(&host, &["web"]);
+    // A guest without a driver, whose nodes are written here.
+    host.ok(&["create", &host.config("bare", "kernel = \"/bin/sleep\"\nextra = \"1000\"")]);
+    let attach =
+        || host.ok(&["disk", "attach", "--no-wait", "bare", "vdev=xvda,target=memory:1048576"]);
+    let (front, back) = (front.replace("/1/", "/2/"), back.replace("/1/", "/2/"));
+    attach();
+    finds(&host, &["bare"], "guest-without-driver", "", "");
+    for (name, value) in [("ring-ref", "9"), ("event-channel", "9"), ("state", "3")] {
+        host.ok(&["store", "write", &format!("{front}/{name}"), value]);
+    }
+    let words = "its backend cannot use the rings that the frontend names: ";
+    finds(&host, &["bare"], "ring-not-mappable", words, "disk detach bare xvda");
+    take(&host, "bare", "xvda");
+    attach();
+    host.ok(&["store", "rm", &front]);
+    let words = format!("its frontend has no nodes ({front})");
+    finds(&host, &["bare"], "end-missing", &words, "disk detach bare xvda");
+    take(&host, "bare", "xvda");
+    attach();
+    host.ok(&["store", "rm", &back]);
+    finds(&host, &["bare"], "end-missing", &format!("its backend has no nodes ({back})"), "");
+    take(&host, "bare", "xvda");
+    attach();
+    host.ok(&["store", "write", &format!("{front}/state"), "7"]);
+    let words = "its ends are in states that do not fit: frontend Reconfiguring (7), backend ";
+    finds(&host, &["bare"], "states-do-not-fit", words, "disk detach bare xvda");
+    take(&host, "bare", "xvda");
+    host.ok(&["destroy", "bare"]);
+}
+
+/// A device of a driver domain, whose backend is nowhere.
+#[test]
+fn a_driver_domain_that_serves_nothing_or_is_gone_is_named() {
+    let host = TestHost::up("doctor-driver");
+    for name in ["web", "drv"] {
+        host.ok(&["create", &host.config(name, "extra = \"exec sleep 1000\"")]);
+    }
+    let mut store = xenstore::Client::connect(host.path("h/store")).unwrap();
+    let id = xenbus::Id { frontend: xen::DomId(1), devid: 51728 };
+    let device = xenbus::toolstack::NewDevice::new("vbd", id, xen::DomId(2));
+    xenbus::toolstack::add(&mut store, &device).unwrap();
+    let words = "xvdb waits: domain 2, which is to serve it, runs nothing that serves vbd";
+    finds(&host, &["web"], "backend-domain-without-backend", words, "xl devd");
+    host.ok(&["destroy", "drv"]);
+    let words = "xvdb waits: domain 2, which serves it, is gone";
+    finds(&host, &["web"], "backend-domain-gone", words, "disk detach web xvdb");
+    take(&host, "web", "xvdb");
+}
+
+#[test]
+fn a_disk_that_waits_for_its_limit_or_its_server_is_named() {
+    let host = TestHost::up("doctor-limit");
+    if !host.has_fuse("a_disk_that_waits_for_its_limit_or_its_server_is_named") {
+        return;
+    }
+    let image = host.image("a.img", 16 << 20);
+    let program = "while :; do dd if=/dev/zero of=/dev/xvda bs=64k count=16 conv=notrunc; done";
+    let rest = format!("disk = [\"{image},,xvda,w\"]\nextra = \"{program}\"");
+    host.ok(&["create", &host.config("web", &rest)]);
+    is_well(&host, &["web"]);
+    let limit = "/local/domain/0/backend/vbd/1/51712/limit-bytes-per-second";
+    host.ok(&["store", "write", limit, "1048576"]);
+    let words = "xvda is slow: its requests wait for its limit of 1 MiB a second";
+    finds(&host, &["web"], "throttled", words, &format!("store write {limit} 0"));
+    host.ok(&["store", "write", limit, "0"]);
+    is_well(&host, &["web"]);
+}
+
+#[test]
+fn a_disk_that_its_guest_uses_is_not_let_go_of() {
+    let host = TestHost::up("doctor-use");
+    if !host.has_fuse("a_disk_that_its_guest_uses_is_not_let_go_of") {
+        return;
+    }
+    let image = host.image("a.img", 1 << 20);
+    let program = "exec 3< /dev/xvda; echo open; exec sleep 1000";
+    let rest = format!("disk = [\"{image},,xvda,w\"]\nextra = \"{program}\"");
+    host.ok(&["create", &host.config("web", &rest)]);
+    host.until_log("web", "open");
+    host.fails(&["disk", "detach", "web", "xvda"], 1, "it is in use");
+    let words = "xvda is not let go of: web uses it";
+    finds(&host, &["web"], "in-use", words, "disk detach web xvda --force");
+    take(&host, "web", "xvda");
+}
+
+/// Returns the number of a process.
+fn pid_of(pid: Pid) -> String {
+    pid.as_raw_nonzero().to_string()
 }

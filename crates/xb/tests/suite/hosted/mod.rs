@@ -117,6 +117,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
         &["create"],
         &["list"],
         &["tree"],
+        &["doctor"],
         &["info"],
         &["pause"],
         &["unpause"],

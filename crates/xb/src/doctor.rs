@@ -1,0 +1,26 @@
+//! The diagnosis of devices that do not work: what each is waiting for, and the command that helps.
+//!
+//! Facts are gathered once, each with the path that it was read from. A pure function then finds the
+//! cause: the first in a fixed order that the facts show. A cause is data; a table gives its sentence
+//! and its remedy. What a platform does not tell is listed as unknown.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `facts` | the facts about a host, a guest and a device |
+//! | `read` | gathers them from the store, the hypervisor, processes and files |
+//! | `judge` | finds causes in facts |
+//! | `cause` | [`FaultCause`]: the causes, with their sentences and remedies |
+//! | `subject` | [`Subject`]: the device, guest or host that a cause is about |
+//! | `examine` | [`examine`]: all of it for a host; [`reason`] for one device that is waited for |
+
+pub mod cause;
+mod examine;
+pub mod facts;
+pub mod judge;
+mod read;
+pub mod subject;
+
+pub use cause::FaultCause;
+pub use examine::{Diagnosis, examine, examine_host, examine_processes, reason};
+pub use judge::Finding;
+pub use subject::{Remedy, Subject};

@@ -1,0 +1,82 @@
+//! The causes for which a device does not work. Each is a value that carries what was found, and has
+//! a sentence and a remedy.
+
+mod backend;
+mod guest;
+mod host;
+mod nodes;
+mod target;
+
+use super::subject::{Remedy, Subject};
+
+pub use backend::BackendFault;
+pub use guest::GuestFault;
+pub use host::HostFault;
+pub use nodes::NodeFault;
+pub use target::TargetFault;
+
+/// A cause.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FaultCause {
+    /// Of the host and its daemons.
+    Host(HostFault),
+    /// Of the backend's process or domain.
+    Backend(BackendFault),
+    /// Of what the backend serves, or of its hotplug script.
+    Target(TargetFault),
+    /// Of the guest.
+    Guest(GuestFault),
+    /// Of the device's nodes.
+    Nodes(NodeFault),
+}
+
+impl FaultCause {
+    /// Returns its name for programs: `backend-down`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Host(fault) => fault.name(),
+            Self::Backend(fault) => fault.name(),
+            Self::Target(fault) => fault.name(),
+            Self::Guest(fault) => fault.name(),
+            Self::Nodes(fault) => fault.name(),
+        }
+    }
+
+    /// Returns what it does to a device, as the verb of a sentence.
+    #[must_use]
+    pub fn effect(&self) -> &'static str {
+        match self {
+            Self::Backend(BackendFault::Throttled { .. }) => "is slow",
+            Self::Guest(GuestFault::InUse { .. }) => "is not let go of",
+            Self::Target(_) | Self::Nodes(_) | Self::Guest(GuestFault::Refuses { .. }) => {
+                "is not connected"
+            }
+            _ => "waits",
+        }
+    }
+
+    /// Returns what was found, as a clause.
+    #[must_use]
+    pub fn text(&self, of: &Subject) -> String {
+        match self {
+            Self::Host(fault) => fault.text(),
+            Self::Backend(fault) => fault.text(),
+            Self::Target(fault) => fault.text(),
+            Self::Guest(fault) => fault.text(of),
+            Self::Nodes(fault) => fault.text(),
+        }
+    }
+
+    /// Returns the command that helps.
+    #[must_use]
+    pub fn remedy(&self, of: &Subject) -> Remedy {
+        match self {
+            Self::Host(fault) => fault.remedy(of),
+            Self::Backend(fault) => fault.remedy(of),
+            Self::Target(fault) => fault.remedy(of),
+            Self::Guest(fault) => fault.remedy(of),
+            Self::Nodes(fault) => fault.remedy(of),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The diagnosis of a host, of a guest, or of one device.
+
+use super::cause::{FaultCause, HostFault};
+use super::judge::{self, Finding};
+use super::read;
+use super::subject::Subject;
+use crate::Error;
+use crate::devices;
+use crate::domain::Domain;
+use crate::host::Host;
+use crate::host::daemons::{BROKER, STORE};
+use crate::host::folder::Folder;
+use crate::host::service::ServiceProcess;
+use std::collections::BTreeSet;
+use std::fs::File;
+use xen::DomId;
+use xenbus::toolstack::NewDevice;
+use xenstore::Store;
+
+/// The findings about a host, a guest or a device.
+#[derive(Clone, Debug, Default)]
+pub struct Diagnosis {
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// What this platform does not tell: clauses.
+    pub unknown: Vec<String>,
+    /// What guests of this user do without: clauses. Nothing is wrong with them.
+    pub lacks: Vec<String>,
+    /// The number of devices that were examined.
+    pub devices: usize,
+}
+
+/// Examines the daemons of a hosted host. Returns what is wrong, and true if store and broker
+/// answer, without which nothing else is known.
+#[must_use]
+pub fn examine_processes(folder: &Folder) -> (Vec<Finding>, bool) {
+    let daemons = read::daemons(folder);
+    let answers =
+        |name: &str| daemons.iter().all(|daemon| daemon.name != name || !daemon.service.is_away());
+    let both = answers(BROKER.name()) && answers(STORE.name());
+    let subject = read::host_subject(Some(folder));
+    (judge::daemons(&subject, folder.path(), &daemons), both)
+}
+
+/// Examines one device of a domain, all devices of one, or without a domain all of the host.
+///
+/// # Errors
+/// [`Error::NotFound`] if the domain has no such device; the errors of the store and the hypervisor.
+pub fn examine(
+    host: &mut Host,
+    domains: &[Domain],
+    device: Option<&str>,
+) -> Result<Diagnosis, Error> {
+    let mut diagnosis = Diagnosis::default();
+    for domain in domains {
+        examine_domain(host, domain.info.domid, device, &mut diagnosis)?;
+    }
+    Ok(diagnosis)
+}
+
+/// Adds what is wrong with the host besides its domains, and what its guests do without.
+///
+/// # Errors
+/// The errors of the store and the hypervisor.
+pub fn examine_host(host: &mut Host, diagnosis: &mut Diagnosis) -> Result<(), Error> {
+    let subject = read::host_subject(host.folder());
+    // In this order: a domain that is created meanwhile is known to the hypervisor first.
+    let noted = host.store.list("/libxl")?;
+    let there = host.control().list().map_err(Error::platform("listing the domains"))?;
+    for domid in noted.iter().filter_map(|domid| domid.parse().ok().map(DomId)) {
+        if !there.iter().any(|info| info.domid == domid) {
+            let cause = FaultCause::Host(HostFault::Remains { domid });
+            let evidence = vec![(format!("/libxl/{domid}"), "no such domain".to_owned())];
+            diagnosis.findings.push(Finding { subject: subject.clone(), cause, evidence });
+        }
+    }
+    let Some(folder) = host.folder() else { return Ok(()) };
+    diagnosis.lacks = folder.told();
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+        let cause = crate::text::cause(&error);
+        diagnosis.lacks.push(format!("guests have no files for their disks: /dev/fuse: {cause}"));
+    }
+    Ok(())
+}
+
+fn examine_domain(
+    host: &mut Host,
+    domid: DomId,
+    which: Option<&str>,
+    diagnosis: &mut Diagnosis,
+) -> Result<(), Error> {
+    let guest = read::guest(host, domid)?;
+    let subject = read::guest_subject(host, &guest);
+    let (mut found, mut unknown, mut known) = (false, BTreeSet::new(), 0);
+    for device in devices::list(&mut host.store, domid)? {
+        let facts = read::device(host, &device)?;
+        let number = device.id.devid.to_string();
+        if which.is_some_and(|which| which != facts.name && which != number) {
+            continue;
+        }
+        known += 1;
+        if facts.service == ServiceProcess::Unknown {
+            let (kind, domid) = (&device.backend_kind, device.backend);
+            unknown.insert(format!("if a process serves {kind} in domain {domid}"));
+        }
+        if let Some(finding) = judge::device(&subject, &facts, &guest) {
+            found |= matches!(finding.cause, FaultCause::Guest(_));
+            diagnosis.findings.push(finding);
+        }
+    }
+    if let (Some(which), 0) = (which, known) {
+        return Err(Error::NotFound(format!(
+            "domain {domid} has no device {which}; xb tree shows all"
+        )));
+    }
+    diagnosis.devices += known;
+    // What keeps a device of it is said there.
+    if !found && domid != DomId::DOM0 {
+        diagnosis.findings.extend(judge::guest(&subject, &guest));
+    }
+    if domid != DomId::DOM0 {
+        if guest.quotas.is_empty() {
+            unknown.insert("the use of the store's quotas".into());
+        }
+        if guest.ports.is_none() {
+            unknown.insert("the use of event channels, grants and mapped pages".into());
+        }
+    }
+    unknown.retain(|clause| !diagnosis.unknown.contains(clause));
+    diagnosis.unknown.extend(unknown);
+    Ok(())
+}
+
+/// Returns the reason why a device is not yet as it is awaited, with the command that helps; `None`
+/// where none is found in time.
+#[must_use]
+pub fn reason(host: &mut Host, device: &NewDevice) -> Option<String> {
+    if let Some(folder) = host.folder() {
+        let (findings, answers) = examine_processes(folder);
+        if !answers {
+            return findings.first().map(Finding::advice);
+        }
+    }
+    let guest = read::guest(host, device.id.frontend).ok()?;
+    let subject: Subject = read::guest_subject(host, &guest);
+    let facts = read::device(host, device).ok()?;
+    judge::device(&subject, &facts, &guest).map(|finding| finding.advice())
+}

@@ -1,0 +1,302 @@
+//! The gathering of facts: from the store, the hypervisor, processes and files.
+
+use super::facts::{
+    BackendDomain, BarredNode, DaemonFacts, DeviceFacts, EndFacts, GuestFacts, LimitFacts,
+    QuotaUse, ScriptFacts, TargetAccess, TargetFacts,
+};
+use super::subject::Subject;
+use crate::devices::disk::{stats, users};
+use crate::devices::{ReportedError, device_command};
+use crate::host::daemons::{self, DAEMONS, KEEPER};
+use crate::host::folder::Folder;
+use crate::host::service::{self, ServiceProcess};
+use crate::host::{Host, HostPlatform};
+use crate::{Error, domain, text};
+use rustix::fs::{Access, access};
+use std::path::Path;
+use xen::DomId;
+use xen_block::back::{LIMIT_BYTES, LIMIT_REQUESTS, SERVER_GONE};
+use xen_block::vbd;
+use xen_driver::backend::rings::RingOptions;
+use xen_hosted::limits::PORTS_MAX;
+use xen_io::xenbus::{State, number};
+use xenbus::toolstack::NewDevice;
+use xenstore::{Client, NodeAccess, Perm, Store};
+
+/// Reads the processes of a host's daemons.
+pub(super) fn daemons(folder: &Folder) -> Vec<DaemonFacts> {
+    let of = |daemon: &daemons::HostDaemon| DaemonFacts {
+        name: daemon.name(),
+        part: daemon.part(),
+        service: daemon.service(folder),
+        log: daemon.log(folder),
+    };
+    DAEMONS.iter().map(of).collect()
+}
+
+/// Returns the subject of a hosted host in a folder, or of the Xen host that this is.
+pub(super) fn host_subject(folder: Option<&Folder>) -> Subject {
+    let xb = match folder {
+        Some(folder) if *folder != Folder::default() => {
+            format!("xb --host {}", folder.path().display())
+        }
+        _ => "xb".into(),
+    };
+    Subject { xb, hosted: folder.is_some(), ..Subject::default() }
+}
+
+/// Returns the subject of a guest.
+pub(super) fn guest_subject(host: &Host, guest: &GuestFacts) -> Subject {
+    let (domid, domain) = (Some(guest.domid), guest.name.clone());
+    Subject { domid, domain, ..host_subject(host.folder()) }
+}
+
+/// Reads the facts about a guest.
+pub(super) fn guest(host: &mut Host, domid: DomId) -> Result<GuestFacts, Error> {
+    let state = match host.control().info(domid) {
+        Ok(info) => Some(info.state),
+        Err(xen::Error::Srch) => None,
+        Err(error) => return Err(Error::platform(format!("asking for domain {domid}"))(error)),
+    };
+    let name = host.store.try_read(format!("{}/name", domain::home(domid)))?.map(text::lossy);
+    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| domid.to_string());
+    let (mut ports, mut mapped) = (None, None);
+    if let (HostPlatform::Hosted { control, .. }, true) = (&mut host.platform, domid != DomId::DOM0)
+        && let Ok(used) = control.accounts(domid)
+    {
+        // Port 0 is never used.
+        ports = Some((used.ports, u64::from(PORTS_MAX - 1)));
+        mapped = Some(used.mapped);
+    }
+    let kernel_block = host.store.try_read(format!("/libxl/{domid}/kernel-block"))?;
+    Ok(GuestFacts {
+        domid,
+        name,
+        state,
+        status: domain::exit_status(&mut host.store, domid)?,
+        quotas: quotas(&mut host.store, domid),
+        ports,
+        mapped,
+        kernel_block: kernel_block.as_deref() == Some(b"1"),
+        console: match host.folder() {
+            Some(folder) => KEEPER.service(folder),
+            None => ServiceProcess::Unknown,
+        },
+    })
+}
+
+/// Reads a domain's use of quotas; nothing where the store does not tell it.
+fn quotas(store: &mut Client, domid: DomId) -> Vec<QuotaUse> {
+    let answer = store.control("quota", &[domid.to_string().as_bytes()]);
+    let answer = answer.map(text::lossy).unwrap_or_default();
+    answer.lines().filter_map(quota).collect()
+}
+
+/// Parses `nodes : 12 (max 14) limit 1000, refused 3 times, last 2 s ago`.
+fn quota(line: &str) -> Option<QuotaUse> {
+    let (name, rest) = line.split_once(':')?;
+    let after = |word: &str| {
+        let mut words = rest.split_whitespace().skip_while(|one| *one != word).skip(1);
+        words.next()?.trim_end_matches(',').parse().ok()
+    };
+    Some(QuotaUse {
+        name: name.trim().to_owned(),
+        used: rest.split_whitespace().next()?.parse().ok()?,
+        limit: after("limit")?,
+        refused_s_ago: after("last"),
+    })
+}
+
+/// Reads the facts about a device.
+pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts, Error> {
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let (frontend, backend) = (device.id.frontend, device.backend);
+    let backend_domain = match host.control().info(backend) {
+        _ if backend == DomId::DOM0 => BackendDomain::Host,
+        Err(xen::Error::Srch) => BackendDomain::Gone,
+        _ => BackendDomain::Driver,
+    };
+    let kind = &device.backend_kind;
+    let log = host.folder().zip(daemons::backend(kind)).map(|(folder, daemon)| daemon.log(folder));
+    let service = service::of_backend(host, backend, kind);
+    let service_path = service::evidence_of(host, kind);
+    let store = &mut host.store;
+    let mut text_of = |name: &str| -> Result<Option<String>, Error> {
+        Ok(store.try_read(format!("{back}/{name}"))?.map(text::lossy))
+    };
+    let wanted = text_of("online")?.as_deref() != Some("0");
+    let script = ScriptFacts {
+        script: text_of("script")?,
+        status: text_of("hotplug-status")?,
+        error: text_of("hotplug-error")?,
+    };
+    let rings = store.list(&front)?;
+    let names_ring = |name: &String| name.contains("ring-ref") || name.starts_with("queue-");
+    Ok(DeviceFacts {
+        name: if device.kind == "vbd" {
+            vbd::name(device.id.devid)
+        } else {
+            format!("{} {}", device.kind, device.id.devid)
+        },
+        front: end(store, &front, [(frontend, "write"), (backend, "read")], (frontend, backend))?,
+        back: end(store, &back, [(frontend, "read"), (backend, "write")], (backend, frontend))?,
+        wanted,
+        has_rings: rings.iter().any(names_ring),
+        script,
+        target: target(store, device, &back)?,
+        limits: limits(host, device, &back)?,
+        service,
+        service_path,
+        log,
+        backend_domain,
+        device: device.clone(),
+    })
+}
+
+/// Reads an end with its state node, which these domains need; its nodes are to belong to the first
+/// of `owner_and_reader`, and to be readable for the other.
+fn end(
+    store: &mut Client,
+    path: &str,
+    needs: [(DomId, &'static str); 2],
+    owner_and_reader: (DomId, DomId),
+) -> Result<EndFacts, Error> {
+    let node = format!("{path}/state");
+    let state = store.try_read(&node)?;
+    let error = store.try_read(format!("{path}/error"))?.map(ReportedError::parse);
+    let mut barred = None;
+    if state.is_some() {
+        let perms = store.get_perms(&node)?;
+        let missing = needs.into_iter().find(|(domid, access)| !allows(&perms, *domid, access));
+        barred = missing.map(|(domid, access)| {
+            let (owner, reader) = owner_and_reader;
+            let perms = format!("n{owner} r{reader}");
+            BarredNode { path: node.clone(), domid, access, perms }
+        });
+    }
+    Ok(EndFacts {
+        path: path.to_owned(),
+        exists: store.exists(path)?,
+        state: state.map_or(State::Unknown, |state| State::parse(&state)),
+        error,
+        barred,
+    })
+}
+
+/// True if permissions let a domain `read` or `write`.
+fn allows(perms: &[Perm], domid: DomId, access: &str) -> bool {
+    let number = i32::from(domid.0);
+    let own = perms.iter().skip(1).find(|perm| perm.domid == number);
+    let Some(entry) = own.or(perms.first()) else { return false };
+    let is_owner = perms.first().is_some_and(|owner| owner.domid == number);
+    domid == DomId::DOM0
+        || is_owner
+        || match entry.access {
+            NodeAccess::Both => true,
+            NodeAccess::Read => access == "read",
+            NodeAccess::Write => access == "write",
+            NodeAccess::None => false,
+        }
+}
+
+/// Reads the target of a disk, and looks at its file.
+fn target(
+    store: &mut Client,
+    device: &NewDevice,
+    back: &str,
+) -> Result<Option<TargetFacts>, Error> {
+    if device_command(&device.kind).is_none() {
+        return Ok(None);
+    }
+    let mut named = store.try_read(format!("{back}/target"))?;
+    if named.is_none() {
+        named = store.try_read(format!("{back}/params"))?;
+    }
+    let Some(name) = named.map(text::lossy) else { return Ok(None) };
+    let writable = store.try_read(format!("{back}/mode"))?.is_some_and(|mode| mode.contains(&b'w'));
+    let path = users::path_of(&name);
+    let access = match &path {
+        Some(path) if device.backend == DomId::DOM0 => file_access(path, writable),
+        _ => TargetAccess::Unknown,
+    };
+    let error = store.try_read(format!("{back}/error"))?.map(ReportedError::parse);
+    let users = match error {
+        Some(error) if error.is_busy() => users::find(store, &name, device.id)?,
+        _ => Vec::new(),
+    };
+    let file = path.map_or_else(|| name.clone(), |path| path.display().to_string());
+    let server_gone = store.try_read(format!("{back}/{SERVER_GONE}"))?.as_deref() == Some(b"1");
+    Ok(Some(TargetFacts { name, file, access, users, server_gone }))
+}
+
+/// Looks at a file without opening it, which for a block device is an event to others.
+fn file_access(path: &Path, writable: bool) -> TargetAccess {
+    let refused = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => TargetAccess::Missing,
+        _ => TargetAccess::Refused(text::cause(&error)),
+    };
+    use std::os::unix::fs::FileTypeExt;
+    match std::fs::metadata(path) {
+        Err(error) => return refused(error),
+        Ok(data) if !data.is_file() && !data.file_type().is_block_device() => {
+            return TargetAccess::Refused("it is no file and no block device".into());
+        }
+        Ok(_) => {}
+    }
+    let wanted = if writable { Access::READ_OK | Access::WRITE_OK } else { Access::READ_OK };
+    match access(path, wanted) {
+        Ok(()) => TargetAccess::Good,
+        Err(errno) => refused(errno.into()),
+    }
+}
+
+/// Reads the limits of a device, and what they do according to its backend's statistics.
+fn limits(host: &mut Host, device: &NewDevice, back: &str) -> Result<LimitFacts, Error> {
+    let mut limit = |name: &str| -> Result<Option<u64>, Error> {
+        let value = host.store.try_read(format!("{back}/{name}"))?;
+        Ok(value.and_then(|value| number(&value)).filter(|limit| *limit > 0))
+    };
+    let (bytes, requests) = (limit(LIMIT_BYTES)?, limit(LIMIT_REQUESTS)?);
+    let mut limits = LimitFacts { bytes, requests, ..LimitFacts::default() };
+    let is_counted = device.backend == DomId::DOM0 && device.kind == "vbd";
+    // A backend that counts nothing has no such file.
+    let counted = if is_counted { stats::read(host).unwrap_or_default() } else { Vec::new() };
+    if let Some(counts) = counted.iter().find(|counts| counts.id == device.id) {
+        let (most, _) = RingOptions::default().connects_max;
+        limits.throttled = counts.throttled;
+        limits.connects = Some((counts.connects, most));
+    }
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_are_read_with_their_limits() {
+        let line = "nodes            :       12 (max       14) limit     1000, refused 3 times, last 2 s ago";
+        let read = quota(line).unwrap();
+        assert_eq!((read.used, read.limit, read.refused_s_ago), (12, 1000, Some(2)));
+        assert!(read.is_used_up());
+        assert!(!quota("watches : 3 (max 4) limit 128").unwrap().is_used_up());
+        assert!(quota("watches : 128 (max 128) limit 128").unwrap().is_used_up());
+        assert!(!quota("memory : 3 (max 4) limit 0").unwrap().is_used_up());
+        assert_eq!(quota("memory : 3 (max 4) no limit"), None);
+        assert_eq!(quota("Domain 3:"), None);
+    }
+
+    #[test]
+    fn permissions_are_those_of_the_store() {
+        let perms = |text: &[&str]| -> Vec<Perm> {
+            text.iter().map(|perm| Perm::parse(perm.as_bytes()).unwrap()).collect()
+        };
+        let (one, two) = (DomId(1), DomId(2));
+        assert!(allows(&perms(&["n1", "r2"]), one, "write"));
+        assert!(allows(&perms(&["n1", "r2"]), two, "read"));
+        assert!(!allows(&perms(&["n1", "r2"]), two, "write"));
+        assert!(!allows(&perms(&["r1", "n2"]), two, "read"));
+        assert!(allows(&perms(&["b1"]), two, "write"));
+        assert!(allows(&perms(&["n1"]), DomId::DOM0, "write"));
+    }
+}
