@@ -19,6 +19,7 @@ mod store;
 mod tree;
 
 use crate::Error;
+use crate::host::HostChoice;
 use crate::wait::{self, Signals};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -169,9 +170,26 @@ pub fn main() -> ExitCode {
     match run(line) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            out::failed(&options, &error.to_string(), error.exit_code());
-            ExitCode::from(error.exit_code())
+            let code = error.exit_code();
+            out::failed(&options, &explain(&options, error), code);
+            ExitCode::from(code)
         }
+    }
+}
+
+/// Returns the text of an error; where something was not in time, with the reason, if it is known.
+fn explain(options: &GlobalOptions, error: Error) -> String {
+    let reason = || match options.choice() {
+        HostChoice::Hosted(folder) => crate::doctor::host_reason(&folder),
+        HostChoice::Xen => None,
+    };
+    match error {
+        Error::Timeout { .. } => error.with_reason(reason).to_string(),
+        error if error.is_late() => match reason() {
+            Some(reason) => format!("{error}; {reason}"),
+            None => error.to_string(),
+        },
+        error => error.to_string(),
     }
 }
 

@@ -10,8 +10,8 @@
 //! | `read` | gathers them from the store, the hypervisor, processes and files |
 //! | `judge` | finds causes in facts |
 //! | `cause` | [`FaultCause`]: the causes, with their sentences and remedies |
-//! | `subject` | [`Subject`]: the device, guest or host that a cause is about |
-//! | `examine` | [`examine`]: all of it for a host; [`reason`] for one device that is waited for |
+//! | `subject` | [`FaultSubject`]: the device, guest or host that a cause is about |
+//! | `examine` | [`examine`]: all of it for a host; [`reason`] for what is waited for |
 
 pub mod cause;
 mod examine;
@@ -21,6 +21,8 @@ mod read;
 pub mod subject;
 
 pub use cause::FaultCause;
-pub use examine::{Diagnosis, examine, examine_host, examine_processes, reason};
+pub use examine::{
+    Diagnosis, examine, examine_host, examine_processes, guest_reason, host_reason, reason,
+};
 pub use judge::Finding;
-pub use subject::{Remedy, Subject};
+pub use subject::{FaultSubject, Remedy};

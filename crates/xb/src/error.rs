@@ -43,23 +43,45 @@ pub enum Error {
         what: String,
         /// The time that was waited.
         after: Duration,
+        /// The reason, with the command that helps, if it is known.
+        reason: Option<String>,
     },
     /// Ctrl-C.
     Interrupted,
 }
 
 impl Error {
+    /// True if something did not happen in time.
+    pub(crate) fn is_late(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            // A refusal is an answer, whatever its number.
+            Self::Store(error) => error.refusal().is_none() && error.errno() == TIMED_OUT,
+            Self::Platform { error, .. } => error.errno() == TIMED_OUT,
+            _ => false,
+        }
+    }
+
     /// Returns the exit status of a process that ends with this error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Timeout { .. } => 3,
-            // A refusal is an answer, whatever its number.
-            Self::Store(error) if error.refusal().is_none() && error.errno() == TIMED_OUT => 3,
-            Self::Platform { error, .. } if error.errno() == TIMED_OUT => 3,
+            error if error.is_late() => 3,
             Self::NotFound(_) | Self::Destroyed { .. } => 4,
             Self::Interrupted => 130,
             _ => 1,
+        }
+    }
+
+    /// Returns this error with the reason that `find` knows, if a wait has run out and its reason is
+    /// not known yet.
+    #[must_use]
+    pub(crate) fn with_reason(self, find: impl FnOnce() -> Option<String>) -> Self {
+        match self {
+            Self::Timeout { what, after, reason } => {
+                Self::Timeout { what, after, reason: reason.or_else(find) }
+            }
+            error => error,
         }
     }
 
@@ -107,8 +129,9 @@ impl fmt::Display for Error {
             Self::Destroyed { domain, ended: Some(reason) } => {
                 write!(f, "{domain} has ended ({reason}) and was destroyed meanwhile")
             }
-            Self::Timeout { what, after } => {
-                write!(f, "{what}: not within {}; --timeout allows more", crate::text::took(*after))
+            Self::Timeout { what, after, reason } => {
+                write!(f, "{what}: not within {}; ", crate::text::took(*after))?;
+                f.write_str(reason.as_deref().unwrap_or("--timeout allows more"))
             }
             Self::Interrupted => f.write_str("interrupted"),
         }
@@ -153,7 +176,8 @@ mod tests {
 
     #[test]
     fn three_is_the_status_of_what_was_not_in_time_alone() {
-        let late = || Error::Timeout { what: "it is there".into(), after: Duration::ZERO };
+        let late =
+            || Error::Timeout { what: "it is there".into(), after: Duration::ZERO, reason: None };
         let text = || "it is so".to_owned();
         for (error, code) in [
             (late(), 3),

@@ -143,7 +143,7 @@ impl Host {
                     Err(error) if error.errno() == TIMED_OUT => {
                         let log = BROKER.log(&folder);
                         let what = format!("the broker answers (its log: {})", log.display());
-                        return Err(Error::Timeout { what, after: within });
+                        return Err(Error::Timeout { what, after: within, reason: None });
                     }
                     control => control.map_err(|error| {
                         let log = BROKER.log(&folder);

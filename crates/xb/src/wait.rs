@@ -147,7 +147,7 @@ impl Limit {
         check()?;
         let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Error::Timeout { what: what(), after: self.after });
+            return Err(Error::Timeout { what: what(), after: self.after, reason: None });
         }
         if self.begin.elapsed() >= LONG && self.after < CENTURY {
             tell_of(&what());

@@ -2,11 +2,11 @@
 
 use super::options::GlobalOptions;
 use super::outcomes::Outcomes;
-use crate::Error;
 use crate::domain::{self, ControlRequest, Domain};
 use crate::host::{Host, HostPlatform};
 use crate::lifecycle::destroy::{self, find_remains};
 use crate::lifecycle::follow::await_again;
+use crate::{Error, doctor};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -125,6 +125,9 @@ pub(crate) fn ask(
                 await_again(&mut host, &domain, limit).map(|new| (new, false))
             }
         };
+        let done = done.map_err(|error| {
+            error.with_reason(|| doctor::guest_reason(&mut host, domain.info.domid))
+        });
         if let Some((domid, ended)) = outcomes.take(done)? {
             let asked = request.word();
             outcomes.add(

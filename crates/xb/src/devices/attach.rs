@@ -5,9 +5,9 @@ use super::detach::{Force, detach, forget, is_detached};
 use super::device::AttachableDevice;
 use super::ends::{state, watched};
 use super::reported::ReportedError;
-use crate::Error;
 use crate::host::{Host, daemons};
 use crate::wait::{self, Limit};
+use crate::{Error, doctor};
 use std::time::Duration;
 use xen::DomId;
 use xen_block::front::disks::{READY, TELLS_READY};
@@ -128,7 +128,8 @@ pub fn await_connected(
                 Err(error)
             }
         }
-        connected => connected,
+        Err(error) => Err(error.with_reason(|| doctor::reason(host, device.nodes()))),
+        Ok(()) => Ok(()),
     }
 }
 

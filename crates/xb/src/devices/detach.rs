@@ -4,9 +4,9 @@ use super::attached::list;
 use super::device::{command, words};
 use super::ends::{state, watched};
 use super::reported::ReportedError;
-use crate::Error;
 use crate::host::Host;
 use crate::wait::Limit;
+use crate::{Error, doctor};
 use std::time::Duration;
 use xen::DomId;
 use xen_io::xenbus::State;
@@ -41,7 +41,7 @@ pub fn detach(
     toolstack::detach(&mut host.store, device)?;
     match (await_closed(host, device, force, limit), force) {
         (Ok(()), _) | (Err(Error::Timeout { .. }), Force::Take) => forget(&mut host.store, device),
-        (Err(error), _) => Err(error),
+        (Err(error), _) => Err(error.with_reason(|| doctor::reason(host, device))),
     }
 }
 

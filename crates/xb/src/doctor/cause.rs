@@ -7,7 +7,7 @@ mod host;
 mod nodes;
 mod target;
 
-use super::subject::{Remedy, Subject};
+use super::subject::{FaultSubject, Remedy};
 
 pub use backend::BackendFault;
 pub use guest::GuestFault;
@@ -48,7 +48,8 @@ impl FaultCause {
     pub fn effect(&self) -> &'static str {
         match self {
             Self::Backend(BackendFault::Throttled { .. }) => "is slow",
-            Self::Guest(GuestFault::InUse { .. }) => "is not let go of",
+            Self::Guest(GuestFault::InUse { .. } | GuestFault::Keeps) => "is not let go of",
+            Self::Nodes(NodeFault::Barred(_)) => "is hindered",
             Self::Target(_) | Self::Nodes(_) | Self::Guest(GuestFault::Refuses { .. }) => {
                 "is not connected"
             }
@@ -58,7 +59,7 @@ impl FaultCause {
 
     /// Returns what was found, as a clause.
     #[must_use]
-    pub fn text(&self, of: &Subject) -> String {
+    pub fn text(&self, of: &FaultSubject) -> String {
         match self {
             Self::Host(fault) => fault.text(),
             Self::Backend(fault) => fault.text(),
@@ -70,7 +71,7 @@ impl FaultCause {
 
     /// Returns the command that helps.
     #[must_use]
-    pub fn remedy(&self, of: &Subject) -> Remedy {
+    pub fn remedy(&self, of: &FaultSubject) -> Remedy {
         match self {
             Self::Host(fault) => fault.remedy(of),
             Self::Backend(fault) => fault.remedy(of),

@@ -3,7 +3,6 @@
 use super::cause::{FaultCause, HostFault};
 use super::judge::{self, Finding};
 use super::read;
-use super::subject::Subject;
 use crate::Error;
 use crate::devices;
 use crate::domain::Domain;
@@ -20,11 +19,11 @@ use xenstore::Store;
 /// The findings about a host, a guest or a device.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnosis {
-    /// What is wrong.
+    /// The faults.
     pub findings: Vec<Finding>,
-    /// What this platform does not tell: clauses.
+    /// Facts that this platform does not tell: clauses.
     pub unknown: Vec<String>,
-    /// What guests of this user do without: clauses. Nothing is wrong with them.
+    /// Parts that guests of this user do without: clauses. They are no faults.
     pub lacks: Vec<String>,
     /// The number of devices that were examined.
     pub devices: usize,
@@ -131,18 +130,36 @@ fn examine_domain(
     Ok(())
 }
 
+/// Returns the reason why a guest does not do what is awaited, with the command that helps; `None`
+/// where none is found in time.
+#[must_use]
+pub fn guest_reason(host: &mut Host, domid: DomId) -> Option<String> {
+    if let Some(reason) = host.folder().and_then(host_reason) {
+        return Some(reason);
+    }
+    let guest = read::guest(host, domid).ok()?;
+    let subject = read::guest_subject(host, &guest);
+    judge::guest(&subject, &guest).map(|finding| finding.advice())
+}
+
+/// Returns the reason why a hosted host does not answer, with the command that helps; `None` where
+/// its broker and its store run.
+#[must_use]
+pub fn host_reason(folder: &Folder) -> Option<String> {
+    let (findings, answers) = examine_processes(folder);
+    let first = findings.first().filter(|_| !answers)?;
+    Some(first.advice())
+}
+
 /// Returns the reason why a device is not yet as it is awaited, with the command that helps; `None`
 /// where none is found in time.
 #[must_use]
 pub fn reason(host: &mut Host, device: &NewDevice) -> Option<String> {
-    if let Some(folder) = host.folder() {
-        let (findings, answers) = examine_processes(folder);
-        if !answers {
-            return findings.first().map(Finding::advice);
-        }
+    if let Some(reason) = host.folder().and_then(host_reason) {
+        return Some(reason);
     }
     let guest = read::guest(host, device.id.frontend).ok()?;
-    let subject: Subject = read::guest_subject(host, &guest);
+    let subject = read::guest_subject(host, &guest);
     let facts = read::device(host, device).ok()?;
     judge::device(&subject, &facts, &guest).map(|finding| finding.advice())
 }

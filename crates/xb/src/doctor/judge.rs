@@ -5,7 +5,7 @@ use super::cause::{BackendFault, FaultCause, GuestFault, HostFault, NodeFault, T
 use super::facts::{
     BackendDomain, DaemonFacts, DeviceFacts, EndFacts, GuestFacts, TargetAccess, TargetFacts,
 };
-use super::subject::{Remedy, Subject};
+use super::subject::{FaultSubject, Remedy};
 use crate::devices::{ReportedError, device_command};
 use crate::domain;
 use crate::host::service::ServiceProcess;
@@ -23,10 +23,10 @@ const OUR_SCRIPT: &str = "/block-xenbus";
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
     /// The subject of the cause.
-    pub subject: Subject,
+    pub subject: FaultSubject,
     /// The cause.
     pub cause: FaultCause,
-    /// What shows it: paths of nodes and files, each with its value.
+    /// The paths of nodes and files that show it, each with its value.
     pub evidence: Vec<(String, String)>,
 }
 
@@ -57,7 +57,7 @@ impl Finding {
 
 /// Judges the daemons of a hosted host.
 #[must_use]
-pub fn daemons(subject: &Subject, folder: &Path, daemons: &[DaemonFacts]) -> Vec<Finding> {
+pub fn daemons(subject: &FaultSubject, folder: &Path, daemons: &[DaemonFacts]) -> Vec<Finding> {
     let found = |cause, path: String, value: &str| Finding {
         subject: subject.clone(),
         cause: FaultCause::Host(cause),
@@ -88,7 +88,7 @@ pub fn daemons(subject: &Subject, folder: &Path, daemons: &[DaemonFacts]) -> Vec
 
 /// Judges a guest by itself.
 #[must_use]
-pub fn guest(subject: &Subject, guest: &GuestFacts) -> Option<Finding> {
+pub fn guest(subject: &FaultSubject, guest: &GuestFacts) -> Option<Finding> {
     let cause = standing(guest).or_else(|| quota(guest)).or_else(|| {
         let unserved = guest.console == ServiceProcess::Down && guest.domid != DomId::DOM0;
         unserved.then_some(GuestFault::ConsoleUnserved)
@@ -135,14 +135,14 @@ fn cause_word(cause: &GuestFault) -> String {
 
 /// Judges a device; `None` if it is well.
 #[must_use]
-pub fn device(subject: &Subject, device: &DeviceFacts, guest: &GuestFacts) -> Option<Finding> {
+pub fn device(subject: &FaultSubject, device: &DeviceFacts, guest: &GuestFacts) -> Option<Finding> {
     let cause = served(device)
         .or_else(|| connected(device, guest))
         .or_else(|| illegal(device))
         .or_else(|| given_up(device))
         .or_else(|| held_by_guest(device, guest))
         .or_else(|| unfinished(device, guest))?;
-    let subject = Subject {
+    let subject = FaultSubject {
         device: Some(device.name.clone()),
         command: device_command(&device.device.kind),
         backend: device.back.path.clone(),
@@ -275,6 +275,9 @@ fn unfinished(device: &DeviceFacts, guest: &GuestFacts) -> Option<FaultCause> {
     if !device.wanted && back == State::Closed {
         return None;
     }
+    if !device.wanted && front != State::Closed {
+        return Some(FaultCause::Guest(GuestFault::Keeps));
+    }
     if let (Some(script), None, State::InitWait) =
         (&device.script.script, &device.script.status, back)
     {
@@ -323,3 +326,6 @@ fn evidence(device: &DeviceFacts) -> Vec<(String, String)> {
     add(device.service_path.display().to_string(), service.map(str::to_owned));
     evidence
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use super::facts::{
     BackendDomain, BarredNode, DaemonFacts, DeviceFacts, EndFacts, GuestFacts, LimitFacts,
     QuotaUse, ScriptFacts, TargetAccess, TargetFacts,
 };
-use super::subject::Subject;
+use super::subject::FaultSubject;
 use crate::devices::disk::{stats, users};
 use crate::devices::{ReportedError, device_command};
 use crate::host::daemons::{self, DAEMONS, KEEPER};
@@ -35,20 +35,20 @@ pub(super) fn daemons(folder: &Folder) -> Vec<DaemonFacts> {
 }
 
 /// Returns the subject of a hosted host in a folder, or of the Xen host that this is.
-pub(super) fn host_subject(folder: Option<&Folder>) -> Subject {
+pub(super) fn host_subject(folder: Option<&Folder>) -> FaultSubject {
     let xb = match folder {
         Some(folder) if *folder != Folder::default() => {
             format!("xb --host {}", folder.path().display())
         }
         _ => "xb".into(),
     };
-    Subject { xb, hosted: folder.is_some(), ..Subject::default() }
+    FaultSubject { xb, hosted: folder.is_some(), ..FaultSubject::default() }
 }
 
 /// Returns the subject of a guest.
-pub(super) fn guest_subject(host: &Host, guest: &GuestFacts) -> Subject {
+pub(super) fn guest_subject(host: &Host, guest: &GuestFacts) -> FaultSubject {
     let (domid, domain) = (Some(guest.domid), guest.name.clone());
-    Subject { domid, domain, ..host_subject(host.folder()) }
+    FaultSubject { domid, domain, ..host_subject(host.folder()) }
 }
 
 /// Reads the facts about a guest.

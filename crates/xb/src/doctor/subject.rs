@@ -5,7 +5,7 @@ use xen::DomId;
 
 /// The device, guest or host that a cause is about, with the words for commands on it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Subject {
+pub struct FaultSubject {
     /// The beginning of each command: `xb`, or `xb --host DIR`.
     pub xb: String,
     /// True on a hosted host, false on Xen.
@@ -41,7 +41,7 @@ impl Remedy {
     }
 }
 
-impl Subject {
+impl FaultSubject {
     /// Returns the device's name, or the domain's.
     #[must_use]
     pub fn name(&self) -> &str {

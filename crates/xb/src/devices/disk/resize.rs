@@ -4,7 +4,7 @@ use super::attached::AttachedDisk;
 use crate::devices::ends::watched;
 use crate::host::Host;
 use crate::wait::Limit;
-use crate::{Error, text};
+use crate::{Error, doctor, text};
 use std::io::{Seek, SeekFrom};
 use xenstore::Store;
 
@@ -51,10 +51,11 @@ pub fn resize(host: &mut Host, disk: &AttachedDisk, bytes: u64, limit: Limit) ->
         file.set_len(bytes).map_err(Error::io(path))?;
     }
     let what = || format!("the backend tells the new size of disk {vdev}");
-    watched(host, &[&back], |host| {
+    let told = watched(host, &[&back], |host| {
         limit.until(&mut host.store, &what, |store| {
             let sectors = store.try_read(format!("{back}/sectors"))?;
             Ok((sectors == Some((bytes / 512).to_string().into_bytes())).then_some(()))
         })
-    })
+    });
+    told.map_err(|error| error.with_reason(|| doctor::reason(host, &disk.attached.device)))
 }

@@ -1,6 +1,6 @@
 //! Causes of the backend's process or domain.
 
-use crate::doctor::subject::{Remedy, Subject};
+use crate::doctor::subject::{FaultSubject, Remedy};
 use crate::text;
 use xen::DomId;
 use xen_block::back::{LIMIT_BYTES, LIMIT_REQUESTS};
@@ -98,7 +98,7 @@ impl BackendFault {
         }
     }
 
-    pub(super) fn remedy(&self, of: &Subject) -> Remedy {
+    pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
         match self {
             Self::Down { .. } if of.hosted => of.xb("start it with", "host up"),
             Self::Down { .. } => Remedy::new("start it with", "systemctl start xen-blockd"),

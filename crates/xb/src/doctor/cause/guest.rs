@@ -1,7 +1,7 @@
 //! Causes of the guest.
 
 use crate::doctor::facts::QuotaUse;
-use crate::doctor::subject::{Remedy, Subject};
+use crate::doctor::subject::{FaultSubject, Remedy};
 
 /// A fault of the guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +51,8 @@ pub enum GuestFault {
         /// True if the host's kernel may have mounted it.
         mounted: bool,
     },
+    /// The device was asked for, and the guest has not closed it.
+    Keeps,
     /// The frontend has given the device up for another reason.
     Refuses {
         /// The frontend's text.
@@ -73,12 +75,13 @@ impl GuestFault {
             Self::OutOfMemory { .. } => "out-of-memory",
             Self::TooManyConnects { .. } => "too-many-connects",
             Self::InUse { .. } => "in-use",
+            Self::Keeps => "guest-keeps",
             Self::Refuses { .. } => "guest-refuses",
             Self::ConsoleUnserved => "console-unserved",
         }
     }
 
-    pub(super) fn text(&self, of: &Subject) -> String {
+    pub(super) fn text(&self, of: &FaultSubject) -> String {
         let name = &of.domain;
         match self {
             Self::Paused => format!("{name} is paused"),
@@ -111,12 +114,13 @@ impl GuestFault {
                 format!("{name} uses it: it is open there, or mounted")
             }
             Self::InUse { mounted: false } => format!("{name} uses it"),
+            Self::Keeps => format!("{name} has not closed it yet"),
             Self::Refuses { text } => format!("the driver in {name} has given it up: {text}"),
             Self::ConsoleUnserved => format!("nothing reads what {name} prints"),
         }
     }
 
-    pub(super) fn remedy(&self, of: &Subject) -> Remedy {
+    pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
         let domain = &of.domain;
         match self {
             Self::Paused if of.hosted => of.xb("let it go on with", &format!("unpause {domain}")),
@@ -137,7 +141,9 @@ impl GuestFault {
             Self::InUse { mounted: true } => {
                 of.xb("unmount it with", &format!("disk unmount {domain}"))
             }
-            Self::InUse { mounted: false } => of.detach("take it away all the same with"),
+            Self::InUse { mounted: false } | Self::Keeps => {
+                of.detach("take it away all the same with")
+            }
             Self::ConsoleUnserved if of.hosted => of.xb("start the keeper with", "host up"),
             Self::ConsoleUnserved => Remedy::new("start it with", "systemctl start xenconsoled"),
         }

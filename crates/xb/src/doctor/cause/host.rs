@@ -1,6 +1,6 @@
 //! Causes of the host and its daemons.
 
-use crate::doctor::subject::{Remedy, Subject};
+use crate::doctor::subject::{FaultSubject, Remedy};
 use std::path::PathBuf;
 use xen::DomId;
 
@@ -56,7 +56,7 @@ impl HostFault {
         }
     }
 
-    pub(super) fn remedy(&self, of: &Subject) -> Remedy {
+    pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
         match self {
             Self::Down { .. } | Self::DaemonDown { .. } => of.xb("start it with", "host up"),
             Self::DaemonStopped { pid, .. } => {

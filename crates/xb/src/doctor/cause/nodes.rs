@@ -1,7 +1,7 @@
 //! Causes of a device's nodes in the store.
 
 use crate::doctor::facts::BarredNode;
-use crate::doctor::subject::{Remedy, Subject};
+use crate::doctor::subject::{FaultSubject, Remedy};
 use xen_io::xenbus::State;
 use xenbus::Side;
 
@@ -56,7 +56,7 @@ impl NodeFault {
         }
     }
 
-    pub(super) fn remedy(&self, of: &Subject) -> Remedy {
+    pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
         match self {
             Self::Barred(node) => {
                 let (path, perms) = (&node.path, &node.perms);

@@ -1,7 +1,7 @@
 //! Causes of what a backend serves, and of its hotplug script.
 
 use crate::devices::disk::FileUser;
-use crate::doctor::subject::{Remedy, Subject};
+use crate::doctor::subject::{FaultSubject, Remedy};
 
 /// A fault of the target or of the hotplug script.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,7 +71,7 @@ impl TargetFault {
         }
     }
 
-    pub(super) fn remedy(&self, of: &Subject) -> Remedy {
+    pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
         match self {
             Self::Missing { .. } => of.detach("put it there, or take the device away with"),
             Self::Refused { file, .. } => {

@@ -180,6 +180,8 @@ fn a_target_that_cannot_be_served_is_named() {
     take(&host, "web", "xvdb");
 }
 
+/// A frontend that is Initialised before a backend in InitWait is not left without a reason
+/// (xen-troops/meta-xt-prod-devel-rpi5 81).
 #[test]
 fn a_hotplug_script_that_failed_or_never_ran_is_named() {
     let host = TestHost::up("doctor-script");
@@ -358,4 +360,40 @@ fn a_disk_that_its_guest_uses_is_not_let_go_of() {
 /// Returns the number of a process.
 fn pid_of(pid: Pid) -> String {
     pid.as_raw_nonzero().to_string()
+}
+
+/// A backend that comes late connects, and a wait that has run out says why
+/// (canonical/multipass 3314).
+#[test]
+fn a_wait_that_runs_out_ends_with_the_reason() {
+    let host = TestHost::up("doctor-waits");
+    host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
+    let disk = "vdev=xvdb,target=memory:1048576";
+    let advice = format!("start it with: xb --host {} host up", host.path("h").display());
+    host.kill("xen-blockd");
+    let attach = ["disk", "attach", "web", disk];
+    let late = [&attach[..], &["--timeout", "0.5"]].concat();
+    let words = format!("xvdb waits: nothing serves vbd in domain 0; {advice}");
+    host.fails(&late, 3, &words);
+    host.ok(&[&attach[..], &["--no-wait"]].concat());
+    finds(&host, &["web"], "backend-down", "xvdb waits: nothing serves vbd", "host up");
+    host.ok(&["host", "up"]);
+    is_well(&host, &["web"]);
+    assert_eq!(host.json(&["disk", "list"])[0]["backend_state"], "Connected (4)");
+    let backend = host.pid("xen-blockd").unwrap();
+    stop(&host, backend);
+    let words = format!("let it go on with: kill -CONT {}", pid_of(backend));
+    host.fails(&["disk", "detach", "web", "xvdb", "--timeout", "0.5"], 3, &words);
+    let config = host.config("late", &format!("disk = [\"{disk}\"]"));
+    host.fails(&["create", &config, "--timeout", "1"], 3, &words);
+    kill_process(backend, Signal::CONT).unwrap();
+    host.ok(&["pause", "web"]);
+    let words = "web is paused; let it go on with: ";
+    host.fails(&["shutdown", "web", "--wait", "--timeout", "0.5"], 3, words);
+    let store = host.pid("xenstored").unwrap();
+    stop(&host, store);
+    let words = format!("let it go on with: kill -CONT {}", pid_of(store));
+    host.fails(&["list", "--timeout", "1"], 3, &words);
+    kill_process(store, Signal::CONT).unwrap();
+    host.ok(&["destroy", "web"]);
 }
