@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use xen_block::back::{OpenJob, OpenMethod};
 use xen_block::disk::Disk;
 use xen_block::disk::memory::Memory;
+use xen_driver::Backend;
 use xen_io::blkif::Status;
 use xenbus::{Error, State, toolstack};
 use xenstore::Store;
@@ -119,6 +120,10 @@ fn a_frontend_that_reconnects_in_a_loop_is_slowed_down() {
             "the {times}th after {:?}",
             began.elapsed()
         );
+        if times == most && began.elapsed() < within {
+            let said = scene.back_bus().driver(ID).unwrap().statistics();
+            assert!(said.contains(&format!(" throttled 0 connects {most} ")), "{said}");
+        }
         scene.bus.leave(&mut scene.front_store, ID).unwrap();
         scene.until("both ends to close", |scene| {
             scene.states() == (Some(State::Closed), Some(State::Closed))
