@@ -216,7 +216,7 @@ fn print_state(
     if !options.json {
         return Ok(0);
     }
-    out::json(&as_json(&disk::find(&mut host.store, domid, vdev)?))
+    out::json(&as_json(&disk::find_served(host, domid, vdev)?))
 }
 
 fn list(options: &GlobalOptions, which: Option<&str>) -> Result<u8, Error> {

@@ -19,7 +19,7 @@ use xen_block::disk::DiskAccess;
 use xen_block::disk::target::DiskTarget;
 use xen_block::vbd::{self, Trust, Vbd};
 
-pub use attached::{AttachedDisk, find, list, list_served};
+pub use attached::{AttachedDisk, find, find_served, list, list_served};
 pub use resize::resize;
 pub use users::FileUser;
 

@@ -62,8 +62,8 @@ pub struct GuestFacts {
     pub quotas: Vec<QuotaUse>,
     /// Its event channels, and the most that it may have; `None` where the platform does not tell.
     pub ports: Option<(u64, u64)>,
-    /// Pages of others that it has mapped; `None` where the platform does not tell.
-    pub mapped: Option<u64>,
+    /// Pages that it grants; `None` where the platform does not tell.
+    pub granted: Option<u64>,
     /// True if the host's kernel may mount its disks.
     pub kernel_block: bool,
     /// The process that reads its output.
@@ -107,17 +107,6 @@ pub struct ScriptFacts {
     pub status: Option<String>,
     /// The value of `hotplug-error`.
     pub error: Option<String>,
-}
-
-/// The domain of a backend.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BackendDomain {
-    /// Domain 0.
-    Host,
-    /// A driver domain.
-    Driver,
-    /// A driver domain that does not exist.
-    Gone,
 }
 
 /// The access to a target, as this process finds it.
@@ -188,8 +177,8 @@ pub struct DeviceFacts {
     pub service_path: PathBuf,
     /// The log of that process.
     pub log: Option<PathBuf>,
-    /// The domain that serves it.
-    pub backend_domain: BackendDomain,
+    /// The last line about the device in that log.
+    pub log_line: Option<String>,
 }
 
 impl DeviceFacts {

@@ -2,9 +2,7 @@
 //! and stop at the first that explains it.
 
 use super::cause::{BackendFault, FaultCause, GuestFault, HostFault, NodeFault, TargetFault};
-use super::facts::{
-    BackendDomain, DaemonFacts, DeviceFacts, EndFacts, GuestFacts, TargetAccess, TargetFacts,
-};
+use super::facts::{DaemonFacts, DeviceFacts, EndFacts, GuestFacts, TargetAccess, TargetFacts};
 use super::subject::{FaultSubject, Remedy};
 use crate::devices::{ReportedError, device_command};
 use crate::domain;
@@ -101,7 +99,7 @@ pub fn guest(subject: &FaultSubject, guest: &GuestFacts) -> Option<Finding> {
 fn standing(guest: &GuestFacts) -> Option<GuestFault> {
     match guest.state? {
         RunState::Paused => Some(GuestFault::Paused),
-        RunState::Dying => Some(GuestFault::Dying { mapped: guest.mapped }),
+        RunState::Dying => Some(GuestFault::Dying { granted: guest.granted }),
         RunState::Shutdown(reason) => Some(GuestFault::Ended {
             reason: domain::reason_word(reason).to_owned(),
             status: guest.status,
@@ -156,8 +154,8 @@ pub fn device(subject: &FaultSubject, device: &DeviceFacts, guest: &GuestFacts) 
 fn served(device: &DeviceFacts) -> Option<FaultCause> {
     let (kind, domid) = (device.device.backend_kind.clone(), device.device.backend);
     // Its nodes go with it.
-    if device.backend_domain == BackendDomain::Gone {
-        return Some(FaultCause::Backend(BackendFault::DomainGone { domid }));
+    if let ServiceProcess::DomainAway(absence) = device.service {
+        return Some(FaultCause::Backend(BackendFault::DomainAway { domid, absence }));
     }
     for (side, end) in [(Side::Frontend, &device.front), (Side::Backend, &device.back)] {
         if !end.exists {
@@ -166,13 +164,13 @@ fn served(device: &DeviceFacts) -> Option<FaultCause> {
         }
     }
     let idle = matches!(device.back.state, State::Unknown | State::Initialising);
-    Some(FaultCause::Backend(match (device.service, device.backend_domain) {
-        (ServiceProcess::Stopped(pid), _) => {
+    Some(FaultCause::Backend(match device.service {
+        ServiceProcess::Stopped(pid) => {
             BackendFault::Stopped { kind, pid: pid.as_raw_nonzero().get() }
         }
-        (ServiceProcess::Down, _) => BackendFault::Down { kind, domid },
-        (ServiceProcess::Kernel, _) if is_ours(device) => BackendFault::TakenByKernel { kind },
-        (_, BackendDomain::Driver) if idle => BackendFault::NoneInDomain { kind, domid },
+        ServiceProcess::Down => BackendFault::Down { kind, domid },
+        ServiceProcess::Kernel if is_ours(device) => BackendFault::TakenByKernel { kind },
+        _ if idle && domid != DomId::DOM0 => BackendFault::NoneInDomain { kind, domid },
         _ => {
             let target = device.target.as_ref().filter(|target| target.server_gone)?;
             BackendFault::ServerGone { target: target.name.clone() }
@@ -321,9 +319,13 @@ fn evidence(device: &DeviceFacts) -> Vec<(String, String)> {
         ServiceProcess::Stopped(_) => Some("stopped"),
         ServiceProcess::Down => Some("down"),
         ServiceProcess::Kernel => Some("the kernel's driver"),
+        ServiceProcess::DomainAway(absence) => Some(absence.words()),
         ServiceProcess::Unknown => None,
     };
     add(device.service_path.display().to_string(), service.map(str::to_owned));
+    if let Some(log) = &device.log {
+        add(log.display().to_string(), device.log_line.clone());
+    }
     evidence
 }
 

@@ -1,18 +1,20 @@
 //! The gathering of facts: from the store, the hypervisor, processes and files.
 
 use super::facts::{
-    BackendDomain, BarredNode, DaemonFacts, DeviceFacts, EndFacts, GuestFacts, LimitFacts,
-    QuotaUse, ScriptFacts, TargetAccess, TargetFacts,
+    BarredNode, DaemonFacts, DeviceFacts, EndFacts, GuestFacts, LimitFacts, QuotaUse, ScriptFacts,
+    TargetAccess, TargetFacts,
 };
 use super::subject::FaultSubject;
 use crate::devices::disk::{stats, users};
 use crate::devices::{ReportedError, device_command};
-use crate::host::daemons::{self, DAEMONS, KEEPER};
+use crate::host::daemons::{self, DAEMONS};
 use crate::host::folder::Folder;
-use crate::host::service::{self, ServiceProcess};
+use crate::host::service;
 use crate::host::{Host, HostPlatform};
 use crate::{Error, domain, text};
 use rustix::fs::{Access, access};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use xen::DomId;
 use xen_block::back::{LIMIT_BYTES, LIMIT_REQUESTS, SERVER_GONE};
@@ -60,13 +62,13 @@ pub(super) fn guest(host: &mut Host, domid: DomId) -> Result<GuestFacts, Error> 
     };
     let name = host.store.try_read(format!("{}/name", domain::home(domid)))?.map(text::lossy);
     let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| domid.to_string());
-    let (mut ports, mut mapped) = (None, None);
+    let (mut ports, mut granted) = (None, None);
     if let (HostPlatform::Hosted { control, .. }, true) = (&mut host.platform, domid != DomId::DOM0)
         && let Ok(used) = control.accounts(domid)
     {
         // Port 0 is never used.
         ports = Some((used.ports, u64::from(PORTS_MAX - 1)));
-        mapped = Some(used.mapped);
+        granted = Some(used.granted);
     }
     let kernel_block = host.store.try_read(format!("/libxl/{domid}/kernel-block"))?;
     Ok(GuestFacts {
@@ -76,12 +78,9 @@ pub(super) fn guest(host: &mut Host, domid: DomId) -> Result<GuestFacts, Error> 
         status: domain::exit_status(&mut host.store, domid)?,
         quotas: quotas(&mut host.store, domid),
         ports,
-        mapped,
+        granted,
         kernel_block: kernel_block.as_deref() == Some(b"1"),
-        console: match host.folder() {
-            Some(folder) => KEEPER.service(folder),
-            None => ServiceProcess::Unknown,
-        },
+        console: service::of_console(host),
     })
 }
 
@@ -111,15 +110,10 @@ fn quota(line: &str) -> Option<QuotaUse> {
 pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts, Error> {
     let (front, back) = (device.frontend_path(), device.backend_path());
     let (frontend, backend) = (device.id.frontend, device.backend);
-    let backend_domain = match host.control().info(backend) {
-        _ if backend == DomId::DOM0 => BackendDomain::Host,
-        Err(xen::Error::Srch) => BackendDomain::Gone,
-        _ => BackendDomain::Driver,
-    };
     let kind = &device.backend_kind;
     let log = host.folder().zip(daemons::backend(kind)).map(|(folder, daemon)| daemon.log(folder));
     let service = service::of_backend(host, backend, kind);
-    let service_path = service::evidence_of(host, kind);
+    let service_path = service::evidence_of(host, backend, kind);
     let store = &mut host.store;
     let mut text_of = |name: &str| -> Result<Option<String>, Error> {
         Ok(store.try_read(format!("{back}/{name}"))?.map(text::lossy))
@@ -147,10 +141,24 @@ pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts,
         limits: limits(host, device, &back)?,
         service,
         service_path,
+        log_line: log.as_deref().and_then(|log| last_line(log, &format!(" {}: ", device.id))),
         log,
-        backend_domain,
         device: device.clone(),
     })
+}
+
+/// The bytes at the end of a log that are looked through.
+const LOG_END: u64 = 64 << 10;
+
+/// Returns the last line of a log with these words.
+fn last_line(log: &Path, words: &str) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let from = file.metadata().ok()?.len().saturating_sub(LOG_END);
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut end = Vec::new();
+    file.take(LOG_END).read_to_end(&mut end).ok()?;
+    let end = text::lossy(end);
+    end.lines().rev().find(|line| line.contains(words)).map(str::to_owned)
 }
 
 /// Reads an end with its state node, which these domains need; its nodes are to belong to the first

@@ -1,7 +1,7 @@
 //! The processes that serve devices: found by the records of daemons and by the locks of what is
 //! served, and known to run, to be stopped, or to be down.
 
-use super::daemons::{self, HostDaemon};
+use super::daemons::{self, HostDaemon, KEEPER};
 use super::folder::Folder;
 use super::process::state_of;
 use super::{Host, HostPlatform};
@@ -11,11 +11,14 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use xen::DomId;
+use xen::domctl::RunState;
 
 /// The folder of `xen-blockd` on a Xen host, with its locks.
 const BLOCK_RUN: &str = "/run/xen-blockd";
 /// The drivers of backends in Linux, by the kinds that they serve.
 const KERNEL_BACKENDS: &str = "/sys/bus/xen-backend/drivers";
+/// The pid file of the console daemon on a Xen host.
+const CONSOLE_PID: &str = "/run/xen/xenconsoled.pid";
 /// The locks of all processes, see proc_locks(5).
 const LOCKS: &str = "/proc/locks";
 
@@ -30,15 +33,40 @@ pub enum ServiceProcess {
     Down,
     /// A driver of this domain's kernel serves.
     Kernel,
+    /// The driver domain that would serve does not run.
+    DomainAway(DomainAbsence),
     /// This platform does not tell.
     Unknown,
+}
+
+/// The reason why a driver domain does not run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DomainAbsence {
+    /// It does not exist.
+    Gone,
+    /// It has ended, and was not destroyed yet.
+    Ended,
+    /// It is paused.
+    Paused,
+}
+
+impl DomainAbsence {
+    /// Returns the words for it, as a predicate.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Gone => "is gone",
+            Self::Ended => "has ended",
+            Self::Paused => "is paused",
+        }
+    }
 }
 
 impl ServiceProcess {
     /// True if it is known that requests are not served now.
     #[must_use]
     pub fn is_away(self) -> bool {
-        matches!(self, Self::Stopped(_) | Self::Down)
+        matches!(self, Self::Stopped(_) | Self::Down | Self::DomainAway(_))
     }
 
     /// Returns the reason why nothing is served, for lists; `None` where it is served, or where
@@ -48,6 +76,9 @@ impl ServiceProcess {
         match self {
             Self::Down => Some("its backend is down"),
             Self::Stopped(_) => Some("its backend is stopped"),
+            Self::DomainAway(DomainAbsence::Gone) => Some("its backend's domain is gone"),
+            Self::DomainAway(DomainAbsence::Ended) => Some("its backend's domain has ended"),
+            Self::DomainAway(DomainAbsence::Paused) => Some("its backend's domain is paused"),
             Self::Runs | Self::Kernel | Self::Unknown => None,
         }
     }
@@ -112,10 +143,13 @@ fn hosted_lock(folder: &Folder, kind: &str) -> PathBuf {
     folder.broker().path().join(format!("{kind}.lock"))
 }
 
-/// Returns the lock of what serves a kind of devices in domain 0, and the paths by which a kernel's
-/// driver is known: what [`of_backend`] looks at.
+/// Returns the path of a file or node that shows what [`of_backend`] returns: a pid file, a lock, a
+/// folder of a kernel's driver, or the nodes of a driver domain.
 #[must_use]
-pub fn evidence_of(host: &Host, kind: &str) -> PathBuf {
+pub fn evidence_of(host: &Host, domid: DomId, kind: &str) -> PathBuf {
+    if domid != DomId::DOM0 {
+        return xenbus::path::home(domid).into();
+    }
     match host.folder() {
         Some(folder) => match daemons::backend(kind) {
             Some(daemon) if daemon.running(folder).is_some() => daemon.pid_file(folder),
@@ -133,11 +167,12 @@ fn kernel_backend(kind: &str) -> PathBuf {
     Path::new(KERNEL_BACKENDS).join(kind)
 }
 
-/// Returns the process that serves a kind of devices in a domain. Only those of domain 0 are known.
+/// Returns the process that serves a kind of devices in a domain. Of a driver domain it is only
+/// known if the domain runs.
 #[must_use]
-pub fn of_backend(host: &Host, domid: DomId, kind: &str) -> ServiceProcess {
+pub fn of_backend(host: &mut Host, domid: DomId, kind: &str) -> ServiceProcess {
     if domid != DomId::DOM0 {
-        return ServiceProcess::Unknown;
+        return of_driver_domain(host, domid);
     }
     match (&host.platform, daemons::backend(kind)) {
         (HostPlatform::Hosted { folder, .. }, Some(daemon)) => daemon.service(folder),
@@ -153,6 +188,31 @@ pub fn of_backend(host: &Host, domid: DomId, kind: &str) -> ServiceProcess {
         }
         (HostPlatform::Xen(_), None) => ServiceProcess::Unknown,
     }
+}
+
+fn of_driver_domain(host: &mut Host, domid: DomId) -> ServiceProcess {
+    ServiceProcess::DomainAway(match host.control().info(domid).map(|info| info.state) {
+        Ok(RunState::Paused) => DomainAbsence::Paused,
+        Ok(RunState::Shutdown(_)) => DomainAbsence::Ended,
+        Err(xen::Error::Srch) | Ok(RunState::Dying) => DomainAbsence::Gone,
+        _ => return ServiceProcess::Unknown,
+    })
+}
+
+/// Returns the process that reads what the guests of a host print.
+#[must_use]
+pub fn of_console(host: &Host) -> ServiceProcess {
+    let Some(folder) = host.folder() else {
+        let pid = std::fs::read_to_string(CONSOLE_PID).ok();
+        let pid = pid.and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+        return match pid {
+            Some(pid) if state_of(pid).is_none() => ServiceProcess::Down,
+            Some(pid) => ServiceProcess::of_process(pid),
+            // It may keep its number elsewhere.
+            None => ServiceProcess::Unknown,
+        };
+    };
+    KEEPER.service(folder)
 }
 
 #[cfg(test)]

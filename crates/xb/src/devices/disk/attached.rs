@@ -94,6 +94,17 @@ pub fn list(store: &mut Client, domid: DomId) -> Result<Vec<AttachedDisk>, Error
     disks.into_iter().map(|disk| AttachedDisk::read(store, disk)).collect()
 }
 
+/// Finds a disk as [`find`] does, with the process of its backend.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub fn find_served(host: &mut Host, domid: DomId, which: &str) -> Result<AttachedDisk, Error> {
+    let disk = find(&mut host.store, domid, which)?;
+    let device = &disk.attached.device;
+    let service = service::of_backend(host, device.backend, &device.backend_kind);
+    Ok(AttachedDisk { service, ..disk })
+}
+
 /// Lists the disks of a domain as [`list`] does, with the processes of their backends.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Causes of the backend's process or domain.
 
 use crate::doctor::subject::{FaultSubject, Remedy};
+use crate::host::service::DomainAbsence;
 use crate::text;
 use xen::DomId;
 use xen_block::back::{LIMIT_BYTES, LIMIT_REQUESTS};
@@ -22,10 +23,12 @@ pub enum BackendFault {
         /// The process.
         pid: i32,
     },
-    /// The domain that serves the device does not exist.
-    DomainGone {
+    /// The domain that serves the device does not run.
+    DomainAway {
         /// Its number.
         domid: DomId,
+        /// The reason.
+        absence: DomainAbsence,
     },
     /// Nothing in a driver domain has looked at the device.
     NoneInDomain {
@@ -60,7 +63,7 @@ impl BackendFault {
         match self {
             Self::Down { .. } => "backend-down",
             Self::Stopped { .. } => "backend-stopped",
-            Self::DomainGone { .. } => "backend-domain-gone",
+            Self::DomainAway { .. } => "backend-domain-away",
             Self::NoneInDomain { .. } => "backend-domain-without-backend",
             Self::TakenByKernel { .. } => "backend-taken-by-kernel",
             Self::Throttled { .. } => "throttled",
@@ -75,7 +78,9 @@ impl BackendFault {
             Self::Stopped { kind, pid } => {
                 format!("the process {pid} that serves {kind} is stopped")
             }
-            Self::DomainGone { domid } => format!("domain {domid}, which serves it, is gone"),
+            Self::DomainAway { domid, absence } => {
+                format!("domain {domid}, which serves it, {}", absence.words())
+            }
             Self::NoneInDomain { kind, domid } => {
                 format!("domain {domid}, which is to serve it, runs nothing that serves {kind}")
             }
@@ -105,7 +110,11 @@ impl BackendFault {
             Self::Stopped { pid, .. } => {
                 Remedy::new("let it go on with", format!("kill -CONT {pid}"))
             }
-            Self::DomainGone { .. } | Self::ServerGone { .. } => {
+            Self::DomainAway { domid, absence: DomainAbsence::Paused } => {
+                let command = if of.hosted { &of.xb } else { "xl" };
+                Remedy::new("let it go on with", format!("{command} unpause {domid}"))
+            }
+            Self::DomainAway { .. } | Self::ServerGone { .. } => {
                 of.detach("start that again, or take the device away with")
             }
             Self::NoneInDomain { .. } => Remedy::new("start it in that domain with", "xl devd"),

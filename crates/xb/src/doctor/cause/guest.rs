@@ -17,8 +17,8 @@ pub enum GuestFault {
     },
     /// It is destroyed and does not go.
     Dying {
-        /// Pages of it that others have mapped; `None` where the platform does not tell.
-        mapped: Option<u64>,
+        /// Pages that it grants; `None` where the platform does not tell.
+        granted: Option<u64>,
     },
     /// Nothing in it has looked at the device.
     NoDriver,
@@ -89,9 +89,9 @@ impl GuestFault {
                 let status = status.map(|status| format!(", exit status {status}"));
                 format!("{name} has ended ({reason}{})", status.unwrap_or_default())
             }
-            Self::Dying { mapped: Some(pages @ 1..) } => {
-                format!("{name} is dying, and {pages} pages of it are still mapped")
-            }
+            Self::Dying { granted: Some(pages @ 1..) } => format!(
+                "{name} is dying, and does not go while the {pages} pages that it grants are mapped"
+            ),
             Self::Dying { .. } => format!("{name} is dying, and something of it does not end"),
             Self::NoDriver => {
                 format!("{name} runs, and no driver in it has taken the device yet")
@@ -135,7 +135,7 @@ impl GuestFault {
                 of.xb("see all of them with", &format!("store control quota {domid}"))
             }
             Self::OutOfPages { .. } | Self::OutOfMemory { .. } | Self::OutOfPorts { .. } => {
-                let effect = "give it more (memory=), or take a device away, of which all are in";
+                let effect = "give it more (memory=), or detach one of its devices; list them with";
                 of.xb(effect, &format!("disk list {domain}"))
             }
             Self::InUse { mounted: true } => {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::devices::disk::FileUser;
 use crate::doctor::facts::{BarredNode, LimitFacts, QuotaUse, ScriptFacts};
+use crate::host::service::DomainAbsence;
 use rustix::process::Pid;
 use xen::domwatch::ShutdownReason;
 use xenbus::Id;
@@ -38,8 +39,8 @@ fn well() -> (DeviceFacts, GuestFacts) {
         limits: LimitFacts::default(),
         service: ServiceProcess::Runs,
         service_path: "/run/xen-blockd/vbd.lock".into(),
+        log_line: Some("xen-blockd: 3/51712: Connected (4)".into()),
         log: Some("/run/xb/log/xen-blockd.log".into()),
-        backend_domain: BackendDomain::Host,
     };
     let guest = GuestFacts {
         domid: DomId(3),
@@ -48,7 +49,7 @@ fn well() -> (DeviceFacts, GuestFacts) {
         status: None,
         quotas: Vec::new(),
         ports: Some((4, 4095)),
-        mapped: Some(0),
+        granted: Some(0),
         kernel_block: false,
         console: ServiceProcess::Runs,
     };
@@ -105,21 +106,21 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
     ),
     (
         |device, _| {
-            device.backend_domain = BackendDomain::Gone;
+            device.service = ServiceProcess::DomainAway(DomainAbsence::Gone);
             device.back.exists = false;
         },
-        "backend-domain-gone",
+        "backend-domain-away",
         "xvda waits: domain 0, which serves it, is gone",
         "xb disk detach web xvda --force",
     ),
     (
         |device, _| {
-            device.backend_domain = BackendDomain::Driver;
+            device.device.backend = DomId(2);
             device.service = ServiceProcess::Unknown;
             states(device, State::Initialising, State::Initialising);
         },
         "backend-domain-without-backend",
-        "xvda waits: domain 0, which is to serve it, runs nothing that serves vbd",
+        "xvda waits: domain 2, which is to serve it, runs nothing that serves vbd",
         "xl devd",
     ),
     (
@@ -218,10 +219,10 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
     (
         |_, guest| {
             guest.state = Some(RunState::Dying);
-            guest.mapped = Some(7);
+            guest.granted = Some(7);
         },
         "guest-dying",
-        "xvda waits: web is dying, and 7 pages of it are still mapped",
+        "xvda waits: web is dying, and does not go while the 7 pages that it grants are mapped",
         "xb disk list web",
     ),
     (
@@ -348,7 +349,10 @@ fn each_cause_is_found_in_facts_that_show_it() {
         assert_eq!(finding.cause.name(), *name, "{finding:?}");
         assert!(finding.sentence().starts_with(sentence), "{}", finding.sentence());
         assert_eq!(finding.remedy().command, *command);
-        assert!(finding.evidence.iter().any(|(path, _)| path.ends_with("/state")), "{finding:?}");
+        for end in ["/state", ".log"] {
+            let found = finding.evidence.iter().any(|(path, _)| path.ends_with(end));
+            assert!(found, "{finding:?}");
+        }
     }
 }
 
