@@ -104,7 +104,7 @@ enum Command {
     /// Check configurations, and convert between xl.cfg and TOML.
     #[command(subcommand, after_help = "Example: xb config convert web.cfg")]
     Config(config::ConfigCommand),
-    /// Show everything once: a host, guests, disks, a backend that is killed and comes back.
+    /// Show everything once: a host, guests, disks, a backend that is stopped, killed and comes back.
     #[command(after_help = "Example: xb demo --keep")]
     Demo(demo::Demo),
     /// Print completions for a shell.

@@ -7,7 +7,7 @@ pub mod folder;
 pub mod guest_end;
 pub mod guest_folder;
 pub(crate) mod handover;
-mod process;
+pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod saved_config;
 pub mod service;

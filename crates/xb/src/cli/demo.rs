@@ -6,13 +6,15 @@ use super::options::GlobalOptions;
 use super::{host, out, tree};
 use crate::config::{DiskSpec, Syntax};
 use crate::devices::disk;
+use crate::doctor::cause::{BackendFault, FaultCause};
 use crate::host::daemons::{self, BLOCK, DAEMONS, HostDaemon};
 use crate::host::folder::Folder;
+use crate::host::process::DaemonProcess;
 use crate::host::{Host, HostChoice};
 use crate::host::{bring, programs};
 use crate::lifecycle::create::{self, StartMode};
 use crate::wait::Limit;
-use crate::{Error, devices, domain, text, wait};
+use crate::{Error, devices, doctor, domain, text, wait};
 use clap::Args;
 use guests::FileSystemAccess;
 use std::io::IsTerminal;
@@ -153,6 +155,7 @@ impl DemoRun {
         self.step("a third disk is plugged into two", || {
             self.attach(&mut host, "two", "xvdc", &scratch)
         })?;
+        self.stopped(&mut host, access)?;
         self.killed(access)?;
         let drawn = tree::draw(&mut host)?;
         out::print(&format!("\n{drawn}\n{} in all\n", text::took(self.began.elapsed())))?;
@@ -207,18 +210,37 @@ impl DemoRun {
         disk::mount::mount(host, &guest, &disk, "ext4", self.limit())
     }
 
-    /// Kills the backend while two writes, where two has something to write.
-    fn killed(&self, access: FileSystemAccess) -> Result<(), Error> {
+    /// Returns the backend's process.
+    fn backend(&self) -> Result<DaemonProcess, Error> {
+        let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
+        BLOCK.running(&self.folder).ok_or_else(gone)
+    }
+
+    /// Stops the backend while two writes, where two has something to write, and asks the doctor.
+    fn stopped(&self, host: &mut Host, access: FileSystemAccess) -> Result<(), Error> {
         let name = match access {
-            FileSystemAccess::Nothing => "the backend is killed (SIGKILL) and started again",
-            _ => "while two writes to it, the backend is killed (SIGKILL) and started again",
+            FileSystemAccess::Nothing => "the backend is stopped (SIGSTOP), and xb doctor finds it",
+            _ => "while two writes to it, the backend is stopped (SIGSTOP), and xb doctor finds it",
         };
         self.step(name, || {
             if access != FileSystemAccess::Nothing {
                 self.await_word("two", "wrote 8")?;
             }
-            let gone = || Error::Refused(format!("{} is gone", BLOCK.name()));
-            BLOCK.running(&self.folder).ok_or_else(gone)?.kill();
+            self.backend()?.suspend(self.limit())?;
+            let two = [domain::find(host, "two")?];
+            let diagnosis = doctor::examine(host, &two, Some("xvdc"))?;
+            match diagnosis.findings.first() {
+                Some(found) if is_stopped(&found.cause) => Ok(found.advice()),
+                Some(found) => Err(Error::Refused(format!("it says: {}", found.advice()))),
+                None => Err(Error::Refused("it finds nothing wrong".into())),
+            }
+        })
+    }
+
+    /// Kills the backend, which is stopped, and starts another.
+    fn killed(&self, access: FileSystemAccess) -> Result<(), Error> {
+        self.step("the backend is killed (SIGKILL) and started again", || {
+            self.backend()?.kill();
             // Nobody writes any more, so this is the number of pieces that two has written.
             let written = if access == FileSystemAccess::Nothing { 0 } else { self.pieces()? };
             BLOCK.start(&self.folder, self.limit())?;
@@ -289,6 +311,11 @@ impl DemoRun {
             Some(Ok(line.strip_prefix(&start)?.trim().to_owned()))
         })?
     }
+}
+
+/// True if the cause is a backend that is stopped.
+fn is_stopped(cause: &FaultCause) -> bool {
+    matches!(cause, FaultCause::Backend(BackendFault::Stopped { .. }))
 }
 
 /// Returns the words that a shell runs this program by: its name where the search path leads to it,

@@ -20,6 +20,8 @@ use std::time::Duration;
 /// The time that a daemon has to end when it is asked, and again when it is killed. All of them one
 /// after the other take less than systemd gives `host down`.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// The time between two looks at a process that is being stopped.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl HostDaemon {
     fn command(&self, folder: &Folder) -> Result<Command, Error> {
@@ -204,6 +206,20 @@ impl DaemonProcess {
     pub fn kill(&self) {
         self.signal(Signal::KILL);
         self.ended(ENDS_WITHIN);
+    }
+
+    /// Stops it, and waits until it is stopped. It goes on with SIGCONT, and ends by [`kill`](Self::kill).
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] if it ends instead.
+    pub(crate) fn suspend(&self, limit: Limit) -> Result<(), Error> {
+        self.signal(Signal::STOP);
+        while state_of(self.pid) != Some('T') {
+            let pid = self.pid.as_raw_nonzero();
+            let slice = limit.slice(&|| format!("process {pid} is stopped"))?;
+            std::thread::sleep(slice.min(LOOK_AGAIN));
+        }
+        Ok(())
     }
 
     fn signal(&self, signal: Signal) {

@@ -123,6 +123,7 @@ fn the_demo_shows_each_step_and_leaves_nothing() {
         "attached to two while it runs",
         "the checksums are the same",
         "a third disk is plugged into two",
+        "the backend is stopped (SIGSTOP), and xb doctor finds it: xvdc waits: the process ",
         "killed (SIGKILL) and started again: after ",
         "what it wrote is what it reads",
         "   ├─ vbd xvdb 64 MiB Connected (4) <- ",
