@@ -41,6 +41,10 @@ pub fn examine_processes(folder: &Folder) -> (Vec<Finding>, bool) {
     (judge::daemons(&subject, folder.path(), &daemons), both)
 }
 
+/// Kinds of devices that libxl makes for guests that may have no use for them, or whose states
+/// nobody writes. They are examined if they are named.
+const UNUSED_KINDS: [&str; 3] = ["console", "vfb", "vkb"];
+
 /// Examines one device of a domain, all devices of one, or without a domain all of the host.
 ///
 /// # Errors
@@ -92,6 +96,10 @@ fn examine_domain(
     let subject = read::guest_subject(host, &guest);
     let (mut found, mut unknown, mut known) = (false, BTreeSet::new(), 0);
     for device in devices::list(&mut host.store, domid)? {
+        if which.is_none() && UNUSED_KINDS.contains(&device.kind.as_str()) {
+            unknown.insert(format!("if {} uses its {}", guest.name, device.kind));
+            continue;
+        }
         let facts = read::device(host, &device)?;
         let number = device.id.devid.to_string();
         if which.is_some_and(|which| which != facts.name && which != number) {

@@ -191,6 +191,8 @@ impl DaemonProcess {
     /// A sentence where it cannot be ended.
     pub fn end(&self, name: &str) -> Result<(), Error> {
         self.signal(Signal::TERM);
+        // One that is stopped would not be told.
+        self.signal(Signal::CONT);
         if self.ended(ENDS_WITHIN) {
             return Ok(());
         }

@@ -356,6 +356,27 @@ fn each_cause_is_found_in_facts_that_show_it() {
     }
 }
 
+/// On Xen the toolstack is xl, and the daemons are units of systemd.
+#[test]
+fn commands_are_those_of_the_platform() {
+    let changes: [(FactsChange, &str); 4] = [
+        (|device, _| device.service = ServiceProcess::Down, "systemctl start xen-blockd"),
+        (|_, guest| guest.state = Some(RunState::Paused), "xl unpause web"),
+        (|device, _| states(device, State::Initialising, State::InitWait), "xl console web"),
+        (
+            |device, _| device.service = ServiceProcess::DomainAway(DomainAbsence::Paused),
+            "xl unpause 0",
+        ),
+    ];
+    for (change, command) in changes {
+        let (mut facts, mut guest) = well();
+        change(&mut facts, &mut guest);
+        let on_xen = FaultSubject { hosted: false, ..subject(&guest) };
+        let finding = device(&on_xen, &facts, &guest).unwrap();
+        assert_eq!(finding.remedy().command, command);
+    }
+}
+
 #[test]
 fn a_device_that_is_well_has_no_cause() {
     let well: &[FactsChange] = &[

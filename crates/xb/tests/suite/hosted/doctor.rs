@@ -386,6 +386,35 @@ fn a_disk_that_its_guest_uses_is_not_let_go_of() {
     take(&host, "web", "xvda");
 }
 
+#[test]
+fn a_disk_that_is_mounted_is_not_let_go_of() {
+    let test = "a_disk_that_is_mounted_is_not_let_go_of";
+    let host = TestHost::up("doctor-mount");
+    if !rustix::process::geteuid().is_root() {
+        return conformance::skip(test, "only root has disks mounted");
+    }
+    if !host.has_fuse(test) {
+        return;
+    }
+    if let Err(error) = std::fs::File::open("/dev/loop-control") {
+        return conformance::skip(test, &format!("/dev/loop-control: {error}"));
+    }
+    let image = host.image("a.img", 16 << 20);
+    let made = std::process::Command::new("mkfs.ext4").args(["-qF", &image]).status().unwrap();
+    assert!(made.success());
+    let rest =
+        format!("disk = [\"{image},,xvda,w\"]\nkernel_block = 1\nextra = \"exec sleep 1000\"");
+    host.ok(&["create", &host.config("web", &rest)]);
+    host.ok(&["disk", "mount", "web", "xvda"]);
+    host.fails(&["disk", "detach", "web", "xvda"], 1, "it is in use");
+    let words = "xvda is not let go of: web uses it: it is open there, or mounted";
+    finds(&host, &["web"], "in-use", words, "disk unmount web");
+    host.ok(&["disk", "unmount", "web"]);
+    host.until("it is let go of", || {
+        host.run(&["disk", "detach", "web", "xvda"]).status.success().then_some(())
+    });
+}
+
 /// Returns the number of a process.
 fn pid_of(pid: Pid) -> String {
     pid.as_raw_nonzero().to_string()
