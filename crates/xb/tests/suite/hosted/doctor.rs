@@ -3,6 +3,7 @@
 use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::time::Instant;
 use xenstore::Store;
 
 /// A guest with one disk, that does nothing.
@@ -99,7 +100,7 @@ fn no_list_calls_a_device_connected_whose_backend_does_not_run() {
     check("Connected (4)", true);
 }
 
-/// QubesOS/qubes-issues 6047: a disk whose backend is gone is not silently there.
+/// A disk whose backend does not run is not silently there.
 #[test]
 fn a_backend_that_does_not_run_is_named() {
     let host = TestHost::up("doctor-backend");
@@ -314,7 +315,8 @@ fn nodes_that_do_not_fit_are_named() {
     host.ok(&["destroy", "bare"]);
 }
 
-/// A device of a driver domain, whose backend is nowhere.
+/// A device of a driver domain, whose backend is nowhere, or whose domain does not run
+/// (QubesOS/qubes-issues 1426).
 #[test]
 fn a_driver_domain_that_serves_nothing_or_is_gone_is_named() {
     let host = TestHost::up("doctor-driver");
@@ -413,6 +415,35 @@ fn a_disk_that_is_mounted_is_not_let_go_of() {
     host.until("it is let go of", || {
         host.run(&["disk", "detach", "web", "xvda"]).status.success().then_some(())
     });
+}
+
+/// A guest whose device is reset again and again has to wait.
+#[test]
+fn a_guest_that_connects_too_often_is_named() {
+    let host = TestHost::up("doctor-often");
+    host.ok(&["create", &guest_with_disk(&host)]);
+    let (front, back) = ("/local/domain/1/device/vbd/51712", "/local/domain/0/backend/vbd/1/51712");
+    let mut store = xenstore::Client::connect(host.path("h/store")).unwrap();
+    let began = Instant::now();
+    let mut connects = 1;
+    // A frontend that begins anew while it is connected, as after a crash of its kernel.
+    while connects < 16 {
+        store.write(format!("{front}/state"), "1").unwrap();
+        host.until("it begins anew", || {
+            (store.read(format!("{back}/state")).unwrap() != b"4").then_some(())
+        });
+        host.until("it is connected again", || {
+            let mut is_four = |end: &str| store.read(format!("{end}/state")).unwrap() == b"4";
+            (is_four(front) && is_four(back)).then_some(())
+        });
+        connects += 1;
+    }
+    eprintln!("16 connects in {:?}", began.elapsed());
+    store.write(format!("{front}/state"), "1").unwrap();
+    let words =
+        "xvda waits: web has connected it 16 times within seconds, and has to wait a moment";
+    finds(&host, &["web"], "too-many-connects", words, "log web");
+    is_well(&host, &["web"]);
 }
 
 /// Returns the number of a process.
