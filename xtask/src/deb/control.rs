@@ -41,6 +41,9 @@ pub(super) fn write(
     if !stage.config().is_empty() {
         put("conffiles", &(stage.config().join("\n") + "\n"), 0o644)?;
     }
+    if let Ok(triggers) = fs::read_to_string(recipe.join("triggers")) {
+        put("triggers", &triggers, 0o644)?;
+    }
     for name in SCRIPTS {
         if let Ok(script) = fs::read_to_string(recipe.join(name)) {
             put(name, &script, 0o755)?;
