@@ -17,6 +17,7 @@ use crate::Result;
 use crate::command::{filter, output, strip, succeed};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -115,7 +116,8 @@ impl<'a> StagingFolder<'a> {
     }
 
     fn page(&mut self, file: &str, name: &str) -> Result<()> {
-        let help = output(Command::new(self.built(name)).arg("--help"))?;
+        // A program may print the name by which it was called.
+        let help = output(Command::new(self.built(name)).arg0(name).arg("--help"))?;
         let text = self.read(file)?;
         let page = text.replace("@HELP@", roff(&help).trim_end());
         if page == text {
