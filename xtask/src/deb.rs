@@ -26,7 +26,8 @@ pub(crate) const RECIPES: &str = "packaging/debian";
 /// The folder of the packages' files while they are built, below that of the packages.
 const STAGE: &str = "stage";
 /// The programs of all packages.
-const PROGRAMS: &[&str] = &["xenstored", "xenstore", "xen-blockd", "xen-hosted", "xb"];
+const PROGRAMS: &[&str] =
+    &["xenstored", "xenstore", "xen-blockd", "xenconsoled", "xen-hosted", "xb"];
 
 const HELP: &str = "\
 cargo xtask deb [OPTION]
