@@ -5,6 +5,8 @@
 //! has missed.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::collections::VecDeque;
+
 /// The newest bytes of a stream, at most so many.
 #[derive(Debug)]
 pub struct Backlog {
@@ -90,6 +92,30 @@ impl Backlog {
         }
     }
 
+    /// Returns the place where the last `lines` begin, or the last `bytes` if these are fewer. A line
+    /// that has no end yet is one of them.
+    #[must_use]
+    pub fn last_lines(&self, lines: usize, bytes: usize) -> u64 {
+        let oldest = self.end.saturating_sub(bytes as u64).max(self.start());
+        let (mut place, mut starts) = (oldest, VecDeque::from([oldest]));
+        loop {
+            let slice = self.from(place);
+            if slice.bytes.is_empty() {
+                return starts.front().copied().unwrap_or(oldest);
+            }
+            for (at, byte) in slice.bytes.iter().enumerate() {
+                let next = place.saturating_add(at as u64).saturating_add(1);
+                if *byte == b'\n' && next < self.end {
+                    starts.push_back(next);
+                    if starts.len() > lines {
+                        starts.pop_front();
+                    }
+                }
+            }
+            place = slice.place;
+        }
+    }
+
     /// Returns the offset of the next byte.
     fn offset(&self) -> usize {
         self.offset_of(self.end)
@@ -104,6 +130,25 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_lines_begin_where_their_first_one_does() {
+        let mut backlog = Backlog::new(64);
+        backlog.push(b"one\ntwo\nthree\nlogin: ");
+        assert_eq!(backlog.last_lines(1, 64), 14);
+        assert_eq!(backlog.last_lines(2, 64), 8);
+        assert_eq!(backlog.last_lines(9, 64), 0);
+        assert_eq!(backlog.last_lines(9, 4), 17);
+        // A line end at the very end begins no line.
+        backlog.push(b"\n");
+        assert_eq!(backlog.last_lines(1, 64), 14);
+        // Behind the end of the memory.
+        for _ in 0..9 {
+            backlog.push(b"0123456789012345678\n");
+        }
+        assert_eq!(backlog.last_lines(2, 64), backlog.end() - 40);
+        assert_eq!(Backlog::new(8).last_lines(3, 8), 0);
+    }
 
     /// Reads all that is there from a place on.
     fn read(backlog: &Backlog, mut place: u64) -> (u64, Vec<u8>) {

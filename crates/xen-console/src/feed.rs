@@ -64,6 +64,12 @@ impl ConsoleFeed {
         &self.ring
     }
 
+    /// Ends the feed, and keeps the backlog.
+    #[must_use]
+    pub fn into_backlog(self) -> Backlog {
+        self.backlog
+    }
+
     /// Returns the backlog, for readers.
     #[must_use]
     pub fn backlog(&self) -> &Backlog {

@@ -28,6 +28,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_connect,
+    libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_close,
     libc::SYS_dup,

@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`backlog`] | the newest output of a console, for readers that each have their own place |
+//! | [`client`] | a client of a console, for programs that show it |
 //! | [`feed`] | the way of output from the ring into the log and the backlog |
 //! | [`filter`] | the system calls that the daemon keeps |
 //! | [`hypervisor`] | the log of the hypervisor's own console, which another process reads |
@@ -14,9 +15,11 @@
 //! | [`pty`] | the pseudoterminal of a console |
 //! | [`record`] | how much of the ring is in the log, for a daemon that is started again |
 //! | [`serve`] | the daemon's work: consoles found in the store, and each served |
+//! | [`service`] | the socket for clients, each at its own place in the output |
 //! | [`log`] | the log of a console, bounded in size, with an index of times and lives |
 
 pub mod backlog;
+pub mod client;
 pub mod feed;
 pub mod filter;
 pub mod hypervisor;
@@ -26,3 +29,4 @@ pub mod program;
 pub mod pty;
 pub mod record;
 pub mod serve;
+pub mod service;

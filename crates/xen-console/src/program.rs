@@ -8,6 +8,7 @@ use crate::record::ConsoleRecord;
 use crate::serve::console::time_us;
 use crate::serve::devices::ConsoleDevices;
 use crate::serve::{ConsoleSettings, FirstConsoles};
+use crate::service::ConsoleService;
 use daemon::{BackgroundStart, Level, Log, PidFile, SignalSockets};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -31,6 +32,8 @@ pub const NAME: &str = "xenconsoled";
 /// The start in the background.
 const BACKGROUND: BackgroundStart =
     BackgroundStart { name: NAME, child_of: "XENCONSOLED_CHILD_OF", foreground: "--interactive" };
+/// The name of the socket for clients, in the folder of the records.
+const SOCKET: &str = "socket";
 /// The variable of the environment with which, set to 1, the daemon keeps all privileges.
 const UNFILTERED: &str = "XENCONSOLED_UNFILTERED";
 /// The mask of file modes in the background, as C's: logs are for root and its group.
@@ -104,7 +107,12 @@ fn serve(options: &ConsoledOptions) -> Result<(), Failure> {
     });
     let evtchn = Rc::clone(&platform.evtchn);
     let consoles = FirstConsoles::start(&mut store, domid, platform, settings)?;
-    let devices = ConsoleDevices::new(consoles, hypervisor, signals);
+    let path = run_dir.join(SOCKET);
+    let service = ConsoleService::bind(&path).map_err(|error| {
+        let text = format!("{}: {error}; clients cannot connect there", path.display());
+        log.line(Level::Error, "", &text);
+    });
+    let devices = ConsoleDevices::new(consoles, hypervisor, service.ok(), signals);
     let mut server = BackendServer::start(store, evtchn, devices)?;
     let _pid_file = match options.interactive {
         true => None,

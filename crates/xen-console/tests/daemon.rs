@@ -5,6 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,7 +13,9 @@ use testhost::{Guest, Host, Program, until};
 use xen::Port;
 use xen::domctl::DomainControl;
 use xen::evtchn::{EventChannels, SharedEventChannels};
+use xen_console::client::ConsoleClient;
 use xen_console::pty::open_far_end;
+use xen_console::service::wire::{ClientAccess, DaemonFrame, OutputStart};
 use xen_io::console::{ConsoleFrontRing, offset};
 use xenstore::{Client, Perm, Store};
 
@@ -254,7 +257,7 @@ fn read_until(terminal: &mut File, words: &str) -> String {
     String::from_utf8_lossy(&seen).into_owned()
 }
 
-fn open(path: &Path) -> File {
+fn open_terminal(path: &Path) -> File {
     File::from(open_far_end(path).unwrap())
 }
 
@@ -267,7 +270,7 @@ fn words_go_both_ways_and_into_the_log() {
     scene.logged("web", "first words\n");
     // Nobody has read yet, and nothing is lost for want of a reader.
     let path = scene.terminal(&guest);
-    let mut terminal = open(&path);
+    let mut terminal = open_terminal(&path);
     read_until(&mut terminal, "first words\n");
     guest.tell("echo");
     for line in ["id", "uname -a", "quit"] {
@@ -279,7 +282,7 @@ fn words_go_both_ways_and_into_the_log() {
     drop(terminal);
     guest.tell("say afterwards");
     guest.heard("done say");
-    read_until(&mut open(&path), "afterwards\n");
+    read_until(&mut open_terminal(&path), "afterwards\n");
     let node = format!("/local/domain/{}/console/tty", guest.domid);
     let perms = scene.host.tool.get_perms(&node).unwrap();
     let expected = ["n0".to_owned(), format!("r{}", guest.domid)];
@@ -308,7 +311,7 @@ fn a_daemon_that_is_killed_loses_and_doubles_nothing() {
     // The new daemon's terminal is served.
     guest.tell("echo");
     let path = scene.terminal(&guest);
-    let mut terminal = open(&path);
+    let mut terminal = open_terminal(&path);
     terminal.write_all(b"quit\n").unwrap();
     guest.heard("done echo");
 }
@@ -388,7 +391,7 @@ fn an_idle_reader_is_told_of_what_it_has_missed() {
     let Some(mut scene) = Scene::start("console_missed", &[]) else { return };
     let mut guest = scene.guest("a");
     let path = scene.terminal(&guest);
-    let mut terminal = open(&path);
+    let mut terminal = open_terminal(&path);
     // More than `limit` and what the kernel's terminal holds.
     guest.tell("flood 60000");
     guest.heard("done flood");
@@ -480,7 +483,7 @@ fn nodes_that_go_and_come_again_keep_the_terminal() {
     let Some(mut scene) = Scene::start("console_nodes_again", &[]) else { return };
     let mut guest = scene.guest("a");
     let path = scene.terminal(&guest);
-    let mut terminal = open(&path);
+    let mut terminal = open_terminal(&path);
     for round in 0..3 {
         let nodes = format!("/local/domain/{}/console", guest.domid);
         scene.host.tool.rm(&nodes).unwrap();
@@ -570,7 +573,7 @@ fn a_full_disk_costs_the_log_and_no_guest() {
     guest.tell("flood 40000");
     guest.heard("done flood");
     // The reader of the terminal gets all the same.
-    let shown = read_until(&mut open(&scene.terminal(&guest)), &text_line(39_999));
+    let shown = read_until(&mut open_terminal(&scene.terminal(&guest)), &text_line(39_999));
     assert!(shown.contains(&text_line(39_998)), "the newest lines");
     let lost = format!("domid={} msg=\"console: its log cannot be written", guest.domid);
     assert_eq!(scene.host.log("consoled.log").matches(&lost).count(), 1, "once");
@@ -588,4 +591,137 @@ fn a_full_disk_costs_the_log_and_no_guest() {
     let whole: usize = (0..40_000).map(|number| text_line(number).len()).sum();
     let lost = format!("its log is written again; it lacks {} bytes", whole as u64 - before);
     until("the daemon says how much is lost", || scene.host.log("consoled.log").contains(&lost));
+}
+
+/// A client of the daemon's socket, and what it has seen.
+struct WatchingClient {
+    client: ConsoleClient,
+    seen: Vec<u8>,
+    missed: u64,
+    opened: bool,
+    ended: bool,
+}
+
+impl WatchingClient {
+    fn open(scene: &Scene, guest: &Guest, access: ClientAccess, start: OutputStart) -> Self {
+        let socket = scene.host.dir.path().join("host/xenconsoled/socket");
+        let domain = guest.domid.to_string();
+        let client = ConsoleClient::open(&socket, domain.as_bytes(), access, start).unwrap();
+        Self { client, seen: Vec::new(), missed: 0, opened: false, ended: false }
+    }
+
+    fn look(&mut self) {
+        while self.client.receive().unwrap() {
+            while let Some(frame) = self.client.next_frame().unwrap() {
+                match frame {
+                    DaemonFrame::Opened { .. } => self.opened = true,
+                    DaemonFrame::Output(bytes) => self.seen.extend_from_slice(bytes),
+                    DaemonFrame::Missed(count) => self.missed += count,
+                    DaemonFrame::Ended => {
+                        self.ended = true;
+                        return;
+                    }
+                    DaemonFrame::Refused(why) => panic!("{}", String::from_utf8_lossy(why)),
+                }
+            }
+        }
+    }
+
+    fn sees(&mut self, words: &str) {
+        until("the client sees the words", || {
+            self.look();
+            self.seen.windows(words.len()).any(|seen| seen == words.as_bytes())
+        });
+    }
+}
+
+#[test]
+fn clients_of_the_socket_have_places_of_their_own() {
+    let Some(mut scene) = Scene::start("console_clients", &[]) else { return };
+    let mut guest = scene.guest("a");
+    let path = scene.terminal(&guest);
+    guest.tell("say first line");
+    scene.logged("a", "first line\n");
+    let open = |scene: &Scene, access, start| WatchingClient::open(scene, &guest, access, start);
+    let mut early = open(&scene, ClientAccess::Watch, OutputStart::Oldest);
+    let mut now = open(&scene, ClientAccess::Type, OutputStart::Now);
+    let mut screen = open(&scene, ClientAccess::Watch, OutputStart::Screenful);
+    early.sees("first line\n");
+    screen.sees("first line\n");
+    guest.tell("echo");
+    until("the client is open", || {
+        now.look();
+        now.opened
+    });
+    now.client.type_in(b"id\n").unwrap();
+    now.sees("id\n");
+    now.client.type_in(b"quit\n").unwrap();
+    guest.heard("done echo");
+    for client in [&mut early, &mut now, &mut screen] {
+        client.sees("quit\n");
+        assert_eq!(client.missed, 0);
+    }
+    assert!(!String::from_utf8_lossy(&now.seen).contains("first line"), "it began later");
+    // Who only watches types nothing.
+    guest.tell("echo");
+    early.client.type_in(b"not this\n").unwrap();
+    now.client.type_in(b"quit\n").unwrap();
+    guest.heard("done echo");
+    early.look();
+    assert!(!String::from_utf8_lossy(&early.seen).contains("not this"));
+    // The terminal is one reader more.
+    read_until(&mut open_terminal(&path), "quit\n");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_told_what_it_has_missed() {
+    let Some(mut scene) = Scene::start("console_slow_client", &[]) else { return };
+    let mut guest = scene.guest("a");
+    scene.terminal(&guest);
+    let mut slow = WatchingClient::open(&scene, &guest, ClientAccess::Watch, OutputStart::Oldest);
+    slow.look();
+    guest.tell("flood 120000");
+    guest.heard("done flood");
+    scene.logged("a", &text_line(119_999));
+    slow.sees(&text_line(119_999));
+    let all: usize = (0..120_000).map(|number| text_line(number).len()).sum();
+    assert!(slow.missed > 0);
+    assert_eq!(slow.missed + slow.seen.len() as u64, all as u64);
+}
+
+#[test]
+fn the_last_words_of_a_domain_reach_its_clients() {
+    let Some(mut scene) = Scene::start("console_client_ends", &[]) else { return };
+    for number in 0..10 {
+        let mut guest = scene.guest(&format!("short{number}"));
+        scene.terminal(&guest);
+        let mut client =
+            WatchingClient::open(&scene, &guest, ClientAccess::Watch, OutputStart::Oldest);
+        guest.tell("say last words");
+        guest.heard("done say");
+        scene.host.control.destroy(guest.domid).unwrap();
+        until("the client is told of the end", || {
+            client.look();
+            client.ended
+        });
+        assert_eq!(client.seen, b"last words\n");
+    }
+}
+
+#[test]
+fn a_client_that_keeps_to_no_frame_is_sent_away() {
+    let Some(mut scene) = Scene::start("console_bad_client", &[]) else { return };
+    let mut guest = scene.guest("a");
+    scene.terminal(&guest);
+    let socket = scene.host.dir.path().join("host/xenconsoled/socket");
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[1, 0, 255, 255], &[2, 0, 1, 0, 9]] {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        assert!(matches!(stream.read(&mut [0]), Ok(0)), "it is closed: {bytes:?}");
+    }
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    guest.tell("say well");
+    scene.logged("a", "well\n");
 }

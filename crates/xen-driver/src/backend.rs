@@ -28,7 +28,7 @@ pub mod server;
 pub mod throttle;
 mod waiter;
 
-pub use devices::{Buses, DeviceSet};
+pub use devices::{Buses, DeviceSet, TendOutcome};
 pub use rings::Rings;
 pub use server::BackendServer;
 

@@ -2,6 +2,7 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::settings::{MOVES_RATE, OUTPUT_BURST, OUTPUT_RATE};
+use crate::backlog::Backlog;
 use crate::feed::ConsoleFeed;
 use crate::log::LogOutcome;
 use crate::options::Overflow;
@@ -110,14 +111,32 @@ impl ServedConsole {
         &mut self.feed
     }
 
-    /// Ends the console, and keeps its terminal for a ring that follows.
+    /// Ends the console, and keeps its terminal and its output for a ring that follows.
     #[must_use]
-    pub fn into_terminal(self) -> Option<Terminal> {
-        let mut terminal = self.terminal?;
-        // The next ring has a backlog of its own, and what was typed meanwhile is for it.
-        terminal.place = 0;
-        terminal.ready();
-        Some(terminal)
+    pub fn into_kept(self) -> (Option<Terminal>, Backlog) {
+        let mut terminal = self.terminal;
+        if let Some(terminal) = &mut terminal {
+            // What is typed meanwhile is for the ring that follows.
+            terminal.ready();
+        }
+        (terminal, self.feed.into_backlog())
+    }
+
+    /// Returns the newest output.
+    #[must_use]
+    pub fn backlog(&self) -> &Backlog {
+        self.feed.backlog()
+    }
+
+    /// Types bytes. Returns the number that the guest has room for; a ring that is broken has none,
+    /// and is found so by the next turn.
+    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
+        let put = self.feed.ring().write_input(bytes).unwrap_or(0);
+        if put > 0 {
+            // That the channel is gone is found by the next turn, too.
+            let _ = self.channel.notify();
+        }
+        put
     }
 
     /// Moves the last output of a domain that has ended: into the log, and to whoever reads now.

@@ -3,11 +3,12 @@
 use super::console::{ServedConsole, time_us};
 use super::first::FirstConsoles;
 use crate::hypervisor::{HypervisorLog, ReaderError};
+use crate::service::ConsoleService;
 use daemon::SignalSockets;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 use xen::DomId;
-use xen_driver::backend::{DescriptorId, DeviceSet};
+use xen_driver::backend::{DescriptorId, DeviceSet, TendOutcome};
 use xenbus::Error;
 use xenbus::bus::DeviceNews;
 use xenstore::{Client, Event};
@@ -17,6 +18,7 @@ use xenstore::{Client, Event};
 pub struct ConsoleDevices {
     consoles: FirstConsoles,
     hypervisor: Option<ServedHypervisor>,
+    service: Option<ConsoleService>,
     signals: SignalSockets,
     hang_up: DescriptorId,
     terminate: DescriptorId,
@@ -49,6 +51,7 @@ impl ConsoleDevices {
     pub fn new(
         consoles: FirstConsoles,
         hypervisor: Option<HypervisorLog>,
+        service: Option<ConsoleService>,
         signals: SignalSockets,
     ) -> Self {
         let hypervisor = hypervisor.map(|log| ServedHypervisor {
@@ -58,7 +61,7 @@ impl ConsoleDevices {
         });
         let (hang_up, terminate) = (DescriptorId::new(), DescriptorId::new());
         let notices = DaemonNotices::default();
-        Self { consoles, hypervisor, signals, hang_up, terminate, notices }
+        Self { consoles, hypervisor, service, signals, hang_up, terminate, notices }
     }
 
     /// Takes what the loop is to be told.
@@ -140,7 +143,8 @@ impl DeviceSet for ConsoleDevices {
         let hypervisor = self.hypervisor.iter();
         let hypervisor =
             hypervisor.filter_map(|hypervisor| Some((hypervisor.stream, hypervisor.log.fd()?)));
-        signals.into_iter().chain(hypervisor).chain(self.consoles.streams())
+        let service = self.service.iter().flat_map(ConsoleService::streams);
+        signals.into_iter().chain(hypervisor).chain(service).chain(self.consoles.streams())
     }
 
     fn ready(&mut self, stream: DescriptorId) {
@@ -153,13 +157,19 @@ impl DeviceSet for ConsoleDevices {
             self.hypervisor.as_mut().filter(|hypervisor| hypervisor.stream == stream)
         {
             hypervisor.ready = true;
-        } else {
+        } else if !self.service.as_mut().is_some_and(|service| service.ready(stream)) {
             self.consoles.ready(stream);
         }
     }
 
-    fn tend(&mut self, store: &mut Client, now: Instant) -> Result<bool, Error> {
+    fn tend(&mut self, store: &mut Client, now: Instant) -> Result<TendOutcome, Error> {
         self.tend_hypervisor(now);
-        self.consoles.tend(store, now)
+        let mut outcome = self.consoles.tend(store, now)?;
+        if let Some(service) = &mut self.service {
+            let served = service.serve(&mut self.consoles);
+            outcome.streams_changed |= served.streams_changed;
+            outcome.more |= served.more;
+        }
+        Ok(outcome)
     }
 }

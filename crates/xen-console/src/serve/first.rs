@@ -10,14 +10,15 @@ use crate::backlog::Backlog;
 use crate::feed::{ConsoleFeed, ConsoleFiles};
 use crate::log::ConsoleLog;
 use crate::record::ConsoleRecord;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::service::{ConsoleId, ConsoleOutput, OpenConsoles};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 use xen::gnttab::PageAccess;
 use xen::{DomId, GrantRef, Port};
 use xen_driver::Channel;
-use xen_driver::backend::{DescriptorId, DeviceSet, Platform};
+use xen_driver::backend::{DescriptorId, DeviceSet, Platform, TendOutcome};
 use xen_io::console::ConsoleBackRing;
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Error, Id};
@@ -30,6 +31,10 @@ const RELEASED: &str = "@releaseDomain";
 /// The time for which a console that cannot be connected is tried again without an event: an earlier
 /// process may still have its port, or the builder of the domain has not granted its page yet.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The time for which clients can read the output of a domain that is gone.
+const KEPT_WITHIN: Duration = Duration::from_secs(10);
+/// The most such domains.
+const ENDED_MAX: usize = 64;
 
 /// The first consoles of all domains but this one.
 #[derive(Debug)]
@@ -47,6 +52,10 @@ pub struct FirstConsoles {
     /// The domains of the terminals' descriptors.
     streams: BTreeMap<DescriptorId, DomId>,
     streams_changed: bool,
+    /// The number of consoles that there were.
+    count: u64,
+    /// The output of consoles whose domains are gone, for clients that have not got all of it.
+    ended: VecDeque<EndedConsole>,
     /// A log was opened: there may be too many.
     logs_opened: bool,
     news: Vec<DeviceNews>,
@@ -62,13 +71,24 @@ enum ScanRange {
 }
 
 /// A domain, and how far its console has come.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct ConsoleSlot {
+    id: ConsoleId,
+    /// The domain's name.
+    name: Vec<u8>,
     state: ConsoleState,
     /// The name of its log; empty before it has one.
     log_name: String,
-    /// The terminal of a console that was ended, for the one that follows.
-    terminal: Option<Terminal>,
+    /// The terminal and the output of a console that was ended, for the one that follows.
+    kept: Option<(Option<Terminal>, Backlog)>,
+}
+
+/// The output of a console whose domain is gone.
+#[derive(Debug)]
+struct EndedConsole {
+    id: ConsoleId,
+    backlog: Backlog,
+    until: Instant,
 }
 
 #[derive(Default, Debug)]
@@ -113,6 +133,8 @@ impl FirstConsoles {
             scan_due: Some(ScanRange::All),
             streams: BTreeMap::new(),
             streams_changed: false,
+            count: 0,
+            ended: VecDeque::new(),
             logs_opened: false,
             news: Vec::new(),
         })
@@ -152,16 +174,26 @@ impl FirstConsoles {
     fn watch(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
         // The first event comes at once.
         store.watch(nodes::folder(domid), token(domid))?;
-        self.domains.insert(domid, ConsoleSlot::default());
+        self.count = self.count.saturating_add(1);
+        self.domains.insert(domid, ConsoleSlot::new(ConsoleId(self.count)));
         Ok(())
     }
 
     /// Ends the console of a domain that is gone, with its last output.
     fn forget(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
         let Some(slot) = self.domains.remove(&domid) else { return Ok(()) };
+        let mut kept = slot.kept.map(|(_, backlog)| backlog);
         if let ConsoleState::Served { mut console, .. } = slot.state {
             console.drain();
+            kept = Some(console.into_kept().1);
             self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Removed });
+        }
+        if let Some(backlog) = kept {
+            let until = Instant::now() + KEPT_WITHIN;
+            self.ended.push_back(EndedConsole { id: slot.id, backlog, until });
+            if self.ended.len() > ENDED_MAX {
+                self.ended.pop_front();
+            }
         }
         self.streams.retain(|_, owner| *owner != domid);
         self.touched.remove(&domid);
@@ -179,6 +211,7 @@ impl FirstConsoles {
         let nodes = about.console.clone();
         let touched = self.touched.remove(&domid);
         let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
+        slot.name = about.name.clone().unwrap_or_default();
         match (&slot.state, &nodes) {
             (ConsoleState::Served { nodes: served, .. }, Some(nodes))
                 if served == nodes && !(touched && is_free(&self.platform, domid, nodes.port)) =>
@@ -261,16 +294,15 @@ impl FirstConsoles {
         let limit = nodes.limit.and_then(|limit| usize::try_from(limit).ok());
         let backlog = limit.unwrap_or(BACKLOG_MAX).clamp(BACKLOG_MIN, BACKLOG_MAX);
         let files = ConsoleFiles { log, record, format };
-        let feed = ConsoleFeed::new(ring, files, Backlog::new(backlog), life);
+        let kept = self.domains.get_mut(&domid).and_then(|slot| slot.kept.take());
+        let (terminal, backlog) = kept.unwrap_or_else(|| (None, Backlog::new(backlog)));
+        let feed = ConsoleFeed::new(ring, files, backlog, life);
         let feed = feed.map_err(broken)?;
         if feed.ring().was_served().map_err(broken)? {
             // An earlier daemon may have been killed between the move of an index and its event.
             channel.notify()?;
         }
-        let slot = self.domains.get_mut(&domid);
-        let terminal = slot
-            .and_then(|slot| slot.terminal.take())
-            .map_or_else(|| Terminal::open(0).map(Some), |terminal| Ok(Some(terminal)));
+        let terminal = terminal.map_or_else(|| Terminal::open(0).map(Some), |kept| Ok(Some(kept)));
         let terminal = terminal.unwrap_or_else(|error| {
             self.news.push(failure(domid, format!("it has no terminal: {error}")));
             None
@@ -337,17 +369,22 @@ impl FirstConsoles {
 }
 
 impl ConsoleSlot {
+    fn new(id: ConsoleId) -> Self {
+        let (state, name, log_name) = (ConsoleState::Absent, Vec::new(), String::new());
+        Self { id, name, state, log_name, kept: None }
+    }
+
     fn terminal(&self) -> Option<&Terminal> {
         match &self.state {
             ConsoleState::Served { console, .. } => console.terminal(),
-            _ => self.terminal.as_ref(),
+            _ => self.kept.as_ref()?.0.as_ref(),
         }
     }
 
     fn terminal_mut(&mut self) -> Option<&mut Terminal> {
         match &mut self.state {
             ConsoleState::Served { console, .. } => console.terminal_mut(),
-            _ => self.terminal.as_mut(),
+            _ => self.kept.as_mut()?.0.as_mut(),
         }
     }
 
@@ -356,7 +393,7 @@ impl ConsoleSlot {
         match std::mem::replace(&mut self.state, ConsoleState::Absent) {
             ConsoleState::Served { mut console, .. } => {
                 console.drain();
-                self.terminal = console.into_terminal();
+                self.kept = Some(console.into_kept());
             }
             // When the tries end is not for another try to say.
             retrying @ ConsoleState::Retrying { .. } => self.state = retrying,
@@ -463,14 +500,61 @@ impl DeviceSet for FirstConsoles {
         }
     }
 
-    fn tend(&mut self, _: &mut Client, _: Instant) -> Result<bool, Error> {
+    fn tend(&mut self, _: &mut Client, now: Instant) -> Result<TendOutcome, Error> {
+        while self.ended.front().is_some_and(|ended| ended.until <= now) {
+            self.ended.pop_front();
+        }
         // Once for many guests that come together.
         if !self.is_due() && std::mem::take(&mut self.logs_opened) {
             let used: BTreeSet<&str> =
                 self.domains.values().map(|slot| slot.log_name.as_str()).collect();
             self.logs_opened = self.settings.trim_logs(|name| used.contains(name));
         }
-        Ok(std::mem::take(&mut self.streams_changed))
+        let streams_changed = std::mem::take(&mut self.streams_changed);
+        Ok(TendOutcome { streams_changed, more: false })
+    }
+}
+
+impl OpenConsoles for FirstConsoles {
+    fn find(&self, domain: &[u8]) -> Option<(ConsoleId, u16)> {
+        let number = parse(domain);
+        let named = |(domid, slot): &(&DomId, &ConsoleSlot)| {
+            Some(**domid) == number || (number.is_none() && slot.name == domain)
+        };
+        let (domid, slot) = self.domains.iter().find(named)?;
+        matches!(slot.state, ConsoleState::Served { .. }).then_some((slot.id, domid.0))
+    }
+
+    fn output(&self, console: ConsoleId) -> Option<ConsoleOutput<'_>> {
+        if let Some(slot) = self.domains.values().find(|slot| slot.id == console) {
+            let kept = slot.kept.as_ref().map(|(_, backlog)| backlog);
+            let backlog = match &slot.state {
+                ConsoleState::Served { console, .. } => console.backlog(),
+                _ => kept?,
+            };
+            return Some(ConsoleOutput { backlog, ended: false });
+        }
+        let ended = self.ended.iter().find(|ended| ended.id == console)?;
+        Some(ConsoleOutput { backlog: &ended.backlog, ended: true })
+    }
+
+    fn type_in(&mut self, console: ConsoleId, bytes: &[u8]) -> usize {
+        let slot = self.domains.values_mut().find(|slot| slot.id == console);
+        match slot.map(|slot| &mut slot.state) {
+            Some(ConsoleState::Served { console, .. }) => console.type_in(bytes),
+            // Nobody takes it any more.
+            _ => bytes.len(),
+        }
+    }
+
+    fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16) {
+        let slot = self.domains.values().find(|slot| slot.id == console);
+        if let Some(ConsoleState::Served { console, .. }) = slot.map(|slot| &slot.state)
+            && let Some(terminal) = console.terminal()
+        {
+            // It is for programs that ask the terminal; without it they have 80 by 24.
+            let _ = terminal.pty().set_size(columns, rows);
+        }
     }
 }
 

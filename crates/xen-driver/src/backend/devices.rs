@@ -2,7 +2,7 @@
 
 use super::{Backend, DescriptorId};
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use xen::DomId;
 use xenbus::bus::DeviceNews;
 use xenbus::{Bus, Driver, Error, Id, Side};
@@ -63,19 +63,23 @@ pub trait DeviceSet {
         let _ = stream;
     }
 
-    /// Does what is due besides the devices' own work. Returns true if [`DeviceSet::streams`] are others than before.
+    /// Does what is due besides the devices' own work, a little of it.
     ///
     /// # Errors
     /// The store is gone.
-    fn tend(&mut self, store: &mut Client, now: Instant) -> Result<bool, Error> {
+    fn tend(&mut self, store: &mut Client, now: Instant) -> Result<TendOutcome, Error> {
         let _ = (store, now);
-        Ok(false)
+        Ok(TendOutcome::default())
     }
+}
 
-    /// The longest time until [`DeviceSet::tend`] is called again.
-    fn tend_within(&self) -> Option<Duration> {
-        None
-    }
+/// The outcome of [`DeviceSet::tend`].
+#[derive(Clone, Copy, Default, Debug)]
+pub struct TendOutcome {
+    /// There are streams that were not there before.
+    pub streams_changed: bool,
+    /// There is more to do at once.
+    pub more: bool,
 }
 
 /// The devices of several kinds that are served alike (`vbd` and `qdisk`), each found by a bus.

@@ -54,6 +54,8 @@ pub struct BackendServer<D: DeviceSet> {
     look_at: Instant,
     /// The store was asked something: events may have come with the answers, and no poll tells of them.
     asked_store: bool,
+    /// The devices have more to do besides their own work.
+    tend_again: bool,
     /// A backend may have a complaint that nobody was told of.
     complaints: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
@@ -93,6 +95,7 @@ impl<D: DeviceSet> BackendServer<D> {
             ask_at: now,
             look_at: now,
             asked_store: true,
+            tend_again: false,
             complaints: false,
             clock: (now, ClockUse::Old),
         })
@@ -114,7 +117,7 @@ impl<D: DeviceSet> BackendServer<D> {
             self.take_store_events()?;
         }
         let moved = self.work_all(now)?;
-        let idle = moved == TurnProgress::Nothing && now >= self.busy_until;
+        let idle = moved == TurnProgress::Nothing && now >= self.busy_until && !self.tend_again;
         match if idle { self.before_sleep(now)? } else { None } {
             Some(until) if !self.asked_store => self.sleep(timeout, until, now)?,
             found => {
@@ -128,7 +131,9 @@ impl<D: DeviceSet> BackendServer<D> {
             }
         }
         self.look_again(now);
-        self.sources_changed |= self.devices.tend(&mut self.store, now)?;
+        let tended = self.devices.tend(&mut self.store, now)?;
+        self.sources_changed |= tended.streams_changed;
+        self.tend_again = tended.more;
         Ok(self.devices.take_news())
     }
 
@@ -295,7 +300,7 @@ impl<D: DeviceSet> BackendServer<D> {
         until: Option<Instant>,
         now: Instant,
     ) -> Result<(), Error> {
-        let mut left = timeout.min(self.devices.tend_within().unwrap_or(timeout));
+        let mut left = timeout;
         if let Some(until) = until {
             left = left.min(until.saturating_duration_since(now));
         }

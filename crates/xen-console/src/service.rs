@@ -1,0 +1,327 @@
+//! The daemon's socket: any number of clients of a console, each at its own place in the output.
+//!
+//! A client that does not read keeps nothing alive: it goes on with the oldest output that there is,
+//! and is told how much it has missed. A guest's output waits for no client.
+
+pub mod wire;
+
+use crate::backlog::Backlog;
+use rustix::net::{SocketFlags, accept_with};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use wire::{ClientAccess, ClientFrame, DaemonFrame, Filled, FrameBuffer, OutputStart, PAYLOAD_MAX};
+use xen_driver::backend::DescriptorId;
+
+/// The most clients at once.
+pub const CLIENTS_MAX: usize = 1024;
+/// Connections that are accepted in a turn.
+const ACCEPTS_MAX: usize = 16;
+/// The mode of the socket: for the daemon's own user.
+const MODE: u32 = 0o600;
+/// The lines and the bytes of a screenful, at most.
+const SCREENFUL: (usize, usize) = (24, 8 << 10);
+
+/// The name of a console in the daemon: one life of a domain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ConsoleId(pub u64);
+
+/// The output of a console.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsoleOutput<'c> {
+    /// The newest output.
+    pub backlog: &'c Backlog,
+    /// True if the domain is gone: there will be no more.
+    pub ended: bool,
+}
+
+/// The consoles that clients can open.
+pub trait OpenConsoles {
+    /// Returns the console of a domain with this name or number, and the number.
+    fn find(&self, domain: &[u8]) -> Option<(ConsoleId, u16)>;
+
+    /// Returns the output of a console; none if nothing of it is left.
+    fn output(&self, console: ConsoleId) -> Option<ConsoleOutput<'_>>;
+
+    /// Types bytes. Returns the number that the guest has room for.
+    fn type_in(&mut self, console: ConsoleId, bytes: &[u8]) -> usize;
+
+    /// Sets the size of the guest's terminal, in characters.
+    fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16);
+}
+
+/// The outcome of a turn of the service.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct ServiceOutcome {
+    /// Clients have come.
+    pub streams_changed: bool,
+    /// There is more to do at once.
+    pub more: bool,
+}
+
+/// The socket and its clients.
+#[derive(Debug)]
+pub struct ConsoleService {
+    listener: UnixListener,
+    stream: DescriptorId,
+    /// There may be connections to accept.
+    acceptable: bool,
+    clients: BTreeMap<DescriptorId, ServedClient>,
+}
+
+impl ConsoleService {
+    /// Listens at `path`. One that another daemon has left there is removed: the caller holds the
+    /// lock of the daemon that serves.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
+        listener.set_nonblocking(true)?;
+        let (stream, clients) = (DescriptorId::new(), BTreeMap::new());
+        Ok(Self { listener, stream, acceptable: true, clients })
+    }
+
+    /// Returns the descriptors that are read and written until they block.
+    pub fn streams(&self) -> impl Iterator<Item = (DescriptorId, BorrowedFd<'_>)> {
+        let clients = self.clients.iter().map(|(name, client)| (*name, client.socket.as_fd()));
+        std::iter::once((self.stream, self.listener.as_fd())).chain(clients)
+    }
+
+    /// Takes the news that a descriptor can be read or written again; false if it is not one of the
+    /// service.
+    pub fn ready(&mut self, stream: DescriptorId) -> bool {
+        if stream == self.stream {
+            self.acceptable = true;
+            return true;
+        }
+        let client = self.clients.get_mut(&stream);
+        client.is_some_and(|client| {
+            (client.readable, client.writable) = (true, true);
+            true
+        })
+    }
+
+    /// Accepts clients, takes their frames, and sends them output: a little for each.
+    pub fn serve(&mut self, consoles: &mut impl OpenConsoles) -> ServiceOutcome {
+        let mut outcome = ServiceOutcome { streams_changed: self.accept(), more: self.acceptable };
+        self.clients.retain(|_, client| match client.turn(consoles) {
+            ClientTurn::Waits => true,
+            ClientTurn::HasMore => {
+                outcome.more = true;
+                true
+            }
+            ClientTurn::Ended => false,
+        });
+        outcome
+    }
+
+    /// Accepts some connections. Returns true if there were any.
+    fn accept(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..ACCEPTS_MAX {
+            if !self.acceptable || self.clients.len() >= CLIENTS_MAX {
+                break;
+            }
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            match accept_with(&self.listener, flags) {
+                Ok(socket) => {
+                    self.clients.insert(DescriptorId::new(), ServedClient::new(socket.into()));
+                    any = true;
+                }
+                // Also where descriptors are short: the next connection makes another try.
+                Err(_) => self.acceptable = false,
+            }
+        }
+        any
+    }
+}
+
+/// A client of the service.
+#[derive(Debug)]
+struct ServedClient {
+    socket: UnixStream,
+    frames: FrameBuffer,
+    state: ClientState,
+    /// Bytes that were typed and that the guest has no room for yet.
+    typed: Vec<u8>,
+    /// Frames that are being sent, and the number of bytes that were.
+    output: Vec<u8>,
+    sent: usize,
+    readable: bool,
+    writable: bool,
+}
+
+/// The state of a client.
+#[derive(Debug)]
+enum ClientState {
+    /// It has opened nothing yet.
+    New,
+    /// It waits for the console of a domain.
+    Waiting { access: ClientAccess, start: OutputStart, domain: Vec<u8> },
+    /// It has a console open, and has its output before this place.
+    Open { access: ClientAccess, console: ConsoleId, place: u64 },
+    /// It gets what is left, and is closed.
+    Closing,
+}
+
+/// The outcome of a client's turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ClientTurn {
+    Waits,
+    HasMore,
+    Ended,
+}
+
+impl ServedClient {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            frames: FrameBuffer::default(),
+            state: ClientState::New,
+            typed: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            readable: true,
+            writable: true,
+        }
+    }
+
+    fn turn(&mut self, consoles: &mut impl OpenConsoles) -> ClientTurn {
+        if self.receive(consoles).is_err() {
+            return ClientTurn::Ended;
+        }
+        self.find(consoles);
+        self.type_in(consoles);
+        if self.send(consoles).is_err() {
+            return ClientTurn::Ended;
+        }
+        let unsent = self.sent < self.output.len();
+        if matches!(self.state, ClientState::Closing) && !unsent {
+            return ClientTurn::Ended;
+        }
+        let reads = self.readable && self.typed.is_empty();
+        let writes = self.writable && (unsent || self.has_output(consoles));
+        if reads || writes { ClientTurn::HasMore } else { ClientTurn::Waits }
+    }
+
+    /// Takes frames. Nothing is read while bytes that were typed wait for room.
+    fn receive(&mut self, consoles: &mut impl OpenConsoles) -> Result<(), ClientLost> {
+        if !self.readable || !self.typed.is_empty() {
+            return Ok(());
+        }
+        match self.frames.fill(&mut self.socket).map_err(|_| ClientLost)? {
+            Filled::Some => {}
+            Filled::Nothing => self.readable = false,
+            Filled::Closed => return Err(ClientLost),
+        }
+        while let Some(frame) = self.frames.client_frame().map_err(|_| ClientLost)? {
+            match (frame, &self.state) {
+                (ClientFrame::Open { access, start, domain }, ClientState::New) => {
+                    self.state = ClientState::Waiting { access, start, domain: domain.to_vec() };
+                }
+                (ClientFrame::Input(typed), ClientState::Open { access, .. }) => {
+                    if *access == ClientAccess::Type {
+                        self.typed.extend_from_slice(typed);
+                    }
+                }
+                (
+                    ClientFrame::Size { columns, rows },
+                    ClientState::Open { access, console, .. },
+                ) => {
+                    if *access == ClientAccess::Type {
+                        consoles.set_size(*console, columns, rows);
+                    }
+                }
+                (ClientFrame::Input(_) | ClientFrame::Size { .. }, ClientState::Waiting { .. }) => {
+                }
+                (_, ClientState::Closing) => {}
+                _ => return Err(ClientLost),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the console that the client waits for, if it is there.
+    fn find(&mut self, consoles: &impl OpenConsoles) {
+        let ClientState::Waiting { access, start, domain } = &self.state else { return };
+        let Some((console, domid)) = consoles.find(domain) else { return };
+        let Some(ConsoleOutput { backlog, .. }) = consoles.output(console) else { return };
+        let place = match start {
+            OutputStart::Now => backlog.end(),
+            OutputStart::Oldest => backlog.start(),
+            OutputStart::Screenful => {
+                let (lines, bytes) = SCREENFUL;
+                backlog.last_lines(lines, bytes)
+            }
+        };
+        self.state = ClientState::Open { access: *access, console, place };
+        DaemonFrame::Opened { domid, place }.put(&mut self.output);
+    }
+
+    fn type_in(&mut self, consoles: &mut impl OpenConsoles) {
+        let ClientState::Open { console, .. } = self.state else { return };
+        if !self.typed.is_empty() {
+            let count = consoles.type_in(console, &self.typed).min(self.typed.len());
+            self.typed.drain(..count);
+        }
+    }
+
+    fn has_output(&self, consoles: &impl OpenConsoles) -> bool {
+        let ClientState::Open { console, place, .. } = self.state else { return false };
+        consoles.output(console).is_none_or(|output| output.ended || output.backlog.end() > place)
+    }
+
+    /// Sends what is due, as far as the socket has room.
+    fn send(&mut self, consoles: &impl OpenConsoles) -> Result<(), ClientLost> {
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+            self.prepare_output(consoles);
+        }
+        while self.writable && self.sent < self.output.len() {
+            match self.socket.write(self.output.get(self.sent..).unwrap_or_default()) {
+                Ok(count) => self.sent = self.sent.saturating_add(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(ClientLost),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the next frames of output.
+    fn prepare_output(&mut self, consoles: &impl OpenConsoles) {
+        let ClientState::Open { console, place, .. } = &mut self.state else { return };
+        let Some(output) = consoles.output(*console) else {
+            DaemonFrame::Ended.put(&mut self.output);
+            self.state = ClientState::Closing;
+            return;
+        };
+        let slice = output.backlog.from(*place);
+        if slice.missed > 0 {
+            DaemonFrame::Missed(slice.missed).put(&mut self.output);
+            *place = place.saturating_add(slice.missed);
+        }
+        let bytes = slice.bytes.get(..slice.bytes.len().min(PAYLOAD_MAX)).unwrap_or_default();
+        if !bytes.is_empty() {
+            DaemonFrame::Output(bytes).put(&mut self.output);
+            *place = place.saturating_add(bytes.len() as u64);
+        } else if output.ended {
+            DaemonFrame::Ended.put(&mut self.output);
+            self.state = ClientState::Closing;
+        }
+    }
+}
+
+/// The client is gone, or does not keep to the frames.
+#[derive(Debug)]
+struct ClientLost;
