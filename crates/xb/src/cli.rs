@@ -2,6 +2,7 @@
 
 mod complete;
 mod config;
+mod console;
 mod create;
 mod demo;
 mod disk;
@@ -89,6 +90,9 @@ enum Command {
     /// Take domains down at once, with their devices.
     #[command(after_help = "Example: xb destroy web mail")]
     Destroy(domain::SeveralDomains),
+    /// Show a domain's console, and type on it; ^] ends it.
+    #[command(after_help = "Example: xb console web")]
+    Console(console::ConsoleArguments),
     /// Show what a guest has printed.
     #[command(after_help = "Example: xb log web --follow")]
     Log(log::LogArguments),
@@ -139,6 +143,7 @@ impl Command {
             Self::Demo(_) => (ArgumentUse::No, ArgumentUse::Yes),
             Self::Store(_) => (ArgumentUse::Yes, ArgumentUse::No),
             Self::Log(_)
+            | Self::Console(_)
             | Self::Config(config::ConfigCommand::Convert { .. })
             | Self::Completions(_)
             | Self::Man(_)
@@ -225,6 +230,7 @@ fn run(line: Line) -> Result<u8, Error> {
         }
         Command::Reboot(ask) => domain::ask(options, &ask, crate::domain::ControlRequest::Reboot),
         Command::Destroy(which) => domain::destroy(options, &which),
+        Command::Console(console) => console::run(options, &console),
         Command::Log(log) => log::run(options, &log),
         Command::Disk(command) => disk::run(options, &command),
         Command::Config(command) => config::run(options, &command),

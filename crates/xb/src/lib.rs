@@ -28,6 +28,7 @@ pub mod guest;
 pub mod host;
 pub mod keeper;
 pub mod lifecycle;
+mod terminal;
 pub mod text;
 pub mod wait;
 
