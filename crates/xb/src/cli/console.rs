@@ -41,11 +41,12 @@ pub(crate) fn run(options: &GlobalOptions, console: &ConsoleArguments) -> Result
         HostPlatform::Hosted { folder, .. } => folder.broker().path().join("xenconsoled/socket"),
         HostPlatform::Xen(_) => PathBuf::from("/run/xenconsoled/socket"),
     };
-    let start = match &host.platform {
+    let remedy = match &host.platform {
         HostPlatform::Hosted { folder, .. } => {
-            format!("xb --host {} host up", folder.path().display())
+            let (host, name) = (folder.path().display(), &found.name);
+            format!("show its output with: xb --host {host} log {name}")
         }
-        HostPlatform::Xen(_) => "systemctl start xenbus-xenconsoled".into(),
+        HostPlatform::Xen(_) => "start the daemon with: systemctl start xenbus-xenconsoled".into(),
     };
     drop(host);
     let terminal = if console.read_only {
@@ -64,7 +65,7 @@ pub(crate) fn run(options: &GlobalOptions, console: &ConsoleArguments) -> Result
         socket,
         domain: found.info.domid.to_string(),
         name: found.name,
-        start,
+        remedy,
         escape: console.escape,
         terminal,
         signals: ConsoleSignals::catch()?,
@@ -99,8 +100,8 @@ struct ShownConsole {
     socket: PathBuf,
     domain: String,
     name: String,
-    /// The command that starts the daemon.
-    start: String,
+    /// The remedy where no daemon serves.
+    remedy: String,
     escape: EscapeKey,
     terminal: Option<RawTerminal>,
     signals: ConsoleSignals,
@@ -111,10 +112,8 @@ impl ShownConsole {
     /// Shows the console until its end, also over a new start of the daemon.
     fn show(&mut self) -> Result<ConsoleEnd, Error> {
         let mut client = self.open().map_err(|error| {
-            let (name, start) = (&self.name, &self.start);
-            Error::Refused(format!(
-                "nobody serves the console of {name}: {error}; start the daemon with: {start}"
-            ))
+            let (name, remedy) = (&self.name, &self.remedy);
+            Error::Refused(format!("nobody serves the console of {name}: {error}; {remedy}"))
         })?;
         loop {
             match self.serve(&mut client) {
@@ -142,8 +141,8 @@ impl ShownConsole {
             std::thread::sleep(TRY_AGAIN);
         }
         Err(Error::Refused(format!(
-            "the console of {} is gone: {error}; start the daemon with: {}",
-            self.name, self.start
+            "the console of {} is gone: {error}; {}",
+            self.name, self.remedy
         )))
     }
 
