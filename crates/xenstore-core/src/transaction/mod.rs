@@ -93,8 +93,11 @@ pub(crate) struct Transaction {
     first_read: Option<Rc<[u8]>>,
     /// The number of its tree's shape, which is the set of nodes and their permissions. As long as
     /// the transaction's own changes leave the shape unchanged, a repeated look shows nothing new,
-    /// and a written value replaces the one before.
+    /// and a written value replaces the one before. For a look that is refused this holds only
+    /// until the next granted change.
     shape: u32,
+    /// The number of changes in its log that were granted.
+    granted: u32,
     /// The cost of running the log again, in simple requests.
     pub(crate) cost: u32,
     /// The snapshot that it works on.
@@ -120,6 +123,7 @@ impl Transaction {
             log_weight: 0,
             first_read: None,
             shape: 0,
+            granted: 0,
             cost: 0,
             snapshot,
             lost: false,
@@ -167,7 +171,7 @@ impl Transaction {
         let seen = self.accessed.get(path.as_bytes()).map(|seen| seen.lately);
         seen.filter(|seen| seen.shape == self.shape).is_some_and(|seen| {
             let what = if seen.value.is_some() { what.of_own_value() } else { what };
-            seen.looks & what.bit() != 0
+            seen.has_look(what.bit(), self.granted)
         })
     }
 
@@ -248,20 +252,26 @@ impl Transaction {
         self.deaths == deaths && self.base.same(tree)
     }
 
-    /// Records a look. Returns the part of the store that it shows, and the path as the log's
-    /// entries share it; `None` if it shows nothing new.
-    fn record_look(&mut self, path: Path<'_>, what: Look) -> Option<(Look, Rc<[u8]>)> {
+    /// Records a look, which may have been refused. Returns the part of the store that it shows, and
+    /// the path as the log's entries share it; `None` if it shows nothing new.
+    fn record_look(
+        &mut self,
+        path: Path<'_>,
+        what: Look,
+        is_refused: bool,
+    ) -> Option<(Look, Rc<[u8]>)> {
+        let granted = self.granted;
         if let Some(seen) = self.accessed.get_mut(path.as_bytes()) {
             let lately = seen.in_shape(self.shape);
             let what = if lately.value.is_some() { what.of_own_value() } else { what };
-            if lately.looks & what.bit() != 0 {
+            if !lately.add_look(what.bit(), is_refused, granted) {
                 return None;
             }
-            lately.looks |= what.bit();
             seen.ever |= what.bit();
             return self.log.get(seen.first as usize).map(|entry| (what, entry.path.clone()));
         }
-        let lately = ShapeAccesses { looks: what.bit(), ..ShapeAccesses::of(self.shape) };
+        let mut lately = ShapeAccesses::of(self.shape);
+        lately.add_look(what.bit(), is_refused, granted);
         Some((what, self.first_access(path, what.bit(), lately)))
     }
 
@@ -327,7 +337,7 @@ impl Transaction {
             // this look has seen.
             self.shape = self.shape.saturating_add(1);
         }
-        if let Some((what, path)) = self.record_look(path, what) {
+        if let Some((what, path)) = self.record_look(path, what, seen.is_err()) {
             let (shown, size) = match &seen {
                 Ok(node) => (what.of(node, domains), node.value().len()),
                 Err(error) => (LookResult::Error(*error), 0),
@@ -366,6 +376,7 @@ impl Transaction {
             }
             LogPosition::New(path) => path,
         };
+        self.granted = self.granted.saturating_add(u32::from(answer.is_ok()));
         let request = match change {
             Change::Put(NodeWrite::Value(value)) => {
                 LoggedRequest::Write { value: Rc::from(*value), answer }

@@ -381,6 +381,43 @@ fn what_an_own_node_inherited_is_seen_even_if_its_absence_was_seen_before() {
     store.check();
 }
 
+/// A change without an effect has one when the log runs again, and a look that was refused before
+/// and after it is refused only before it.
+#[test]
+fn a_refused_look_is_seen_again_behind_a_change_without_effect() {
+    let mut store = TestStore::new();
+    let dom0 = store.socket();
+    let guest = store.guest(1);
+    store.set_perms(dom0, 0, "/", &["n0", "w1"]).unwrap();
+    let refused = || Err("EACCES".to_owned());
+
+    // The node is absent, and then there.
+    let tx = store.start(guest);
+    assert_eq!(store.read(guest, tx, "/a/x"), refused());
+    store.rm(guest, tx, "/a").unwrap();
+    assert_eq!(store.read(guest, tx, "/a/x"), refused());
+    store.mkdir(dom0, 0, "/a").unwrap();
+    store.set_perms(dom0, 0, "/", &["n0", "b1"]).unwrap();
+    assert_eq!(store.commit(guest, tx), again());
+
+    // It is there, and then absent.
+    for value in [None, Some("v")] {
+        store.set_perms(dom0, 0, "/", &["n0", "w1"]).unwrap();
+        store.rm(dom0, 0, "/a").unwrap();
+        store.mkdir(dom0, 0, "/a").unwrap();
+        let tx = store.start(guest);
+        assert_eq!(store.read(guest, tx, "/a"), refused());
+        match value {
+            None => store.mkdir(guest, tx, "/a").unwrap(),
+            Some(value) => store.write(guest, tx, "/a", value).unwrap(),
+        }
+        assert_eq!(store.read(guest, tx, "/a"), refused());
+        store.rm(dom0, 0, "/a").unwrap();
+        assert_eq!(store.commit(guest, tx), again());
+    }
+    store.check();
+}
+
 #[test]
 fn what_a_connection_waits_for_goes_when_another_request_from_the_queue_ends_it() {
     let mut store = TestStore::new();
