@@ -18,7 +18,7 @@ pub struct Backlog {
 }
 
 /// Bytes from a reader's place on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct BacklogSlice<'b> {
     /// The number of bytes between the reader's place and the first of these, which are gone.
     pub missed: u64,

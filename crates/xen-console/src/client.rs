@@ -21,7 +21,7 @@ pub enum ClientError {
     Socket(io::Error),
     /// The daemon has ended.
     Gone,
-    /// The daemon does not keep to the frames: it is of another version.
+    /// The daemon does not keep to the frames, as one of another version may do.
     Frames,
 }
 
@@ -30,7 +30,9 @@ impl fmt::Display for ClientError {
         match self {
             Self::Socket(error) => write!(f, "the console daemon cannot be reached: {error}"),
             Self::Gone => f.write_str("the console daemon has ended"),
-            Self::Frames => f.write_str("the console daemon is of another version"),
+            Self::Frames => {
+                f.write_str("the console daemon sends what this version does not understand")
+            }
         }
     }
 }
@@ -43,7 +45,7 @@ impl From<FrameFault> for ClientError {
     }
 }
 
-/// A console that is open for a client. No call of it waits.
+/// A console that is open for a client. After [`ConsoleClient::open`], no call waits.
 #[derive(Debug)]
 pub struct ConsoleClient {
     socket: UnixStream,
@@ -119,7 +121,7 @@ impl ConsoleClient {
         Ok(count)
     }
 
-    /// Says the size of the client's window, in characters.
+    /// Says the size of the client's window, in characters. The console's pseudoterminal gets it.
     ///
     /// # Errors
     /// The daemon has ended.
@@ -138,7 +140,12 @@ impl ConsoleClient {
                 Ok(count) => drop(self.unsent.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) =>
+                {
                     // What the daemon has sent before can still be read.
                     self.unsent.clear();
                 }

@@ -6,6 +6,8 @@
 pub mod wire;
 
 use crate::backlog::Backlog;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -27,29 +29,34 @@ const SCREENFUL: (usize, usize) = (24, 8 << 10);
 
 /// The name of a console in the daemon: one life of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ConsoleId(pub u64);
+pub struct ConsoleId {
+    /// The domain's number.
+    pub domid: u16,
+    /// The number of consoles before it in this process.
+    pub count: u64,
+}
 
 /// The output of a console.
 #[derive(Clone, Copy, Debug)]
 pub struct ConsoleOutput<'c> {
-    /// The newest output.
-    pub backlog: &'c Backlog,
+    /// The newest output; none while the console is not served, or if nothing of it is left.
+    pub backlog: Option<&'c Backlog>,
     /// True if the domain is gone: there will be no more.
     pub ended: bool,
 }
 
 /// The consoles that clients can open.
 pub trait OpenConsoles {
-    /// Returns the console of a domain with this name or number, and the number.
-    fn find(&self, domain: &[u8]) -> Option<(ConsoleId, u16)>;
+    /// Returns the console of a domain with this name or number, if it is served.
+    fn find(&self, domain: &[u8]) -> Option<ConsoleId>;
 
-    /// Returns the output of a console; none if nothing of it is left.
-    fn output(&self, console: ConsoleId) -> Option<ConsoleOutput<'_>>;
+    /// Returns the output of a console.
+    fn output(&self, console: ConsoleId) -> ConsoleOutput<'_>;
 
     /// Types bytes. Returns the number that the guest has room for.
     fn type_in(&mut self, console: ConsoleId, bytes: &[u8]) -> usize;
 
-    /// Sets the size of the guest's terminal, in characters.
+    /// Sets the size of the console's pseudoterminal, in characters.
     fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16);
 }
 
@@ -70,6 +77,7 @@ pub struct ConsoleService {
     /// There may be connections to accept.
     acceptable: bool,
     clients: BTreeMap<DescriptorId, ServedClient>,
+    clients_max: usize,
 }
 
 impl ConsoleService {
@@ -87,7 +95,7 @@ impl ConsoleService {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
         listener.set_nonblocking(true)?;
         let (stream, clients) = (DescriptorId::new(), BTreeMap::new());
-        Ok(Self { listener, stream, acceptable: true, clients })
+        Ok(Self { listener, stream, acceptable: true, clients, clients_max: CLIENTS_MAX })
     }
 
     /// Returns the descriptors that are read and written until they block.
@@ -105,14 +113,15 @@ impl ConsoleService {
         }
         let client = self.clients.get_mut(&stream);
         client.is_some_and(|client| {
-            (client.readable, client.writable) = (true, true);
+            (client.readable, client.writable, client.may_be_gone) = (true, true, true);
             true
         })
     }
 
     /// Accepts clients, takes their frames, and sends them output: a little for each.
     pub fn serve(&mut self, consoles: &mut impl OpenConsoles) -> ServiceOutcome {
-        let mut outcome = ServiceOutcome { streams_changed: self.accept(), more: self.acceptable };
+        let mut outcome = ServiceOutcome { streams_changed: self.accept(), more: false };
+        let count = self.clients.len();
         self.clients.retain(|_, client| match client.turn(consoles) {
             ClientTurn::Waits => true,
             ClientTurn::HasMore => {
@@ -121,6 +130,9 @@ impl ConsoleService {
             }
             ClientTurn::Ended => false,
         });
+        // One that was not accepted for want of room or of descriptors has some now.
+        self.acceptable |= self.clients.len() < count;
+        outcome.more |= self.acceptable && self.clients.len() < self.clients_max;
         outcome
     }
 
@@ -128,7 +140,7 @@ impl ConsoleService {
     fn accept(&mut self) -> bool {
         let mut any = false;
         for _ in 0..ACCEPTS_MAX {
-            if !self.acceptable || self.clients.len() >= CLIENTS_MAX {
+            if !self.acceptable || self.clients.len() >= self.clients_max {
                 break;
             }
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -137,7 +149,7 @@ impl ConsoleService {
                     self.clients.insert(DescriptorId::new(), ServedClient::new(socket.into()));
                     any = true;
                 }
-                // Also where descriptors are short: the next connection makes another try.
+                // Also where descriptors are short: the end of a client makes another try.
                 Err(_) => self.acceptable = false,
             }
         }
@@ -153,11 +165,15 @@ struct ServedClient {
     state: ClientState,
     /// Bytes that were typed and that the guest has no room for yet.
     typed: Vec<u8>,
+    /// The size of its window, for a console that is not open yet.
+    size: Option<(u16, u16)>,
     /// Frames that are being sent, and the number of bytes that were.
     output: Vec<u8>,
     sent: usize,
     readable: bool,
     writable: bool,
+    /// There was news of the socket, which may be that the client is gone.
+    may_be_gone: bool,
 }
 
 /// The state of a client.
@@ -188,10 +204,12 @@ impl ServedClient {
             frames: FrameBuffer::default(),
             state: ClientState::New,
             typed: Vec::new(),
+            size: None,
             output: Vec::new(),
             sent: 0,
             readable: true,
             writable: true,
+            may_be_gone: false,
         }
     }
 
@@ -215,7 +233,10 @@ impl ServedClient {
 
     /// Takes frames. Nothing is read while bytes that were typed wait for room.
     fn receive(&mut self, consoles: &mut impl OpenConsoles) -> Result<(), ClientLost> {
-        if !self.readable || !self.typed.is_empty() {
+        if !self.typed.is_empty() {
+            return self.check_presence();
+        }
+        if !self.readable {
             return Ok(());
         }
         match self.frames.fill(&mut self.socket).map_err(|_| ClientLost)? {
@@ -228,7 +249,10 @@ impl ServedClient {
                 (ClientFrame::Open { access, start, domain }, ClientState::New) => {
                     self.state = ClientState::Waiting { access, start, domain: domain.to_vec() };
                 }
-                (ClientFrame::Input(typed), ClientState::Open { access, .. }) => {
+                (
+                    ClientFrame::Input(typed),
+                    ClientState::Open { access, .. } | ClientState::Waiting { access, .. },
+                ) => {
                     if *access == ClientAccess::Type {
                         self.typed.extend_from_slice(typed);
                     }
@@ -241,7 +265,8 @@ impl ServedClient {
                         consoles.set_size(*console, columns, rows);
                     }
                 }
-                (ClientFrame::Input(_) | ClientFrame::Size { .. }, ClientState::Waiting { .. }) => {
+                (ClientFrame::Size { columns, rows }, ClientState::Waiting { .. }) => {
+                    self.size = Some((columns, rows));
                 }
                 (_, ClientState::Closing) => {}
                 _ => return Err(ClientLost),
@@ -250,11 +275,23 @@ impl ServedClient {
         Ok(())
     }
 
+    /// Finds out if the client is gone, without reading.
+    fn check_presence(&mut self) -> Result<(), ClientLost> {
+        if !std::mem::take(&mut self.may_be_gone) {
+            return Ok(());
+        }
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            _ => Err(ClientLost),
+        }
+    }
+
     /// Opens the console that the client waits for, if it is there.
-    fn find(&mut self, consoles: &impl OpenConsoles) {
+    fn find(&mut self, consoles: &mut impl OpenConsoles) {
         let ClientState::Waiting { access, start, domain } = &self.state else { return };
-        let Some((console, domid)) = consoles.find(domain) else { return };
-        let Some(ConsoleOutput { backlog, .. }) = consoles.output(console) else { return };
+        let Some(console) = consoles.find(domain) else { return };
+        let Some(backlog) = consoles.output(console).backlog else { return };
         let place = match start {
             OutputStart::Now => backlog.end(),
             OutputStart::Oldest => backlog.start(),
@@ -263,8 +300,12 @@ impl ServedClient {
                 backlog.last_lines(lines, bytes)
             }
         };
-        self.state = ClientState::Open { access: *access, console, place };
-        DaemonFrame::Opened { domid, place }.put(&mut self.output);
+        let access = *access;
+        self.state = ClientState::Open { access, console, place };
+        DaemonFrame::Opened { domid: console.domid, place }.put(&mut self.output);
+        if let Some((columns, rows)) = self.size.filter(|_| access == ClientAccess::Type) {
+            consoles.set_size(console, columns, rows);
+        }
     }
 
     fn type_in(&mut self, consoles: &mut impl OpenConsoles) {
@@ -277,7 +318,8 @@ impl ServedClient {
 
     fn has_output(&self, consoles: &impl OpenConsoles) -> bool {
         let ClientState::Open { console, place, .. } = self.state else { return false };
-        consoles.output(console).is_none_or(|output| output.ended || output.backlog.end() > place)
+        let output = consoles.output(console);
+        output.ended || output.backlog.is_some_and(|backlog| backlog.end() > place)
     }
 
     /// Sends what is due, as far as the socket has room.
@@ -301,12 +343,8 @@ impl ServedClient {
     /// Puts the next frames of output.
     fn prepare_output(&mut self, consoles: &impl OpenConsoles) {
         let ClientState::Open { console, place, .. } = &mut self.state else { return };
-        let Some(output) = consoles.output(*console) else {
-            DaemonFrame::Ended.put(&mut self.output);
-            self.state = ClientState::Closing;
-            return;
-        };
-        let slice = output.backlog.from(*place);
+        let output = consoles.output(*console);
+        let slice = output.backlog.map(|backlog| backlog.from(*place)).unwrap_or_default();
         if slice.missed > 0 {
             DaemonFrame::Missed(slice.missed).put(&mut self.output);
             *place = place.saturating_add(slice.missed);
@@ -325,3 +363,47 @@ impl ServedClient {
 /// The client is gone, or does not keep to the frames.
 #[derive(Debug)]
 struct ClientLost;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No console is there.
+    struct NoConsoles;
+
+    impl OpenConsoles for NoConsoles {
+        fn find(&self, _: &[u8]) -> Option<ConsoleId> {
+            None
+        }
+
+        fn output(&self, _: ConsoleId) -> ConsoleOutput<'_> {
+            ConsoleOutput { backlog: None, ended: true }
+        }
+
+        fn type_in(&mut self, _: ConsoleId, bytes: &[u8]) -> usize {
+            bytes.len()
+        }
+
+        fn set_size(&mut self, _: ConsoleId, _: u16, _: u16) {}
+    }
+
+    #[test]
+    fn at_the_most_clients_it_waits_and_then_takes_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let mut service = ConsoleService::bind(&path).unwrap();
+        service.clients_max = 2;
+        let mut clients: Vec<UnixStream> =
+            (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        service.serve(&mut NoConsoles);
+        assert_eq!(service.clients.len(), 2);
+        let idle = service.serve(&mut NoConsoles);
+        assert!(!idle.more && !idle.streams_changed, "it has nothing to do");
+        drop(clients.remove(0));
+        let streams: Vec<DescriptorId> = service.streams().map(|(stream, _)| stream).collect();
+        assert!(streams.into_iter().all(|stream| service.ready(stream)));
+        assert!(service.serve(&mut NoConsoles).more, "the third waits in the queue");
+        assert!(service.serve(&mut NoConsoles).streams_changed);
+        assert_eq!(service.clients.len(), 2);
+    }
+}

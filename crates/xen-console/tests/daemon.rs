@@ -709,6 +709,60 @@ fn the_last_words_of_a_domain_reach_its_clients() {
 }
 
 #[test]
+fn what_is_typed_before_the_console_is_there_reaches_the_guest() {
+    let Some(mut scene) = Scene::start("console_typed_early", &[]) else { return };
+    let mut guest = scene.guest("a");
+    scene.terminal(&guest);
+    let served = |scene: &Scene| scene.host.log("consoled.log").matches("console: served").count();
+    until("it is served", || served(&scene) == 1);
+    scene.host.tool.rm(format!("/local/domain/{}/console", guest.domid)).unwrap();
+    // Another guest's console is looked at afterwards.
+    let other = scene.guest("other");
+    scene.terminal(&other);
+    let mut client = WatchingClient::open(&scene, &guest, ClientAccess::Type, OutputStart::Now);
+    client.client.set_size(132, 50).unwrap();
+    assert_eq!(client.client.type_in(b"quit\n").unwrap(), 5);
+    guest.tell("echo");
+    scene.write_nodes(&guest);
+    guest.heard("done echo");
+    let terminal = open_terminal(&scene.terminal(&guest));
+    let size = rustix::termios::tcgetwinsize(&terminal).unwrap();
+    assert_eq!((size.ws_col, size.ws_row), (132, 50));
+    until("it is open", || {
+        client.look();
+        client.opened
+    });
+}
+
+#[test]
+fn a_client_that_goes_while_the_guest_does_not_read_is_let_go() {
+    let Some(mut scene) = Scene::start("console_client_goes", &[]) else { return };
+    let guest = scene.guest("a");
+    scene.terminal(&guest);
+    let descriptors = format!("/proc/{}/fd", scene.daemon.id());
+    let count = || std::fs::read_dir(&descriptors).unwrap().count();
+    let before = count();
+    let mut clients: Vec<WatchingClient> = (0..20)
+        .map(|_| WatchingClient::open(&scene, &guest, ClientAccess::Type, OutputStart::Now))
+        .collect();
+    for client in &mut clients {
+        // More than the guest's ring has room for.
+        for _ in 0..4 {
+            client.client.type_in(&[b'x'; 1000]).unwrap();
+        }
+    }
+    until("they are served", || {
+        clients.iter_mut().all(|client| {
+            client.look();
+            client.opened
+        })
+    });
+    assert_eq!(count(), before + clients.len());
+    drop(clients);
+    until("they are let go", || count() == before);
+}
+
+#[test]
 fn a_client_that_keeps_to_no_frame_is_sent_away() {
     let Some(mut scene) = Scene::start("console_bad_client", &[]) else { return };
     let mut guest = scene.guest("a");

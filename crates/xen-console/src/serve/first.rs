@@ -175,7 +175,8 @@ impl FirstConsoles {
         // The first event comes at once.
         store.watch(nodes::folder(domid), token(domid))?;
         self.count = self.count.saturating_add(1);
-        self.domains.insert(domid, ConsoleSlot::new(ConsoleId(self.count)));
+        let id = ConsoleId { domid: domid.0, count: self.count };
+        self.domains.insert(domid, ConsoleSlot::new(id));
         Ok(())
     }
 
@@ -237,6 +238,11 @@ impl FirstConsoles {
             Err(ConnectFailure::Other(error)) => self.retry(domid, error),
         }
         Ok(())
+    }
+
+    /// Returns the domain of a console, while it is there.
+    fn slot(&self, console: ConsoleId) -> Option<&ConsoleSlot> {
+        self.domains.get(&DomId(console.domid)).filter(|slot| slot.id == console)
     }
 
     fn set_state(&mut self, domid: DomId, state: ConsoleState) {
@@ -516,42 +522,41 @@ impl DeviceSet for FirstConsoles {
 }
 
 impl OpenConsoles for FirstConsoles {
-    fn find(&self, domain: &[u8]) -> Option<(ConsoleId, u16)> {
-        let number = parse(domain);
-        let named = |(domid, slot): &(&DomId, &ConsoleSlot)| {
-            Some(**domid) == number || (number.is_none() && slot.name == domain)
+    fn find(&self, domain: &[u8]) -> Option<ConsoleId> {
+        let slot = match parse(domain) {
+            Some(domid) => self.domains.get(&domid),
+            // A domain without a name has none that could be asked for.
+            None if domain.is_empty() => None,
+            None => self.domains.values().find(|slot| slot.name == domain),
         };
-        let (domid, slot) = self.domains.iter().find(named)?;
-        matches!(slot.state, ConsoleState::Served { .. }).then_some((slot.id, domid.0))
+        slot.filter(|slot| matches!(slot.state, ConsoleState::Served { .. })).map(|slot| slot.id)
     }
 
-    fn output(&self, console: ConsoleId) -> Option<ConsoleOutput<'_>> {
-        if let Some(slot) = self.domains.values().find(|slot| slot.id == console) {
-            let kept = slot.kept.as_ref().map(|(_, backlog)| backlog);
+    fn output(&self, console: ConsoleId) -> ConsoleOutput<'_> {
+        if let Some(slot) = self.slot(console) {
             let backlog = match &slot.state {
-                ConsoleState::Served { console, .. } => console.backlog(),
-                _ => kept?,
+                ConsoleState::Served { console, .. } => Some(console.backlog()),
+                _ => slot.kept.as_ref().map(|(_, backlog)| backlog),
             };
-            return Some(ConsoleOutput { backlog, ended: false });
+            return ConsoleOutput { backlog, ended: false };
         }
-        let ended = self.ended.iter().find(|ended| ended.id == console)?;
-        Some(ConsoleOutput { backlog: &ended.backlog, ended: true })
+        let ended = self.ended.iter().find(|ended| ended.id == console);
+        ConsoleOutput { backlog: ended.map(|ended| &ended.backlog), ended: true }
     }
 
     fn type_in(&mut self, console: ConsoleId, bytes: &[u8]) -> usize {
-        let slot = self.domains.values_mut().find(|slot| slot.id == console);
-        match slot.map(|slot| &mut slot.state) {
+        let slot = self.domains.get_mut(&DomId(console.domid));
+        match slot.filter(|slot| slot.id == console).map(|slot| &mut slot.state) {
             Some(ConsoleState::Served { console, .. }) => console.type_in(bytes),
+            // It is for the ring that follows.
+            Some(ConsoleState::Absent | ConsoleState::Retrying { .. }) => 0,
             // Nobody takes it any more.
-            _ => bytes.len(),
+            Some(ConsoleState::Failed { .. }) | None => bytes.len(),
         }
     }
 
     fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16) {
-        let slot = self.domains.values().find(|slot| slot.id == console);
-        if let Some(ConsoleState::Served { console, .. }) = slot.map(|slot| &slot.state)
-            && let Some(terminal) = console.terminal()
-        {
+        if let Some(terminal) = self.slot(console).and_then(ConsoleSlot::terminal) {
             // It is for programs that ask the terminal; without it they have 80 by 24.
             let _ = terminal.pty().set_size(columns, rows);
         }

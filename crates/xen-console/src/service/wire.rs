@@ -15,7 +15,7 @@
 //! | 17 opened | daemon | the domain's number, 2 bytes; the place of the first byte, 8 bytes |
 //! | 18 output | daemon | bytes of the guest |
 //! | 19 missed | daemon | the number of bytes that the client has not got, 8 bytes |
-//! | 20 ended | daemon | none: the domain is gone, and all of its output was sent |
+//! | 20 ended | daemon | none: the domain is gone, and all that the daemon has kept of its output was sent |
 //! | 21 refused | daemon | a sentence; the daemon then closes the connection |
 
 use std::io::{self, Read};
