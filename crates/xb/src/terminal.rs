@@ -1,11 +1,13 @@
 //! The terminal of this program's user: raw while a console is shown, and afterwards as it was.
 
+use rustix::fs::{Mode, OFlags};
 use rustix::termios::{
-    OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr,
+    OptionalActions, QueueSelector, Termios, Winsize, isatty, tcflush, tcgetattr, tcgetwinsize,
+    tcsetattr, ttyname,
 };
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// A terminal in raw mode. It gets its earlier mode when this is dropped.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ impl RawTerminal {
         let earlier = tcgetattr(&terminal)?;
         let mut raw = earlier.clone();
         raw.make_raw();
-        tcsetattr(&terminal, OptionalActions::Drain, &raw)?;
+        tcsetattr(&terminal, OptionalActions::Now, &raw)?;
         Ok(Some(Self { terminal, earlier }))
     }
 
@@ -41,8 +43,77 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // Output that the terminal has not shown yet is shown in raw mode.
-        let _ = tcsetattr(&self.terminal, OptionalActions::Drain, &self.earlier);
+        // A guest can make the terminal answer by a sequence of characters. The answer is not for the
+        // shell. Output is not waited for: the terminal may be stopped.
+        let _ = tcflush(&self.terminal, QueueSelector::IFlush);
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.earlier);
+    }
+}
+
+/// Standard output, for bytes that come while other things are waited for.
+#[derive(Debug)]
+pub(crate) struct PatientOutput {
+    output: File,
+    /// Bytes that are to be written, and the number of those that were.
+    waiting: Vec<u8>,
+    written: usize,
+}
+
+impl PatientOutput {
+    /// The most bytes of a write: a pipe that can be written has room for them.
+    const WRITE_MAX: usize = 4096;
+
+    /// Opens standard output anew if it is a terminal, as its mode of waiting is shared with other
+    /// programs.
+    ///
+    /// # Errors
+    /// There are no descriptors.
+    pub(crate) fn of_standard_output() -> io::Result<Self> {
+        let own = io::stdout().as_fd().try_clone_to_owned()?;
+        let name = ttyname(&own, Vec::new()).ok();
+        let anew = name.and_then(|name| {
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            rustix::fs::open(name, flags, Mode::empty()).ok()
+        });
+        Ok(Self { output: File::from(anew.unwrap_or(own)), waiting: Vec::new(), written: 0 })
+    }
+
+    /// Returns the number of bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len().saturating_sub(self.written)
+    }
+
+    /// Adds bytes.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.waiting.extend_from_slice(bytes);
+    }
+
+    /// Writes some bytes that wait. It is called once the output can be written.
+    ///
+    /// # Errors
+    /// The output is gone.
+    pub(crate) fn write_some(&mut self) -> io::Result<()> {
+        let left = self.waiting.get(self.written..).unwrap_or_default();
+        match self.output.write(left.get(..Self::WRITE_MAX).unwrap_or(left)) {
+            Ok(count) => self.written += count,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error),
+        }
+        if self.len() == 0 {
+            self.waiting.clear();
+            self.written = 0;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for PatientOutput {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.output.as_fd()
     }
 }
 

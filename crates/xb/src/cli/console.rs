@@ -2,11 +2,14 @@
 
 use super::options::GlobalOptions;
 use crate::host::HostPlatform;
-use crate::terminal::{EscapeKey, RawTerminal};
+use crate::terminal::{EscapeKey, PatientOutput, RawTerminal};
+use crate::text::clean;
 use crate::{Error, domain};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, Read, Write};
+use rustix::io::Errno;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +24,12 @@ const SAID_AFTER: Duration = Duration::from_secs(2);
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 /// The interval between two tries to reach it.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// The most bytes of output that are taken from the daemon before they are shown.
+const SHOWN_MAX: usize = 16 << 10;
+/// The most bytes that wait for a guest that does not read. More are dropped, with a sound.
+const TYPED_MAX: usize = 4096;
+/// Ctrl-C, which ends a console that is only watched.
+const INTERRUPT: u8 = 3;
 
 #[derive(Args, Debug)]
 pub(crate) struct ConsoleArguments {
@@ -49,33 +58,34 @@ pub(crate) fn run(options: &GlobalOptions, console: &ConsoleArguments) -> Result
         HostPlatform::Xen(_) => "start the daemon with: systemctl start xenbus-xenconsoled".into(),
     };
     drop(host);
-    let terminal = if console.read_only {
-        None
-    } else {
-        let terminal = RawTerminal::of_input().map_err(Error::io("the terminal"))?;
-        let missing = || {
-            let name = &found.name;
-            Error::Refused(format!(
-                "standard input is no terminal; to watch: xb console --read-only {name}"
-            ))
-        };
-        Some(terminal.ok_or_else(missing)?)
-    };
+    // Before the terminal is changed.
+    let signals = ConsoleSignals::catch()?;
+    let terminal = RawTerminal::of_input().map_err(Error::io("the terminal"))?;
+    let name = clean(&found.name);
+    if terminal.is_none() && !console.read_only {
+        return Err(Error::Refused(format!(
+            "standard input is no terminal; to watch: xb console --read-only {name}"
+        )));
+    }
+    let access = if console.read_only { ClientAccess::Watch } else { ClientAccess::Type };
+    let output = PatientOutput::of_standard_output().map_err(Error::io("the output"))?;
     let mut shown = ShownConsole {
         socket,
         domain: found.info.domid.to_string(),
-        name: found.name,
+        name,
         remedy,
         escape: console.escape,
+        access,
         terminal,
-        signals: ConsoleSignals::catch()?,
-        place: OutputStart::Screenful,
+        output,
+        signals,
+        typed: Vec::new(),
     };
     let ended = shown.show();
     // Before anything is printed: the terminal is as it was.
     drop(shown.terminal.take());
     match ended? {
-        ConsoleEnd::Escape => Ok(0),
+        ConsoleEnd::Key => Ok(0),
         ConsoleEnd::Domain => {
             eprintln!("\nxb: {} has ended", shown.name);
             Ok(0)
@@ -88,7 +98,7 @@ pub(crate) fn run(options: &GlobalOptions, console: &ConsoleArguments) -> Result
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum ConsoleEnd {
     /// The user has typed the key.
-    Escape,
+    Key,
     /// The domain has ended.
     Domain,
     /// This signal has come.
@@ -103,90 +113,126 @@ struct ShownConsole {
     /// The remedy where no daemon serves.
     remedy: String,
     escape: EscapeKey,
+    access: ClientAccess,
     terminal: Option<RawTerminal>,
+    output: PatientOutput,
     signals: ConsoleSignals,
-    place: OutputStart,
+    /// Bytes that were typed and that the daemon has no room for yet.
+    typed: Vec<u8>,
 }
 
 impl ShownConsole {
     /// Shows the console until its end, also over a new start of the daemon.
     fn show(&mut self) -> Result<ConsoleEnd, Error> {
-        let mut client = self.open().map_err(|error| {
+        let mut client = self.open(OutputStart::Screenful).map_err(|error| {
             let (name, remedy) = (&self.name, &self.remedy);
             Error::Refused(format!("nobody serves the console of {name}: {error}; {remedy}"))
         })?;
+        let mut was_open = Instant::now();
         loop {
-            match self.serve(&mut client) {
+            let error = match self.serve(&mut client, &mut was_open) {
                 Ok(end) => return Ok(end),
-                Err(ShowFailure::Daemon(error)) => client = self.reopen(&error)?,
-                Err(ShowFailure::Output(error)) => return Err(Error::io("the output")(error)),
+                Err(ShowFailure::Output(error)) => return Err(Error::io("the terminal")(error)),
+                Err(ShowFailure::Refused(sentence)) => return Err(Error::Refused(sentence)),
+                Err(ShowFailure::Daemon(error @ ClientError::Frames)) => {
+                    return Err(self.is_gone(&error));
+                }
+                Err(ShowFailure::Daemon(error)) => error,
+            };
+            match self.reopen(&error, was_open + BACK_WITHIN)? {
+                Ok(opened) => client = opened,
+                Err(end) => return Ok(end),
             }
         }
     }
 
-    fn open(&self) -> Result<ConsoleClient, ClientError> {
-        let access = if self.terminal.is_some() { ClientAccess::Type } else { ClientAccess::Watch };
-        ConsoleClient::open(&self.socket, self.domain.as_bytes(), access, self.place)
+    fn open(&self, start: OutputStart) -> Result<ConsoleClient, ClientError> {
+        ConsoleClient::open(&self.socket, self.domain.as_bytes(), self.access, start)
     }
 
-    /// Waits for a daemon that is started again.
-    fn reopen(&mut self, error: &ClientError) -> Result<ConsoleClient, Error> {
-        // What came before is on the terminal.
-        self.place = OutputStart::Now;
-        let end = Instant::now() + BACK_WITHIN;
-        while Instant::now() < end && self.signals.number().is_none() {
-            if let Ok(client) = self.open() {
-                return Ok(client);
+    fn is_gone(&self, error: &ClientError) -> Error {
+        let (name, remedy) = (&self.name, &self.remedy);
+        Error::Refused(format!("the console of {name} is gone: {error}; {remedy}"))
+    }
+
+    /// Waits for a daemon that is started again, at most until `end`.
+    fn reopen(
+        &mut self,
+        error: &ClientError,
+        end: Instant,
+    ) -> Result<Result<ConsoleClient, ConsoleEnd>, Error> {
+        while Instant::now() < end {
+            if let Some(end) =
+                self.wait(None, Some(TRY_AGAIN)).map_err(Error::io("the terminal"))?
+            {
+                return Ok(Err(end));
             }
-            std::thread::sleep(TRY_AGAIN);
+            // A daemon that was started again has what came since the end of the earlier one.
+            if let Ok(client) = self.open(OutputStart::Oldest) {
+                return Ok(Ok(client));
+            }
         }
-        Err(Error::Refused(format!(
-            "the console of {} is gone: {error}; {}",
-            self.name, self.remedy
-        )))
+        Err(self.is_gone(error))
     }
 
-    /// Shows output and sends keys, until an end.
-    fn serve(&mut self, client: &mut ConsoleClient) -> Result<ConsoleEnd, ShowFailure> {
-        let (mut out, begin) = (io::stdout().lock(), Instant::now());
-        let (mut typed, mut opened, mut said) = (Vec::new(), false, false);
+    /// Shows output and sends keys, until an end. `was_open` becomes the last time at which the console
+    /// was open.
+    fn serve(
+        &mut self,
+        client: &mut ConsoleClient,
+        was_open: &mut Instant,
+    ) -> Result<ConsoleEnd, ShowFailure> {
+        let begin = Instant::now();
+        let (mut is_open, mut is_said) = (false, false);
         self.send_size(client)?;
         loop {
-            while client.receive()? {
-                while let Some(frame) = client.next_frame()? {
-                    match frame {
-                        DaemonFrame::Opened { .. } => opened = true,
-                        DaemonFrame::Output(bytes) => out.write_all(bytes)?,
-                        DaemonFrame::Missed(count) => {
-                            write!(out, "\r\n[{count} bytes of output were not shown]\r\n")?;
-                        }
-                        DaemonFrame::Ended => {
-                            out.flush()?;
-                            return Ok(ConsoleEnd::Domain);
-                        }
-                        DaemonFrame::Refused(sentence) => out.write_all(sentence)?,
+            if self.output.len() == 0 {
+                client.receive()?;
+            }
+            while self.output.len() < SHOWN_MAX {
+                // The end of the daemon comes once all that it had sent was taken.
+                let Some(frame) = client.next_frame()? else { break };
+                match frame {
+                    DaemonFrame::Opened { .. } => is_open = true,
+                    DaemonFrame::Output(bytes) => self.output.push(bytes),
+                    DaemonFrame::Missed(count) => {
+                        let words = format!("\r\n[{count} bytes of output were not shown]\r\n");
+                        self.output.push(words.as_bytes());
+                    }
+                    DaemonFrame::Ended => return self.finish(),
+                    DaemonFrame::Refused(sentence) => {
+                        let sentence = clean(&String::from_utf8_lossy(sentence));
+                        return Err(ShowFailure::Refused(sentence));
                     }
                 }
             }
-            // The end of the daemon, once all that it had sent was shown.
-            client.next_frame()?;
-            out.flush()?;
-            if let Some(number) = self.signals.number() {
-                return Ok(ConsoleEnd::Signal(number));
+            if is_open {
+                *was_open = Instant::now();
             }
             if self.signals.resized() {
                 self.send_size(client)?;
             }
-            let count = client.type_in(&typed)?;
-            typed.drain(..count);
-            if !opened && !said && begin.elapsed() >= SAID_AFTER {
-                said = true;
+            let count = client.type_in(&self.typed)?;
+            self.typed.drain(..count);
+            if !is_open && !is_said && begin.elapsed() >= SAID_AFTER {
+                is_said = true;
                 eprint!("xb: the console of {} is not there yet; waiting\r\n", self.name);
             }
-            if self.wait(client, &mut typed, opened || said)? {
-                return Ok(ConsoleEnd::Escape);
+            let within = (!is_open && !is_said).then_some(SAID_AFTER);
+            if let Some(end) = self.wait(Some(client), within)? {
+                return Ok(end);
             }
         }
+    }
+
+    /// Shows what is left of the output of a domain that has ended.
+    fn finish(&mut self) -> Result<ConsoleEnd, ShowFailure> {
+        while self.output.len() > 0 {
+            if let Some(end) = self.wait(None, None)? {
+                return Ok(end);
+            }
+        }
+        Ok(ConsoleEnd::Domain)
     }
 
     fn send_size(&self, client: &mut ConsoleClient) -> Result<(), ClientError> {
@@ -196,51 +242,86 @@ impl ShownConsole {
         }
     }
 
-    /// Waits for anything, and reads what was typed. Returns true if that is the key that ends the
-    /// console.
+    /// Waits for anything, at most `within`; shows output, and reads what was typed.
     fn wait(
-        &self,
-        client: &ConsoleClient,
-        typed: &mut Vec<u8>,
-        is_calm: bool,
-    ) -> Result<bool, ShowFailure> {
-        let mut flags = PollFlags::IN;
-        if client.has_unsent() {
-            flags |= PollFlags::OUT;
-        }
+        &mut self,
+        client: Option<&ConsoleClient>,
+        within: Option<Duration>,
+    ) -> io::Result<Option<ConsoleEnd>> {
         let input = io::stdin();
+        let has_output = self.output.len() > 0;
         let mut fds = vec![
-            PollFd::new(client, flags),
             PollFd::new(&self.signals.ends, PollFlags::IN),
             PollFd::new(&self.signals.sizes, PollFlags::IN),
         ];
-        let reads = self.terminal.is_some() && typed.is_empty();
-        if reads {
-            fds.push(PollFd::new(&input, PollFlags::IN));
-        }
-        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        match poll(&mut fds, if is_calm { None } else { Some(&second) }) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(ShowFailure::Output(errno.into())),
-        }
-        let has_input = fds.get(3).is_some_and(|fd| !fd.revents().is_empty());
-        if has_input {
-            let mut bytes = [0; 1024];
-            let count = rustix::io::read(&input, &mut bytes).map_err(io::Error::from)?;
-            if count == 0 {
-                // The terminal is gone.
-                return Err(ShowFailure::Output(io::ErrorKind::UnexpectedEof.into()));
+        let mut add = |fd, flags| {
+            fds.push(fd_with(fd, flags));
+            fds.len() - 1
+        };
+        let output = has_output.then(|| add(self.output.as_fd(), PollFlags::OUT));
+        let keys = self.terminal.as_ref().map(|_| add(input.as_fd(), PollFlags::IN));
+        if let Some(client) = client {
+            // What is shown first makes room for more.
+            let reads = if has_output { PollFlags::empty() } else { PollFlags::IN };
+            let writes = if client.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
+            if !(reads | writes).is_empty() {
+                add(client.as_fd(), reads | writes);
             }
-            typed.extend_from_slice(bytes.get(..count).unwrap_or_default());
         }
-        Ok(has_input && self.escape.ends(typed))
+        let within = within.map(|within| Timespec {
+            tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: within.subsec_nanos().into(),
+        });
+        match poll(&mut fds, within.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let is_ready = |at: Option<usize>| {
+            at.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty())
+        };
+        let (shows, reads) = (is_ready(output), is_ready(keys));
+        drop(fds);
+        if let Some(number) = self.signals.number() {
+            return Ok(Some(ConsoleEnd::Signal(number)));
+        }
+        if shows {
+            self.output.write_some()?;
+        }
+        if reads { self.read_keys() } else { Ok(None) }
     }
+
+    /// Reads what was typed, which may be the key that ends the console.
+    fn read_keys(&mut self) -> io::Result<Option<ConsoleEnd>> {
+        let mut bytes = [0; 1024];
+        let count = rustix::io::read(io::stdin(), &mut bytes)?;
+        if count == 0 {
+            // The terminal is gone.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let keys = bytes.get(..count).unwrap_or_default();
+        let watches = self.access == ClientAccess::Watch;
+        if self.escape.ends(keys) || (watches && keys == [INTERRUPT]) {
+            return Ok(Some(ConsoleEnd::Key));
+        }
+        if !watches && self.typed.len() + keys.len() <= TYPED_MAX {
+            self.typed.extend_from_slice(keys);
+        } else if !watches {
+            self.output.push(b"\x07");
+        }
+        Ok(None)
+    }
+}
+
+fn fd_with(fd: BorrowedFd<'_>, flags: PollFlags) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, flags)
 }
 
 /// The reason why a console cannot be shown further.
 enum ShowFailure {
     /// The daemon.
     Daemon(ClientError),
+    /// The daemon's sentence.
+    Refused(String),
     /// The terminal.
     Output(io::Error),
 }
@@ -267,7 +348,7 @@ struct ConsoleSignals {
 
 impl ConsoleSignals {
     fn catch() -> Result<Self, Error> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
         let failed = || Error::io("signals");
         let pair = || -> io::Result<(UnixStream, UnixStream)> {
             let (reader, writer) = UnixStream::pair()?;
@@ -277,7 +358,7 @@ impl ConsoleSignals {
         let (ends, end) = pair().map_err(failed())?;
         let (sizes, size) = pair().map_err(failed())?;
         let caught = Arc::default();
-        for signal in [SIGTERM, SIGHUP, SIGINT] {
+        for signal in [SIGTERM, SIGHUP, SIGINT, SIGQUIT] {
             let number = usize::try_from(signal).unwrap_or(0);
             let flag = Arc::clone(&caught);
             signal_hook::flag::register_usize(signal, flag, number).map_err(failed())?;
