@@ -182,6 +182,19 @@ impl TestHost {
         fuse.is_ok()
     }
 
+    /// True if disks can be mounted by the host's kernel here; reports it where not.
+    pub(crate) fn can_mount(&self, test: &str) -> bool {
+        if !rustix::process::geteuid().is_root() {
+            conformance::skip(test, "only root has disks mounted");
+            return false;
+        }
+        if let Err(error) = std::fs::File::open("/dev/loop-control") {
+            conformance::skip(test, &format!("/dev/loop-control: {error}"));
+            return false;
+        }
+        self.has_fuse(test)
+    }
+
     /// Checks that all is down, and that nothing is left.
     pub(crate) fn nothing_is_left(&self) {
         let left = traces::remaining(self.folder.path(), &self.before);
