@@ -18,7 +18,7 @@ use xenstore::{Client, Store};
 pub use ended::{EndedGuest, find_ended, list_with_ended};
 
 /// True if an error says that a node does not exist.
-fn is_missing(error: &xenstore::Error) -> bool {
+pub(crate) fn is_missing(error: &xenstore::Error) -> bool {
     error.refusal().is_some() && error.errno() == xen::Error::NoEnt.errno()
 }
 

@@ -56,9 +56,33 @@ pub fn examine(
 ) -> Result<Diagnosis, Error> {
     let mut diagnosis = Diagnosis::default();
     for domain in domains {
-        examine_domain(host, domain.info.domid, device, &mut diagnosis)?;
+        let read = examine_domain(host, domain.info.domid, device, &mut diagnosis);
+        let whole = || format!("domain {}", domain.info.domid);
+        unless_of_one(read, whole, &mut diagnosis.unknown)?;
     }
     Ok(diagnosis)
+}
+
+/// Notes an error that is about one domain or device as unknown, so that the others are examined.
+fn unless_of_one<T>(
+    read: Result<T, Error>,
+    what: impl FnOnce() -> String,
+    unknown: &mut Vec<String>,
+) -> Result<Option<T>, Error> {
+    let error = match read {
+        Ok(read) => return Ok(Some(read)),
+        Err(error) => error,
+    };
+    let is_of_one = match &error {
+        Error::Store(error) => !xenbus::Error::from(error.clone()).is_store_gone(),
+        Error::Platform { .. } => !error.is_late(),
+        _ => false,
+    };
+    if !is_of_one {
+        return Err(error);
+    }
+    unknown.push(format!("if {} is well: {error}", what()));
+    Ok(None)
 }
 
 /// Adds what is wrong with the host besides its domains, and what its guests do without.
@@ -100,12 +124,14 @@ fn examine_domain(
             unknown.insert(format!("if {} uses its {}", guest.name, device.kind));
             continue;
         }
-        let facts = read::device(host, &device)?;
-        let number = device.id.devid.to_string();
-        if which.is_some_and(|which| which != facts.name && which != number) {
+        let (name, number) = (read::name_of(&device), device.id.devid.to_string());
+        if which.is_some_and(|which| which != name && which != number) {
             continue;
         }
         known += 1;
+        let read = read::device(host, &device);
+        let what = || format!("{name} of {}", guest.name);
+        let Some(facts) = unless_of_one(read, what, &mut diagnosis.unknown)? else { continue };
         if facts.service == ServiceProcess::Unknown {
             let (kind, domid) = (&device.backend_kind, device.backend);
             unknown.insert(format!("if a process serves {kind} in domain {domid}"));

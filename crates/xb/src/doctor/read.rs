@@ -106,6 +106,12 @@ fn quota(line: &str) -> Option<QuotaUse> {
     })
 }
 
+/// Returns a device's name: `xvda`, `vif 0`.
+pub(super) fn name_of(device: &NewDevice) -> String {
+    let (kind, devid) = (&device.kind, device.id.devid);
+    if kind == "vbd" { vbd::name(devid) } else { format!("{kind} {devid}") }
+}
+
 /// Reads the facts about a device.
 pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts, Error> {
     let (front, back) = (device.frontend_path(), device.backend_path());
@@ -127,11 +133,7 @@ pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts,
     let rings = store.list(&front)?;
     let names_ring = |name: &String| name.contains("ring-ref") || name.starts_with("queue-");
     Ok(DeviceFacts {
-        name: if device.kind == "vbd" {
-            vbd::name(device.id.devid)
-        } else {
-            format!("{} {}", device.kind, device.id.devid)
-        },
+        name: name_of(device),
         front: end(store, &front, [(frontend, "write"), (backend, "read")], (frontend, backend))?,
         back: end(store, &back, [(frontend, "read"), (backend, "write")], (backend, frontend))?,
         wanted,
@@ -164,17 +166,19 @@ fn last_line(log: &Path, words: &str) -> Option<String> {
 /// Reads an end with its state node, which these domains need; its nodes are to belong to the first
 /// of `owner_and_reader`, and to be readable for the other.
 fn end(
-    store: &mut Client,
+    store: &mut impl Store,
     path: &str,
     needs: [(DomId, &'static str); 2],
     owner_and_reader: (DomId, DomId),
-) -> Result<EndFacts, Error> {
+) -> Result<EndFacts, xenstore::Error> {
     let node = format!("{path}/state");
-    let state = store.try_read(&node)?;
+    let mut state = store.try_read(&node)?;
     let error = store.try_read(format!("{path}/error"))?.map(ReportedError::parse);
     let mut barred = None;
-    if state.is_some() {
-        let perms = store.get_perms(&node)?;
+    let perms = if state.is_some() { perms_of(store, &node)? } else { None };
+    // Whoever owns it may have removed it meanwhile.
+    state = state.filter(|_| perms.is_some());
+    if let Some(perms) = perms {
         let missing = needs.into_iter().find(|(domid, access)| !allows(&perms, *domid, access));
         barred = missing.map(|(domid, access)| {
             let (owner, reader) = owner_and_reader;
@@ -189,6 +193,14 @@ fn end(
         error,
         barred,
     })
+}
+
+/// Returns the permissions of a node; `None` if it does not exist.
+fn perms_of(store: &mut impl Store, node: &str) -> Result<Option<Vec<Perm>>, xenstore::Error> {
+    match store.get_perms(node) {
+        Err(error) if domain::is_missing(&error) => Ok(None),
+        perms => perms.map(Some),
+    }
 }
 
 /// True if permissions let a domain `read` or `write`.

@@ -3,8 +3,12 @@
 use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use xenstore::Store;
+
+/// The number of runs of the doctor while a guest writes.
+const WRITTEN_RUNS: u32 = 10;
 
 /// A guest with one disk, that does nothing.
 fn guest_with_disk(host: &TestHost) -> String {
@@ -266,6 +270,37 @@ fn a_guest_without_a_quota_or_pages_is_named() {
         said.contains("small can grant no more pages for one more device").then_some(output)
     });
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// A guest may write its end of a device, also while the doctor reads it.
+#[test]
+fn a_guest_that_writes_all_the_time_does_not_hide_the_others() {
+    let host = TestHost::up("doctor-writes");
+    host.ok(&["create", &host.config("bare", "kernel = \"/bin/sleep\"\nextra = \"1000\"")]);
+    host.ok(&["disk", "attach", "--no-wait", "bare", "vdev=xvdb,target=memory:1048576"]);
+    host.ok(&["create", &host.config("held", "extra = \"exec sleep 1000\"")]);
+    host.ok(&["pause", "held"]);
+    let socket = host.path("h/store");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut store = xenstore::Client::connect(socket).unwrap();
+            let state = "/local/domain/1/device/vbd/51728/state";
+            while !is_over.load(Ordering::Relaxed) {
+                store.write(state, "1").unwrap();
+                store.remove(state).unwrap();
+            }
+        });
+        let ends = (0..WRITTEN_RUNS).all(|_| {
+            let output = host.run(&["doctor"]);
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            output.status.code() == Some(1) && said.contains("held is paused")
+        });
+        is_over.store(true, Ordering::Relaxed);
+        assert!(ends, "{}", String::from_utf8_lossy(&host.run(&["doctor"]).stderr));
+    });
+    host.ok(&["destroy", "bare"]);
+    host.ok(&["destroy", "held"]);
 }
 
 /// Returns the letters of a disk's name.
