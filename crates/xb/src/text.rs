@@ -6,10 +6,14 @@ use std::time::Duration;
 #[must_use]
 pub fn short(text: &str) -> String {
     const MOST: usize = 60;
-    if text.chars().count() <= MOST {
+    cut(text, MOST)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
         return text.into();
     }
-    text.chars().take(MOST).chain("...".chars()).collect()
+    text.chars().take(most).chain("...".chars()).collect()
 }
 
 /// Converts bytes of the store to text; a byte that is no UTF-8 becomes U+FFFD.
@@ -19,10 +23,62 @@ pub fn lossy(bytes: Vec<u8>) -> String {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Cleans text that a guest may have written, for one line: nothing in it moves the cursor.
+/// Cleans text that a guest may have written, for one line: nothing in it moves the cursor, and
+/// nothing turns round or hides what stands beside it.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+    let letters = text.chars().filter(|letter| !is_format(*letter));
+    letters.map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}
+
+/// The characters of Unicode that format others (general category Cf), and its separators of lines
+/// and paragraphs: first and last of each range.
+const FORMATS: [(char, char); 21] = [
+    ('\u{ad}', '\u{ad}'),
+    ('\u{600}', '\u{605}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{6dd}', '\u{6dd}'),
+    ('\u{70f}', '\u{70f}'),
+    ('\u{890}', '\u{891}'),
+    ('\u{8e2}', '\u{8e2}'),
+    ('\u{180e}', '\u{180e}'),
+    ('\u{200b}', '\u{200f}'),
+    ('\u{2028}', '\u{202e}'),
+    ('\u{2060}', '\u{2064}'),
+    ('\u{2066}', '\u{206f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{fff9}', '\u{fffb}'),
+    ('\u{110bd}', '\u{110bd}'),
+    ('\u{110cd}', '\u{110cd}'),
+    ('\u{13430}', '\u{1343f}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0001}', '\u{e0001}'),
+    ('\u{e0020}', '\u{e007f}'),
+];
+
+/// True for characters that are not shown, and change how others are.
+pub(crate) fn is_format(letter: char) -> bool {
+    FORMATS.iter().any(|(first, last)| (*first..=*last).contains(&letter))
+}
+
+/// The most characters of another domain's text that a sentence repeats.
+const FOREIGN_MAX: usize = 160;
+
+/// Quotes a text of another domain, cleaned and cut: it ends where it seems to end.
+#[must_use]
+pub fn foreign(text: &str) -> String {
+    format!("\"{}\"", cut(&clean(text).replace('"', "'"), FOREIGN_MAX))
+}
+
+/// Quotes a word for a shell, where it has to be.
+#[must_use]
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@,".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Cleans text as [`clean`] does, in pieces, but keeps line ends and tabs; `last` is the byte
@@ -105,6 +161,25 @@ mod tests {
         clean_lines(&mut first, &mut last);
         clean_lines(&mut second, &mut last);
         assert_eq!((&first[..], &second[..]), (&b"a?[2J?\n\tb\xc2"[..], &b"?1A\xc3\x84"[..]));
+    }
+
+    #[test]
+    fn foreign_text_ends_where_it_seems_to_end() {
+        assert_eq!(clean("a\u{202e}b\u{2066}\u{200b}c\n\u{9b}d"), "abc??d");
+        assert_eq!(foreign("no\"; run: \u{202e}x"), "\"no'; run: x\"");
+        let long = "é".repeat(FOREIGN_MAX + 1);
+        assert_eq!(foreign(&long), format!("\"{}...\"", "é".repeat(FOREIGN_MAX)));
+        assert_eq!(foreign(&long[2..]), format!("\"{}\"", &long[2..]));
+    }
+
+    /// A shell reads the word that was quoted.
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for word in ["", "web", "a b", "$(id)", "a'b", "x; id #", "'; id; '", "\\", "-n\n*"] {
+            let script = format!("printf %s {}", shell_word(word));
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(output.stdout, word.as_bytes(), "{script}");
+        }
     }
 
     #[test]

@@ -62,8 +62,11 @@ pub(crate) fn run(options: &GlobalOptions, demo: &Demo) -> Result<u8, Error> {
     }
     let shown = show.all();
     if shown.is_ok() && demo.keep {
-        let xb =
-            format!("{} --host {}", this_program(), quoted(&show.folder.path().to_string_lossy()));
+        let xb = format!(
+            "{} --host {}",
+            this_program(),
+            text::shell_word(&show.folder.path().to_string_lossy())
+        );
         return out::print(&format!(
             "\nThe host stays up. Try next:\n  {xb} tree\n  {xb} log two\n  {xb} host down\n"
         ));
@@ -326,16 +329,11 @@ fn this_program() -> String {
         let mut found = std::env::split_paths(&path).map(|dir| dir.join("xb"));
         found.find(|file| file.is_file())?.canonicalize().ok()
     });
-    if found.as_ref() == Some(&own) { "xb".into() } else { quoted(&own.to_string_lossy()) }
-}
-
-/// Quotes a word for a shell, where it has to be.
-fn quoted(word: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte);
-    if !word.is_empty() && word.bytes().all(is_plain) {
-        return word.to_owned();
+    if found.as_ref() == Some(&own) {
+        "xb".into()
+    } else {
+        text::shell_word(&own.to_string_lossy())
     }
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Makes a file for a raw disk.

@@ -220,7 +220,7 @@ fn given_up(device: &DeviceFacts) -> Option<FaultCause> {
         return None;
     }
     if device.script.status.as_deref() == Some("error") {
-        let text = device.script.error.clone().unwrap_or_else(|| "it does not say why".into());
+        let text = device.script.error.clone();
         return Some(FaultCause::Target(TargetFault::ScriptFailed { text }));
     }
     let error = device.back.error.as_ref()?;
@@ -276,8 +276,9 @@ fn unfinished(device: &DeviceFacts, guest: &GuestFacts) -> Option<FaultCause> {
     if !device.wanted && front != State::Closed {
         return Some(FaultCause::Guest(GuestFault::Keeps));
     }
-    if let (Some(script), None, State::InitWait) =
-        (&device.script.script, &device.script.status, back)
+    // What a driver domain is to run is its own matter, and its words are no commands for here.
+    if let (Some(script), None, State::InitWait, DomId::DOM0) =
+        (&device.script.script, &device.script.status, back, device.device.backend)
     {
         let script = script.clone();
         return Some(FaultCause::Target(TargetFault::ScriptNeverRan { script }));

@@ -40,7 +40,7 @@ pub(super) fn daemons(folder: &Folder) -> Vec<DaemonFacts> {
 pub(super) fn host_subject(folder: Option<&Folder>) -> FaultSubject {
     let xb = match folder {
         Some(folder) if *folder != Folder::default() => {
-            format!("xb --host {}", folder.path().display())
+            format!("xb --host {}", text::shell_word(&folder.path().to_string_lossy()))
         }
         _ => "xb".into(),
     };
@@ -241,7 +241,9 @@ fn target(
     };
     let error = store.try_read(format!("{back}/error"))?.map(ReportedError::parse);
     let users = match error {
-        Some(error) if error.is_busy() => users::find(store, &name, device.id)?,
+        Some(error) if error.is_busy() && device.backend == DomId::DOM0 => {
+            users::find(store, &name, device.id)?
+        }
         _ => Vec::new(),
     };
     let file = path.map_or_else(|| name.clone(), |path| path.display().to_string());

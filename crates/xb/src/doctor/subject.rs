@@ -1,5 +1,6 @@
 //! The subject of a finding, and the command that helps it.
 
+use crate::text::shell_word;
 use std::path::PathBuf;
 use xen::DomId;
 
@@ -29,7 +30,7 @@ pub struct FaultSubject {
 pub struct Remedy {
     /// The effect of the command, as the beginning of a phrase: `start it with`.
     pub effect: &'static str,
-    /// The command line.
+    /// The command line; words in it that others have chosen are quoted for a shell.
     pub command: String,
 }
 
@@ -48,6 +49,12 @@ impl FaultSubject {
         self.device.as_deref().unwrap_or(&self.domain)
     }
 
+    /// Returns the domain's name as a word of a command.
+    #[must_use]
+    pub fn domain_word(&self) -> String {
+        shell_word(&self.domain)
+    }
+
     /// Makes a remedy of a command of `xb`.
     #[must_use]
     pub fn xb(&self, effect: &'static str, arguments: &str) -> Remedy {
@@ -57,7 +64,7 @@ impl FaultSubject {
     /// Makes the remedy that takes the device away.
     #[must_use]
     pub fn detach(&self, effect: &'static str) -> Remedy {
-        let (domain, device) = (&self.domain, self.name());
+        let (domain, device) = (self.domain_word(), shell_word(self.name()));
         match self.command {
             Some(command) => {
                 self.xb(effect, &format!("{command} detach {domain} {device} --force"))
@@ -69,14 +76,17 @@ impl FaultSubject {
     /// Makes the remedy that shows the nodes of the device's backend.
     #[must_use]
     pub fn nodes(&self) -> Remedy {
-        self.xb("see its nodes with", &format!("store ls -f {}", self.backend))
+        self.xb("see its nodes with", &format!("store ls -f {}", shell_word(&self.backend)))
     }
 
     /// Makes the remedy that shows the backend's log, or its nodes where the log is not known.
     #[must_use]
     pub fn backend_log(&self) -> Remedy {
         match &self.log {
-            Some(log) => Remedy::new("see its log with", format!("tail {}", log.display())),
+            Some(log) => {
+                let log = shell_word(&log.to_string_lossy());
+                Remedy::new("see its log with", format!("tail {log}"))
+            }
             None => self.nodes(),
         }
     }
@@ -84,7 +94,7 @@ impl FaultSubject {
     /// Makes the remedy that shows what the guest prints.
     #[must_use]
     pub fn guest_log(&self) -> Remedy {
-        let (effect, domain) = ("see what it prints with", &self.domain);
+        let (effect, domain) = ("see what it prints with", self.domain_word());
         if self.hosted {
             self.xb(effect, &format!("log {domain}"))
         } else {

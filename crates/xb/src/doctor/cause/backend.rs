@@ -98,7 +98,9 @@ impl BackendFault {
                     false => format!("its requests wait for its limit of {}", limits.join(" and ")),
                 }
             }
-            Self::ServerGone { target } => format!("the server of {target} is away"),
+            Self::ServerGone { target } => {
+                format!("the server of {} is away", text::foreign(target))
+            }
             Self::Undecided => "the frontend is ready, and its backend is still at work".into(),
         }
     }
@@ -127,7 +129,8 @@ impl BackendFault {
                     (None, Some(_)) => LIMIT_REQUESTS,
                     _ => LIMIT_BYTES,
                 };
-                of.xb("lift it with", &format!("store write {}/{limit} 0", of.backend))
+                let node = text::shell_word(&format!("{}/{limit}", of.backend));
+                of.xb("lift it with", &format!("store write {node} 0"))
             }
             Self::Undecided => of.backend_log(),
         }

@@ -2,6 +2,7 @@
 
 use crate::doctor::facts::QuotaUse;
 use crate::doctor::subject::{FaultSubject, Remedy};
+use crate::text;
 
 /// A fault of the guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,12 +102,17 @@ impl GuestFault {
                 format!("{name} has used up its quota {of} of the store: {used} of {limit}")
             }
             Self::OutOfPages { text } => {
-                format!("{name} can grant no more pages for one more device ({text})")
+                format!(
+                    "{name} can grant no more pages for one more device ({})",
+                    text::foreign(text)
+                )
             }
             Self::OutOfPorts { used, limit } => {
                 format!("{name} has no free event channel: {used} of {limit}")
             }
-            Self::OutOfMemory { text } => format!("{name} has no memory for it ({text})"),
+            Self::OutOfMemory { text } => {
+                format!("{name} has no memory for it ({})", text::foreign(text))
+            }
             Self::TooManyConnects { connects } => format!(
                 "{name} has connected it {connects} times within seconds, and has to wait a moment"
             ),
@@ -115,13 +121,15 @@ impl GuestFault {
             }
             Self::InUse { mounted: false } => format!("{name} uses it"),
             Self::Keeps => format!("{name} has not closed it yet"),
-            Self::Refuses { text } => format!("the driver in {name} has given it up: {text}"),
+            Self::Refuses { text } => {
+                format!("the driver in {name} has given it up: {}", text::foreign(text))
+            }
             Self::ConsoleUnserved => format!("nothing reads what {name} prints"),
         }
     }
 
     pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
-        let domain = &of.domain;
+        let domain = of.domain_word();
         match self {
             Self::Paused if of.hosted => of.xb("let it go on with", &format!("unpause {domain}")),
             Self::Paused => Remedy::new("let it go on with", format!("xl unpause {domain}")),

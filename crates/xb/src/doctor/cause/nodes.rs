@@ -2,6 +2,7 @@
 
 use crate::doctor::facts::BarredNode;
 use crate::doctor::subject::{FaultSubject, Remedy};
+use crate::text;
 use xen_io::xenbus::State;
 use xenbus::Side;
 
@@ -51,7 +52,10 @@ impl NodeFault {
                 format!("its ends are in states that do not fit: frontend {front}, backend {back}")
             }
             Self::Ring { text } => {
-                format!("its backend cannot use the rings that the frontend names: {text}")
+                format!(
+                    "its backend cannot use the rings that the frontend names: {}",
+                    text::foreign(text)
+                )
             }
         }
     }
@@ -59,7 +63,7 @@ impl NodeFault {
     pub(super) fn remedy(&self, of: &FaultSubject) -> Remedy {
         match self {
             Self::Barred(node) => {
-                let (path, perms) = (&node.path, &node.perms);
+                let (path, perms) = (text::shell_word(&node.path), &node.perms);
                 of.xb("let it with", &format!("store chmod {path} {perms}"))
             }
             _ => of.detach("take it away and attach it again with"),

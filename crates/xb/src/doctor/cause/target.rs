@@ -2,6 +2,7 @@
 
 use crate::devices::disk::FileUser;
 use crate::doctor::subject::{FaultSubject, Remedy};
+use crate::text;
 
 /// A fault of the target or of the hotplug script.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,8 +33,8 @@ pub enum TargetFault {
     },
     /// The hotplug script has failed.
     ScriptFailed {
-        /// The script's text.
-        text: String,
+        /// The script's text, if there is one.
+        text: Option<String>,
     },
     /// The hotplug script has not run.
     ScriptNeverRan {
@@ -59,14 +60,22 @@ impl TargetFault {
             Self::Missing { file } => format!("{file} does not exist"),
             Self::Refused { file, why } => format!("{file} cannot be opened: {why}"),
             Self::Busy { target, users } if users.is_empty() => {
+                let target = text::foreign(target);
                 format!("{target} is in use by a process that this user may not see")
             }
             Self::Busy { target, users } => {
                 let users: Vec<String> = users.iter().map(FileUser::words).collect();
-                format!("{target} is in use by {}", users.join(", "))
+                format!("{} is in use by {}", text::foreign(target), users.join(", "))
             }
-            Self::Failed { text } => format!("its backend has given it up: {text}"),
-            Self::ScriptFailed { text } => format!("its hotplug script has failed: {text}"),
+            Self::Failed { text } => {
+                format!("its backend has given it up: {}", text::foreign(text))
+            }
+            Self::ScriptFailed { text: None } => {
+                "its hotplug script has failed, and does not say why".into()
+            }
+            Self::ScriptFailed { text: Some(text) } => {
+                format!("its hotplug script has failed: {}", text::foreign(text))
+            }
             Self::ScriptNeverRan { script } => format!("its hotplug script {script} has not run"),
         }
     }
@@ -75,10 +84,12 @@ impl TargetFault {
         match self {
             Self::Missing { .. } => of.detach("put it there, or take the device away with"),
             Self::Refused { file, .. } => {
+                let file = text::shell_word(file);
                 Remedy::new("see who may open it with", format!("ls -l {file}"))
             }
             Self::Busy { users, .. } => match users.first() {
                 Some(FileUser::Disk { domain, vdev }) => {
+                    let (domain, vdev) = (text::shell_word(domain), text::shell_word(vdev));
                     of.xb("take it away there with", &format!("disk detach {domain} {vdev}"))
                 }
                 Some(FileUser::Process { pid, .. }) => {
@@ -89,7 +100,7 @@ impl TargetFault {
             Self::Failed { .. } => of.backend_log(),
             Self::ScriptFailed { .. } => of.detach("take it away and attach it again with"),
             Self::ScriptNeverRan { script } => {
-                let path = &of.backend;
+                let (path, script) = (text::shell_word(&of.backend), text::shell_word(script));
                 Remedy::new("run it with", format!("env XENBUS_PATH={path} {script} add"))
             }
         }

