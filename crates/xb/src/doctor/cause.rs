@@ -43,6 +43,18 @@ impl FaultCause {
         }
     }
 
+    /// True if the same facts show a device or a domain that is about to come, to connect or to go.
+    #[must_use]
+    pub fn is_of_progress(&self) -> bool {
+        matches!(
+            self,
+            Self::Host(HostFault::Remains { .. })
+                | Self::Backend(BackendFault::Undecided | BackendFault::NoneInDomain { .. })
+                | Self::Guest(GuestFault::NoDriver)
+                | Self::Nodes(NodeFault::EndMissing { .. })
+        )
+    }
+
     /// Returns what it does to a device, as the verb of a sentence.
     #[must_use]
     pub fn effect(&self) -> &'static str {

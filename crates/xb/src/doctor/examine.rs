@@ -5,13 +5,16 @@ use super::judge::{self, Finding};
 use super::read;
 use crate::Error;
 use crate::devices;
+use crate::devices::disk::stats::DiskStats;
 use crate::domain::Domain;
 use crate::host::Host;
 use crate::host::daemons::{BROKER, STORE};
 use crate::host::folder::Folder;
 use crate::host::service::ServiceProcess;
+use crate::wait::Limit;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::time::Duration;
 use xen::DomId;
 use xenbus::toolstack::NewDevice;
 use xenstore::Store;
@@ -54,9 +57,46 @@ pub fn examine(
     domains: &[Domain],
     device: Option<&str>,
 ) -> Result<Diagnosis, Error> {
+    let mut diagnosis = look(host, domains, device)?;
+    if diagnosis.findings.iter().any(|finding| finding.cause.is_of_progress()) {
+        let first = diagnosis.findings;
+        pause()?;
+        diagnosis = look(host, domains, device)?;
+        retain_agreed(&mut diagnosis.findings, &first);
+    }
+    Ok(diagnosis)
+}
+
+/// The time between two looks at what may be about to come, to connect or to go.
+const SECOND_LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// Sleeps until it is time for the second look.
+fn pause() -> Result<(), Error> {
+    let end = Limit::new(SECOND_LOOK_AFTER);
+    loop {
+        match end.slice(&|| "it is time for a second look".into()) {
+            Ok(slice) => std::thread::sleep(slice),
+            Err(Error::Timeout { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Keeps those findings about progress that the first look had, too: nothing has gone on meanwhile.
+fn retain_agreed(findings: &mut Vec<Finding>, first: &[Finding]) {
+    let is_same =
+        |one: &Finding, two: &Finding| one.subject == two.subject && one.cause == two.cause;
+    findings.retain(|finding| {
+        !finding.cause.is_of_progress() || first.iter().any(|before| is_same(before, finding))
+    });
+}
+
+/// Examines domains as they are now.
+fn look(host: &mut Host, domains: &[Domain], device: Option<&str>) -> Result<Diagnosis, Error> {
     let mut diagnosis = Diagnosis::default();
+    let counted = read::counted(host);
     for domain in domains {
-        let read = examine_domain(host, domain.info.domid, device, &mut diagnosis);
+        let read = examine_domain(host, domain.info.domid, device, &counted, &mut diagnosis);
         let whole = || format!("domain {}", domain.info.domid);
         unless_of_one(read, whole, &mut diagnosis.unknown)?;
     }
@@ -90,17 +130,14 @@ fn unless_of_one<T>(
 /// # Errors
 /// The errors of the store and the hypervisor.
 pub fn examine_host(host: &mut Host, diagnosis: &mut Diagnosis) -> Result<(), Error> {
-    let subject = read::host_subject(host.folder());
-    // In this order: a domain that is created meanwhile is known to the hypervisor first.
-    let noted = host.store.list("/libxl")?;
-    let there = host.control().list().map_err(Error::platform("listing the domains"))?;
-    for domid in noted.iter().filter_map(|domid| domid.parse().ok().map(DomId)) {
-        if !there.iter().any(|info| info.domid == domid) {
-            let cause = FaultCause::Host(HostFault::Remains { domid });
-            let evidence = vec![(format!("/libxl/{domid}"), "no such domain".to_owned())];
-            diagnosis.findings.push(Finding { subject: subject.clone(), cause, evidence });
-        }
+    let mut left = remains(host)?;
+    if !left.is_empty() {
+        let first = left;
+        pause()?;
+        left = remains(host)?;
+        retain_agreed(&mut left, &first);
     }
+    diagnosis.findings.extend(left);
     let Some(folder) = host.folder() else { return Ok(()) };
     diagnosis.lacks = folder.told();
     if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
@@ -110,10 +147,27 @@ pub fn examine_host(host: &mut Host, diagnosis: &mut Diagnosis) -> Result<(), Er
     Ok(())
 }
 
+/// Finds what domains that are gone have left.
+fn remains(host: &mut Host) -> Result<Vec<Finding>, Error> {
+    let subject = read::host_subject(host.folder());
+    // In this order: a domain that is created meanwhile is known to the hypervisor first.
+    let noted = host.store.list("/libxl")?;
+    let there = host.control().list().map_err(Error::platform("listing the domains"))?;
+    let noted = noted.iter().filter_map(|domid| domid.parse().ok().map(DomId));
+    let gone = noted.filter(|domid| !there.iter().any(|info| info.domid == *domid));
+    let finding = |domid| {
+        let cause = FaultCause::Host(HostFault::Remains { domid });
+        let evidence = vec![(format!("/libxl/{domid}"), "no such domain".to_owned())];
+        Finding { subject: subject.clone(), cause, evidence }
+    };
+    Ok(gone.map(finding).collect())
+}
+
 fn examine_domain(
     host: &mut Host,
     domid: DomId,
     which: Option<&str>,
+    counted: &[DiskStats],
     diagnosis: &mut Diagnosis,
 ) -> Result<(), Error> {
     let guest = read::guest(host, domid)?;
@@ -129,7 +183,7 @@ fn examine_domain(
             continue;
         }
         known += 1;
-        let read = read::device(host, &device);
+        let read = read::device(host, &device, counted);
         let what = || format!("{name} of {}", guest.name);
         let Some(facts) = unless_of_one(read, what, &mut diagnosis.unknown)? else { continue };
         if facts.service == ServiceProcess::Unknown {
@@ -186,7 +240,7 @@ pub fn host_reason(folder: &Folder) -> Option<String> {
 }
 
 /// Returns the reason why a device is not yet as it is awaited, with the command that helps; `None`
-/// where none is found in time.
+/// where none is found in time. The wait for it was the first look, so there is no second.
 #[must_use]
 pub fn reason(host: &mut Host, device: &NewDevice) -> Option<String> {
     if let Some(reason) = host.folder().and_then(host_reason) {
@@ -194,6 +248,35 @@ pub fn reason(host: &mut Host, device: &NewDevice) -> Option<String> {
     }
     let guest = read::guest(host, device.id.frontend).ok()?;
     let subject = read::guest_subject(host, &guest);
-    let facts = read::device(host, device).ok()?;
+    let counted = read::counted(host);
+    let facts = read::device(host, device, &counted).ok()?;
     judge::device(&subject, &facts, &guest).map(|finding| finding.advice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::cause::{BackendFault, GuestFault};
+    use crate::doctor::subject::FaultSubject;
+
+    #[test]
+    fn only_what_has_not_gone_on_is_a_fault_of_progress() {
+        let finding = |device: &str, cause| {
+            let subject = FaultSubject { device: Some(device.into()), ..FaultSubject::default() };
+            Finding { subject, cause, evidence: Vec::new() }
+        };
+        let no_driver = || FaultCause::Guest(GuestFault::NoDriver);
+        let undecided = || FaultCause::Backend(BackendFault::Undecided);
+        let paused = || FaultCause::Guest(GuestFault::Paused);
+        let first = [finding("xvda", no_driver()), finding("xvdb", no_driver())];
+        let second = [
+            ("xvda", no_driver()),
+            ("xvdb", undecided()),
+            ("xvdc", no_driver()),
+            ("xvdd", paused()),
+        ];
+        let mut second = second.map(|(device, cause)| finding(device, cause)).to_vec();
+        retain_agreed(&mut second, &first);
+        assert_eq!(second, [finding("xvda", no_driver()), finding("xvdd", paused())]);
+    }
 }

@@ -5,17 +5,19 @@ use super::facts::{
     TargetAccess, TargetFacts,
 };
 use super::subject::FaultSubject;
-use crate::devices::disk::{stats, users};
+use crate::devices::disk::stats::{self, DiskStats};
+use crate::devices::disk::users;
 use crate::devices::{ReportedError, device_command};
 use crate::host::daemons::{self, DAEMONS};
 use crate::host::folder::Folder;
-use crate::host::service;
+use crate::host::service::{self, ServiceProcess};
 use crate::host::{Host, HostPlatform};
 use crate::{Error, domain, text};
 use rustix::fs::{Access, access};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use xen::DomId;
 use xen_block::back::{LIMIT_BYTES, LIMIT_REQUESTS, SERVER_GONE};
 use xen_block::vbd;
@@ -23,7 +25,8 @@ use xen_driver::backend::rings::RingOptions;
 use xen_hosted::limits::PORTS_MAX;
 use xen_io::xenbus::{State, number};
 use xenbus::toolstack::NewDevice;
-use xenstore::{Client, NodeAccess, Perm, Store};
+use xenstore::transaction::Retry;
+use xenstore::{Client, NodeAccess, Perm, Store, Transaction, TransactionId};
 
 /// Reads the processes of a host's daemons.
 pub(super) fn daemons(folder: &Folder) -> Vec<DaemonFacts> {
@@ -112,17 +115,47 @@ pub(super) fn name_of(device: &NewDevice) -> String {
     if kind == "vbd" { vbd::name(devid) } else { format!("{kind} {devid}") }
 }
 
-/// Reads the facts about a device.
-pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts, Error> {
-    let (front, back) = (device.frontend_path(), device.backend_path());
-    let (frontend, backend) = (device.id.frontend, device.backend);
-    let kind = &device.backend_kind;
+/// The attempts to read a device at one moment.
+const READ_TRIES: Retry = Retry { attempts_max: 5, pause_max: Duration::from_millis(1) };
+
+/// Reads the facts about a device; its nodes as they are at one moment, unless an end writes all
+/// the time.
+pub(super) fn device(
+    host: &mut Host,
+    device: &NewDevice,
+    counted: &[DiskStats],
+) -> Result<DeviceFacts, Error> {
+    let (backend, kind) = (device.backend, &device.backend_kind);
     let log = host.folder().zip(daemons::backend(kind)).map(|(folder, daemon)| daemon.log(folder));
     let service = service::of_backend(host, backend, kind);
     let service_path = service::evidence_of(host, backend, kind);
-    let store = &mut host.store;
-    let mut text_of = |name: &str| -> Result<Option<String>, Error> {
-        Ok(store.try_read(format!("{back}/{name}"))?.map(text::lossy))
+    let log_line = log.as_deref().and_then(|log| last_line(log, &format!(" {}: ", device.id)));
+    let read = host.store.transaction_retrying(READ_TRIES, |tx| nodes(tx, device));
+    let mut facts = match read {
+        Err(xenstore::Error::Conflict { .. }) => {
+            nodes(&mut Transaction::within(&mut host.store, TransactionId::NONE), device)?
+        }
+        read => read?,
+    };
+    let is_busy = facts.back.error.as_ref().is_some_and(ReportedError::is_busy);
+    if let Some(target) = facts.target.as_mut().filter(|_| is_busy && backend == DomId::DOM0) {
+        target.users = users::find(&mut host.store, &target.name, device.id)?;
+    }
+    let is_counted = backend == DomId::DOM0 && device.kind == "vbd";
+    if let Some(counts) = counted.iter().find(|counts| is_counted && counts.id == device.id) {
+        let (most, _) = RingOptions::default().connects_max;
+        facts.limits.throttled = counts.throttled;
+        facts.limits.connects = Some((counts.connects, most));
+    }
+    Ok(DeviceFacts { service, service_path, log, log_line, ..facts })
+}
+
+/// Reads the nodes of a device. Its process, and what is counted of it, are left unknown.
+fn nodes(tx: &mut Transaction<'_>, device: &NewDevice) -> Result<DeviceFacts, xenstore::Error> {
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let (frontend, backend) = (device.id.frontend, device.backend);
+    let mut text_of = |name: &str| -> Result<Option<String>, xenstore::Error> {
+        Ok(tx.try_read(format!("{back}/{name}"))?.map(text::lossy))
     };
     let wanted = text_of("online")?.as_deref() != Some("0");
     let script = ScriptFacts {
@@ -130,21 +163,20 @@ pub(super) fn device(host: &mut Host, device: &NewDevice) -> Result<DeviceFacts,
         status: text_of("hotplug-status")?,
         error: text_of("hotplug-error")?,
     };
-    let rings = store.list(&front)?;
     let names_ring = |name: &String| name.contains("ring-ref") || name.starts_with("queue-");
     Ok(DeviceFacts {
         name: name_of(device),
-        front: end(store, &front, [(frontend, "write"), (backend, "read")], (frontend, backend))?,
-        back: end(store, &back, [(frontend, "read"), (backend, "write")], (backend, frontend))?,
+        has_rings: tx.list(&front)?.iter().any(names_ring),
+        front: end(tx, &front, [(frontend, "write"), (backend, "read")], (frontend, backend))?,
+        back: end(tx, &back, [(frontend, "read"), (backend, "write")], (backend, frontend))?,
         wanted,
-        has_rings: rings.iter().any(names_ring),
         script,
-        target: target(store, device, &back)?,
-        limits: limits(host, device, &back)?,
-        service,
-        service_path,
-        log_line: log.as_deref().and_then(|log| last_line(log, &format!(" {}: ", device.id))),
-        log,
+        target: target(tx, device, &back)?,
+        limits: limits(tx, &back)?,
+        service: ServiceProcess::Unknown,
+        service_path: PathBuf::new(),
+        log: None,
+        log_line: None,
         device: device.clone(),
     })
 }
@@ -221,10 +253,10 @@ fn allows(perms: &[Perm], domid: DomId, access: &str) -> bool {
 
 /// Reads the target of a disk, and looks at its file.
 fn target(
-    store: &mut Client,
+    store: &mut impl Store,
     device: &NewDevice,
     back: &str,
-) -> Result<Option<TargetFacts>, Error> {
+) -> Result<Option<TargetFacts>, xenstore::Error> {
     if device_command(&device.kind).is_none() {
         return Ok(None);
     }
@@ -239,16 +271,9 @@ fn target(
         Some(path) if device.backend == DomId::DOM0 => file_access(path, writable),
         _ => TargetAccess::Unknown,
     };
-    let error = store.try_read(format!("{back}/error"))?.map(ReportedError::parse);
-    let users = match error {
-        Some(error) if error.is_busy() && device.backend == DomId::DOM0 => {
-            users::find(store, &name, device.id)?
-        }
-        _ => Vec::new(),
-    };
     let file = path.map_or_else(|| name.clone(), |path| path.display().to_string());
     let server_gone = store.try_read(format!("{back}/{SERVER_GONE}"))?.as_deref() == Some(b"1");
-    Ok(Some(TargetFacts { name, file, access, users, server_gone }))
+    Ok(Some(TargetFacts { name, file, access, users: Vec::new(), server_gone }))
 }
 
 /// Looks at a file without opening it, which for a block device is an event to others.
@@ -272,23 +297,19 @@ fn file_access(path: &Path, writable: bool) -> TargetAccess {
     }
 }
 
-/// Reads the limits of a device, and what they do according to its backend's statistics.
-fn limits(host: &mut Host, device: &NewDevice, back: &str) -> Result<LimitFacts, Error> {
-    let mut limit = |name: &str| -> Result<Option<u64>, Error> {
-        let value = host.store.try_read(format!("{back}/{name}"))?;
+/// Reads the limits of a device.
+fn limits(store: &mut impl Store, back: &str) -> Result<LimitFacts, xenstore::Error> {
+    let mut limit = |name: &str| -> Result<Option<u64>, xenstore::Error> {
+        let value = store.try_read(format!("{back}/{name}"))?;
         Ok(value.and_then(|value| number(&value)).filter(|limit| *limit > 0))
     };
     let (bytes, requests) = (limit(LIMIT_BYTES)?, limit(LIMIT_REQUESTS)?);
-    let mut limits = LimitFacts { bytes, requests, ..LimitFacts::default() };
-    let is_counted = device.backend == DomId::DOM0 && device.kind == "vbd";
-    // A backend that counts nothing has no such file.
-    let counted = if is_counted { stats::read(host).unwrap_or_default() } else { Vec::new() };
-    if let Some(counts) = counted.iter().find(|counts| counts.id == device.id) {
-        let (most, _) = RingOptions::default().connects_max;
-        limits.throttled = counts.throttled;
-        limits.connects = Some((counts.connects, most));
-    }
-    Ok(limits)
+    Ok(LimitFacts { bytes, requests, ..LimitFacts::default() })
+}
+
+/// Reads what the backends of a host count of their disks; nothing where none has counted yet.
+pub(super) fn counted(host: &mut Host) -> Vec<DiskStats> {
+    stats::read(host).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -151,9 +151,19 @@ fn a_host_that_does_not_answer_is_diagnosed() {
     is_well(&host, &["web"]);
     host.ok(&["destroy", "web"]);
     // As a toolstack leaves it that was killed, on a host without a keeper.
+    host.kill("keeper");
     host.ok(&["store", "write", "/libxl/77/type", "hosted"]);
-    finds(&host, &[], "remains", "domain 77 is gone, and devices and nodes of it", "destroy 77");
+    let output = host.run(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let so: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [down, left] = &so["findings"].as_array().unwrap()[..] else { panic!("{so}") };
+    assert_eq!((&down["cause"], &left["cause"]), (&"daemon-down".into(), &"remains".into()));
+    let said = left["sentence"].as_str().unwrap();
+    assert!(said.contains("domain 77 is gone, and devices and nodes of it"), "{said}");
+    assert!(left["remedy"].as_str().unwrap().ends_with(" destroy 77"), "{so}");
+    assert_eq!(left["evidence"][0]["path"], "/libxl/77", "{so}");
     host.ok(&["destroy", "77"]);
+    host.ok(&["host", "up"]);
     is_well(&host, &[]);
     host.ok(&["host", "down"]);
     finds(&host, &[], "host-down", "no host is up in ", " host up");
