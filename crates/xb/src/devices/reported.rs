@@ -38,8 +38,16 @@ impl ReportedError {
     }
 
     /// True if the error is about what the other end has offered: its rings, its ports, its nodes.
+    /// That holds for errors of this project's own backends alone.
     pub(crate) fn is_of_offer(&self) -> bool {
         self.errno.is_some_and(|errno| errno != xenbus::error::EIO)
+    }
+
+    /// True if the end may not open what it needs.
+    pub(crate) fn is_of_access(&self) -> bool {
+        use rustix::io::Errno;
+        let refusals = [Errno::PERM, Errno::ACCESS, Errno::ROFS].map(Errno::raw_os_error);
+        self.errno.is_some_and(|errno| refusals.contains(&errno))
     }
 
     /// True if what the end needs is in use elsewhere.

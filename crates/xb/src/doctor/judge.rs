@@ -225,17 +225,22 @@ fn given_up(device: &DeviceFacts) -> Option<FaultCause> {
     }
     let error = device.back.error.as_ref()?;
     let target = device.target.as_ref();
-    if let Some(TargetFacts { name, users, .. }) = target.filter(|_| error.is_busy()) {
+    // The users of a file of another domain are not known here.
+    let is_busy = error.is_busy() && device.device.backend == DomId::DOM0;
+    if let Some(TargetFacts { name, users, .. }) = target.filter(|_| is_busy) {
         let (target, users) = (name.clone(), users.clone());
         return Some(FaultCause::Target(TargetFault::Busy { target, users }));
     }
+    // Others write the number of any call that has failed.
+    let is_own = device.service == ServiceProcess::Runs;
     let file = || target.map(|target| target.file.clone()).unwrap_or_default();
     Some(match target.map(|target| &target.access) {
         Some(TargetAccess::Missing) => FaultCause::Target(TargetFault::Missing { file: file() }),
-        Some(TargetAccess::Refused(why)) => {
+        // This user may be refused a file that the backend may open.
+        Some(TargetAccess::Refused(why)) if is_own || error.is_of_access() => {
             FaultCause::Target(TargetFault::Refused { file: file(), why: why.clone() })
         }
-        _ if device.has_rings && error.is_of_offer() => {
+        _ if is_own && device.has_rings && error.is_of_offer() => {
             FaultCause::Nodes(NodeFault::Ring { text: error.text.clone() })
         }
         _ => FaultCause::Target(TargetFault::Failed { text: error.text.clone() }),

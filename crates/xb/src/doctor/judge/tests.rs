@@ -356,6 +356,35 @@ fn each_cause_is_found_in_facts_that_show_it() {
     }
 }
 
+/// The numbers of other backends mean what they mean to them, and this user may be another.
+#[test]
+fn a_backend_of_others_is_taken_at_its_word() {
+    let name = |change: FactsChange| judged(change).unwrap().cause.name();
+    let of_others: FactsChange = |device, _| {
+        set_access(device, TargetAccess::Refused("Permission denied".into()));
+        device.service = ServiceProcess::Kernel;
+        device.back.error = error("22 the image is corrupt");
+    };
+    assert_eq!(name(of_others), "target-failed");
+    let finding = judged(of_others).unwrap();
+    assert!(finding.sentence().ends_with("\"the image is corrupt\""), "{}", finding.sentence());
+    for (number, cause) in [("1 no", "target-refused"), ("13 no", "target-refused")] {
+        let (mut facts, mut guest) = well();
+        of_others(&mut facts, &mut guest);
+        facts.back.error = error(number);
+        let finding = device(&subject(&guest), &facts, &guest).unwrap();
+        assert_eq!(finding.cause.name(), cause);
+    }
+    assert_eq!(
+        name(|device, _| {
+            set_access(device, TargetAccess::Good);
+            device.service = ServiceProcess::Unknown;
+            device.back.error = error("12 out of memory");
+        }),
+        "target-failed"
+    );
+}
+
 /// Words of another domain are no advice, and no commands.
 #[test]
 fn words_of_others_are_quoted() {
