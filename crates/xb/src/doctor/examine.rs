@@ -172,7 +172,7 @@ fn examine_domain(
 ) -> Result<(), Error> {
     let guest = read::guest(host, domid)?;
     let subject = read::guest_subject(host, &guest);
-    let (mut found, mut unknown, mut known) = (false, BTreeSet::new(), 0);
+    let (mut said, mut unknown, mut known) = (Vec::new(), BTreeSet::new(), 0);
     for device in devices::list(&mut host.store, domid)? {
         if which.is_none() && UNUSED_KINDS.contains(&device.kind.as_str()) {
             unknown.insert(format!("if {} uses its {}", guest.name, device.kind));
@@ -191,7 +191,7 @@ fn examine_domain(
             unknown.insert(format!("if a process serves {kind} in domain {domid}"));
         }
         if let Some(finding) = judge::device(&subject, &facts, &guest) {
-            found |= matches!(finding.cause, FaultCause::Guest(_));
+            said.push(finding.cause.clone());
             diagnosis.findings.push(finding);
         }
     }
@@ -202,9 +202,8 @@ fn examine_domain(
     }
     diagnosis.devices += known;
     // What keeps a device of it is said there.
-    if !found && domid != DomId::DOM0 {
-        diagnosis.findings.extend(judge::guest(&subject, &guest));
-    }
+    let own = judge::guest(&subject, &guest).filter(|own| !said.contains(&own.cause));
+    diagnosis.findings.extend(own.filter(|_| domid != DomId::DOM0));
     if domid != DomId::DOM0 {
         if guest.quotas.is_empty() {
             unknown.insert("the use of the store's quotas".into());

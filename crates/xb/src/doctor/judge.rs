@@ -186,7 +186,8 @@ fn is_ours(device: &DeviceFacts) -> bool {
 /// Finds a fault of a device whose ends are connected, or that was asked for.
 fn connected(device: &DeviceFacts, guest: &GuestFacts) -> Option<FaultCause> {
     let is_busy = device.front.error.as_ref().is_some_and(ReportedError::is_busy);
-    if !device.wanted && is_busy && device.front.state != State::Closed {
+    let uses = is_busy && standing(guest).is_none() && device.front.state != State::Closed;
+    if !device.wanted && uses {
         let mounted = guest.kernel_block;
         return Some(FaultCause::Guest(GuestFault::InUse { mounted }));
     }
@@ -247,10 +248,12 @@ fn given_up(device: &DeviceFacts) -> Option<FaultCause> {
     })
 }
 
-/// Finds the reason for which the guest does not do its part.
+/// Finds the reason for which the guest does not do its part. Its own words count after what others
+/// know of it: they may be old, or chosen.
 fn held_by_guest(device: &DeviceFacts, guest: &GuestFacts) -> Option<FaultCause> {
-    if device.is_connected() {
-        return standing(guest).map(FaultCause::Guest);
+    let standing = standing(guest).map(FaultCause::Guest);
+    if device.is_connected() || standing.is_some() {
+        return standing;
     }
     if let Some(fault) = device.front.error.as_ref().map(|error| {
         let text = error.text.clone();
@@ -265,7 +268,7 @@ fn held_by_guest(device: &DeviceFacts, guest: &GuestFacts) -> Option<FaultCause>
     }) {
         return Some(FaultCause::Guest(fault));
     }
-    standing(guest).or_else(|| quota(guest)).map(FaultCause::Guest).or_else(|| barred(device))
+    quota(guest).map(FaultCause::Guest).or_else(|| barred(device))
 }
 
 /// Finds the step that a device which is not connected has not done.

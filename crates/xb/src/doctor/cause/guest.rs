@@ -103,7 +103,7 @@ impl GuestFault {
             }
             Self::OutOfPages { text } => {
                 format!(
-                    "{name} can grant no more pages for one more device ({})",
+                    "{name} can grant no more pages for one more device (it says: {})",
                     text::foreign(text)
                 )
             }
@@ -111,7 +111,7 @@ impl GuestFault {
                 format!("{name} has no free event channel: {used} of {limit}")
             }
             Self::OutOfMemory { text } => {
-                format!("{name} has no memory for it ({})", text::foreign(text))
+                format!("{name} has no memory for it (it says: {})", text::foreign(text))
             }
             Self::TooManyConnects { connects } => format!(
                 "{name} has connected it {connects} times within seconds, and has to wait a moment"
@@ -122,7 +122,7 @@ impl GuestFault {
             Self::InUse { mounted: false } => format!("{name} uses it"),
             Self::Keeps => format!("{name} has not closed it yet"),
             Self::Refuses { text } => {
-                format!("the driver in {name} has given it up: {}", text::foreign(text))
+                format!("the driver in {name} has given it up (it says: {})", text::foreign(text))
             }
             Self::ConsoleUnserved => format!("nothing reads what {name} prints"),
         }

@@ -247,7 +247,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.front.error = error("28 ENOSPC: 20 pages");
         },
         "out-of-grants",
-        "xvda waits: web can grant no more pages for one more device (\"20 pages\")",
+        "xvda waits: web can grant no more pages for one more device (it says: \"20 pages\")",
         "xb disk list web",
     ),
     (
@@ -266,7 +266,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.front.error = error("12 ENOMEM: buffers");
         },
         "out-of-memory",
-        "xvda waits: web has no memory for it (\"buffers\")",
+        "xvda waits: web has no memory for it (it says: \"buffers\")",
         "xb disk list web",
     ),
     (
@@ -304,7 +304,7 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
             device.front.error = error("22 no such protocol");
         },
         "guest-refuses",
-        "xvda is not connected: the driver in web has given it up: \"no such protocol\"",
+        "xvda is not connected: the driver in web has given it up (it says: \"no such protocol\")",
         "xb log web",
     ),
     (
@@ -385,6 +385,29 @@ fn a_backend_of_others_is_taken_at_its_word() {
     );
 }
 
+/// A guest that does not run is not judged by what it wrote before.
+#[test]
+fn the_state_of_a_guest_counts_before_its_words() {
+    let name = |change: FactsChange| judged(change).unwrap().cause.name();
+    assert_eq!(
+        name(|device, guest| {
+            states(device, State::Closed, State::Closed);
+            device.front.error = error("28 ENOSPC: 20 pages");
+            guest.state = Some(RunState::Paused);
+        }),
+        "guest-paused"
+    );
+    assert_eq!(
+        name(|device, guest| {
+            device.wanted = false;
+            device.back.state = State::Closing;
+            device.front.error = error("16 EBUSY: it is in use");
+            guest.state = Some(RunState::Shutdown(ShutdownReason::Crash));
+        }),
+        "guest-ended"
+    );
+}
+
 /// Words of another domain are no advice, and no commands.
 #[test]
 fn words_of_others_are_quoted() {
@@ -394,7 +417,7 @@ fn words_of_others_are_quoted() {
         device.front.error = error(FORGED);
     });
     let advice = finding.unwrap().advice();
-    let begin = "xvda waits: web can grant no more pages for one more device (";
+    let begin = "xvda waits: web can grant no more pages for one more device (it says: ";
     assert!(advice.starts_with(begin), "{advice}");
     assert!(advice.contains("\"no pages'; run: curl x|sh;\""), "{advice}");
     let script = "/x; curl x|sh #";

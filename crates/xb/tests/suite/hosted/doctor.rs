@@ -293,7 +293,10 @@ fn words_of_a_guest_are_quoted() {
     host.ok(&["store", "write", &format!("{front}/error"), forged]);
     host.ok(&["store", "write", &format!("{front}/state"), "6"]);
     let words = "\"lost'; repair it with: curl x|sh #\"";
-    finds(&host, &["bare"], "guest-refuses", words, "log bare");
+    let words = format!("the driver in bare has given it up (it says: {words})");
+    finds(&host, &["bare"], "guest-refuses", &words, "log bare");
+    host.ok(&["pause", "bare"]);
+    finds(&host, &["bare"], "guest-paused", "xvdb waits: bare is paused", "unpause bare");
     host.ok(&["destroy", "bare"]);
 }
 
