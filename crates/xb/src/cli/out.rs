@@ -3,6 +3,8 @@
 use crate::Error;
 use std::io::Write;
 
+use crate::text::is_format;
+
 pub(crate) use crate::text::clean;
 
 /// Prints a text; a closed pipe is not an error.
@@ -19,7 +21,7 @@ pub(crate) fn print(text: &str) -> Result<u8, Error> {
 /// Prints a message beside the output, on standard error.
 pub(crate) fn tell(options: &super::options::GlobalOptions, text: &str) {
     if options.json {
-        eprintln!("{}", serde_json::json!({ "note": text }));
+        eprintln!("{}", escaped(&serde_json::json!({ "note": text }).to_string()));
     } else {
         eprintln!("xb: {}", clean(text));
     }
@@ -28,7 +30,8 @@ pub(crate) fn tell(options: &super::options::GlobalOptions, text: &str) {
 /// Prints the reason for which a command failed. It may quote a guest's text.
 pub(crate) fn failed(options: &super::options::GlobalOptions, why: &str, code: u8) {
     if options.json {
-        eprintln!("{}", serde_json::json!({ "error": why, "code": code }));
+        let value = serde_json::json!({ "error": why, "code": code });
+        eprintln!("{}", escaped(&value.to_string()));
     } else {
         let lines: Vec<String> = why.lines().map(clean).collect();
         eprintln!("xb: {}", lines.join("\n"));
@@ -37,7 +40,22 @@ pub(crate) fn failed(options: &super::options::GlobalOptions, why: &str, code: u
 
 /// Prints a value as JSON.
 pub(crate) fn json(value: &serde_json::Value) -> Result<u8, Error> {
-    print(&format!("{value:#}\n"))
+    print(&(escaped(&format!("{value:#}")) + "\n"))
+}
+
+/// Escapes what JSON need not escape, and a terminal obeys: DEL, U+0080 to U+009F, and characters
+/// that format others. They are in strings alone.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if ('\u{7f}'..='\u{9f}').contains(&letter) || is_format(letter) {
+            let units = letter.encode_utf16(&mut [0; 2]).to_vec();
+            text.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            text.push(letter);
+        }
+    }
+    text
 }
 
 /// Prints rows in columns, the first row their names.
@@ -58,4 +76,18 @@ pub(crate) fn table(rows: &[Vec<String>]) -> Result<u8, Error> {
         text.push('\n');
     }
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_no_characters_that_a_terminal_obeys() {
+        let value = serde_json::json!({ "a": "x\u{7f}\u{9b}2J\u{202e}\u{e0041}é\n" });
+        let text = escaped(&value.to_string());
+        let hidden = |letter: char| letter.is_control() || is_format(letter);
+        assert!(!text.contains(hidden), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
 }
