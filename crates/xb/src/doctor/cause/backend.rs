@@ -124,13 +124,13 @@ impl BackendFault {
                 let command = "rmmod xen-blkback && systemctl restart xen-blockd";
                 Remedy::new("once no guest uses it, unload it with", command)
             }
-            Self::Throttled { bytes, requests } => {
-                let limit = match (bytes, requests) {
-                    (None, Some(_)) => LIMIT_REQUESTS,
-                    _ => LIMIT_BYTES,
-                };
-                let node = text::shell_word(&format!("{}/{limit}", of.backend));
-                of.xb("lift it with", &format!("store write {node} 0"))
+            Self::Throttled { .. } => {
+                // A value of 0 also lifts the limit that the backend was started with.
+                let lifted = [LIMIT_BYTES, LIMIT_REQUESTS].map(|limit| {
+                    let node = text::shell_word(&format!("{}/{limit}", of.backend));
+                    format!("{node} 0")
+                });
+                of.xb("lift it with", &format!("store write {}", lifted.join(" ")))
             }
             Self::Undecided => of.backend_log(),
         }

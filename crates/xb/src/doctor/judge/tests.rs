@@ -140,7 +140,8 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
         },
         "throttled",
         "xvda is slow: its requests wait for its limit of 1 MiB a second",
-        "xb store write /local/domain/0/backend/vbd/3/51712/limit-bytes-per-second 0",
+        "xb store write /local/domain/0/backend/vbd/3/51712/limit-bytes-per-second 0 \
+         /local/domain/0/backend/vbd/3/51712/limit-requests-per-second 0",
     ),
     (
         |device, _| device.target.as_mut().unwrap().server_gone = true,
