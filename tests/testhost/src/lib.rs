@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -240,6 +240,20 @@ impl Guest {
     /// calls [`play`]. `shape` changes the guest's configuration.
     #[must_use]
     pub fn create(host: &mut Host, test: &str, shape: impl FnOnce(&mut DomainConfig)) -> Self {
+        Self::create_printing(host, test, std::io::stderr().as_fd(), shape, |_, _, _| {})
+    }
+
+    /// Starts a guest as [`Guest::create`] does, whose error output is `error`. `prepare` is called
+    /// with the domain's number and the port of its console, when the store knows the domain and
+    /// before its program runs.
+    #[must_use]
+    pub fn create_printing(
+        host: &mut Host,
+        test: &str,
+        error: BorrowedFd<'_>,
+        shape: impl FnOnce(&mut DomainConfig),
+        prepare: impl FnOnce(&mut Host, DomId, Port),
+    ) -> Self {
         let mut config = DomainConfig::default();
         config.files = Files::System;
         config.memory_max_kib = 256 << 10;
@@ -256,12 +270,11 @@ impl Guest {
         let this = std::env::current_exe().expect("this program");
         let program = File::open(this).expect("this program");
         let (read_in, write_out) = (file(read_in.into()), file(write_out.into()));
-        let error = std::io::stderr();
         let descriptors = Descriptors {
             program: program.as_fd(),
             input: read_in.as_fd(),
             output: write_out.as_fd(),
-            error: error.as_fd(),
+            error,
         };
         let created = host.control.create(&config, descriptors).expect("a domain");
         let domid = created.domid;
@@ -273,6 +286,7 @@ impl Guest {
         }
         let (gfn, port) = (created.store_gfn.0, created.store_port.0);
         host.tool.introduce(domid.0, gfn, port).expect("an introduction");
+        prepare(host, domid, created.console_port);
         host.control.unpause(domid).expect("a start");
         let (send, lines) = channel();
         std::thread::spawn(move || {
