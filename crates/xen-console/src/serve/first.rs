@@ -517,7 +517,7 @@ impl DeviceSet for FirstConsoles {
             self.logs_opened = self.settings.trim_logs(|name| used.contains(name));
         }
         let streams_changed = std::mem::take(&mut self.streams_changed);
-        Ok(TendOutcome { streams_changed, more: false })
+        Ok(TendOutcome { streams_changed, ..TendOutcome::default() })
     }
 }
 

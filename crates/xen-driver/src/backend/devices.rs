@@ -80,6 +80,10 @@ pub struct TendOutcome {
     pub streams_changed: bool,
     /// There is more to do at once.
     pub more: bool,
+    /// When there is more to do, if nothing happens before.
+    pub again_at: Option<Instant>,
+    /// The store was asked something: events may have come with the answers.
+    pub asked_store: bool,
 }
 
 /// The devices of several kinds that are served alike (`vbd` and `qdisk`), each found by a bus.

@@ -56,6 +56,8 @@ pub struct BackendServer<D: DeviceSet> {
     asked_store: bool,
     /// The devices have more to do besides their own work.
     tend_again: bool,
+    /// When they have more to do.
+    tend_at: Option<Instant>,
     /// A backend may have a complaint that nobody was told of.
     complaints: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
@@ -96,6 +98,7 @@ impl<D: DeviceSet> BackendServer<D> {
             look_at: now,
             asked_store: true,
             tend_again: false,
+            tend_at: None,
             complaints: false,
             clock: (now, ClockUse::Old),
         })
@@ -134,6 +137,8 @@ impl<D: DeviceSet> BackendServer<D> {
         let tended = self.devices.tend(&mut self.store, now)?;
         self.sources_changed |= tended.streams_changed;
         self.tend_again = tended.more;
+        self.tend_at = tended.again_at;
+        self.asked_store |= tended.asked_store;
         Ok(self.devices.take_news())
     }
 
@@ -301,7 +306,7 @@ impl<D: DeviceSet> BackendServer<D> {
         now: Instant,
     ) -> Result<(), Error> {
         let mut left = timeout;
-        if let Some(until) = until {
+        if let Some(until) = [until, self.tend_at].into_iter().flatten().min() {
             left = left.min(until.saturating_duration_since(now));
         }
         if !self.waiting.is_empty() {
