@@ -255,7 +255,7 @@ impl HypervisorLog {
     fn write_record(&mut self) {
         let Some(record) = &self.record else { return };
         let (inode, log_len) = self.log.place();
-        let state = LoggedState { life: self.boot, inode, log_len, index: self.next };
+        let state = LoggedState { life: self.boot, inode, log_len, index: self.next, fifo: 0 };
         if record.write(state).is_err() {
             // Without it a daemon that is started again repeats output.
             self.record = None;

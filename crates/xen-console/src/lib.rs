@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`backlog`] | the newest output of a console, for readers that each have their own place |
 //! | [`client`] | a client of a console, for programs that show it |
-//! | [`feed`] | the way of output from the ring into the log and the backlog |
+//! | [`feed`] | the way of output from the ring and the FIFO into the log and the backlog |
+//! | [`fifo`] | the FIFO that a hosted guest prints into |
 //! | [`filter`] | the system calls that the daemon keeps |
 //! | [`hypervisor`] | the log of the hypervisor's own console, which another process reads |
 //! | [`options`] | the command line of `xenconsoled` |
@@ -21,6 +22,7 @@
 pub mod backlog;
 pub mod client;
 pub mod feed;
+pub mod fifo;
 pub mod filter;
 pub mod hypervisor;
 pub mod log;

@@ -1,4 +1,4 @@
-//! The command line of `xenconsoled`: C's options, and two of our own.
+//! The command line of `xenconsoled`: C's options, and three of our own.
 //!
 //! Source: `tools/console/daemon/main.c` (`main`, `usage`), getopt_long(3).
 
@@ -38,6 +38,7 @@ enum ConsoledSetting {
     ReplaceEscape,
     LogMax,
     LogCount,
+    Guests,
 }
 
 /// One option.
@@ -64,7 +65,10 @@ impl Entry for ConsoledRow {
 
     /// C's options keep all their abbreviations: `--log-` is `--log-dir`.
     fn may_be_abbreviated(&self) -> bool {
-        !matches!(self.setting, ConsoledSetting::LogMax | ConsoledSetting::LogCount)
+        !matches!(
+            self.setting,
+            ConsoledSetting::LogMax | ConsoledSetting::LogCount | ConsoledSetting::Guests
+        )
     }
 }
 
@@ -78,7 +82,7 @@ const fn row(
 }
 
 /// C's options in C's order, which messages show, and then ours.
-static OPTIONS: [ConsoledRow; 12] = [
+static OPTIONS: [ConsoledRow; 13] = [
     row(Some(b'h'), "help", Argument::None, ConsoledSetting::Help),
     row(Some(b'V'), "version", Argument::None, ConsoledSetting::Version),
     row(Some(b'v'), "verbose", Argument::None, ConsoledSetting::Verbose),
@@ -91,6 +95,7 @@ static OPTIONS: [ConsoledRow; 12] = [
     row(None, "replace-escape", Argument::None, ConsoledSetting::ReplaceEscape),
     row(None, "log-max", Argument::Required, ConsoledSetting::LogMax),
     row(None, "log-count", Argument::Required, ConsoledSetting::LogCount),
+    row(None, "guests", Argument::Required, ConsoledSetting::Guests),
 ];
 
 /// The request that a command line makes.
@@ -128,6 +133,9 @@ pub struct ConsoledOptions {
     pub log_max: u64,
     /// The number of logs above which those of ended guests are removed.
     pub log_count: u64,
+    /// The folder of the guests of a hosted host, each with the FIFO that it prints into, as it was
+    /// given.
+    pub guests: Option<PathBuf>,
     /// Lines about words that mean nothing, for standard error. C ignores such words silently.
     pub warnings: Vec<String>,
 }
@@ -145,6 +153,7 @@ impl Default for ConsoledOptions {
             pid_file: PID_FILE.into(),
             log_max: LOG_MAX,
             log_count: LOG_COUNT,
+            guests: None,
             warnings: Vec::new(),
         }
     }
@@ -209,7 +218,8 @@ impl UsageFault {
 pub fn usage(name: &OsStr) -> Vec<u8> {
     let own = format!(
         "  --log-max=BYTES   - set a log aside as NAME.1 when it has this size (default {LOG_MAX})\n  \
-         --log-count=N     - keep this many logs (default {LOG_COUNT})\n"
+         --log-count=N     - keep this many logs (default {LOG_COUNT})\n  \
+         --guests=DIR      - read the FIFOs DIR/NAME/output, which hosted guests print into\n"
     );
     let common: &[u8] = b" [-h] [-V] [-v] [-i] [--log=none|guest|hv|all] [--log-dir=DIR] \
         [--pid-file=PATH] [-t, --timestamp=none|guest|hv|all] \
@@ -273,6 +283,7 @@ impl ConsoledOptions {
             },
             ConsoledSetting::LogMax => self.log_max = number(row, &word, LOG_MAX_LEAST)?,
             ConsoledSetting::LogCount => self.log_count = number(row, &word, 1)?,
+            ConsoledSetting::Guests => self.guests = Some(OsString::from_vec(word).into()),
         }
         Ok(())
     }

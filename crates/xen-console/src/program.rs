@@ -1,5 +1,6 @@
 //! The program `xenconsoled`: from its options to the loop, and to its end.
 
+use crate::fifo::OutputFolder;
 use crate::filter;
 use crate::hypervisor::{HypervisorLog, boot_life, reader_command};
 use crate::log::{ConsoleLog, LineFormat, LineFormatter, LocalZone, LogLimits};
@@ -190,6 +191,13 @@ fn settings(options: &ConsoledOptions, run_dir: &Path, log: &mut Log) -> Console
             format!("{}: {error}; started again, output may be logged twice", run_dir.display());
         log.line(Level::Warn, "", &text);
     });
+    let outputs = options.guests.as_deref().map(OutputFolder::open).transpose();
+    let outputs = outputs.unwrap_or_else(|error| {
+        let folder = options.guests.as_deref().unwrap_or(Path::new("")).display();
+        let text = format!("no FIFO of a guest is read: {folder}: {error}");
+        log.line(Level::Error, "", &text);
+        None
+    });
     ConsoleSettings {
         log_folder: log_folder.map(Rc::new),
         log_guests: options.log.guest,
@@ -201,6 +209,7 @@ fn settings(options: &ConsoledOptions, run_dir: &Path, log: &mut Log) -> Console
         },
         zone: LocalZone::of_process(),
         record_folder: record_folder.ok(),
+        outputs,
         overflow: options.overflow,
     }
 }

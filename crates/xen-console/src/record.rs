@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io;
 
 /// The version of the layout, which is the first word.
-const VERSION: u64 = 1;
-const LEN: usize = 40;
+const VERSION: u64 = 2;
+const LEN: usize = 48;
 
 /// The state of a console when its record was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,8 @@ pub struct LoggedState {
     pub log_len: u64,
     /// The index of the ring behind the last byte that is in the log.
     pub index: u32,
+    /// The inode of the FIFO that the domain prints into besides; 0 if there is none.
+    pub fifo: u64,
 }
 
 /// The record of one console, in a file that outlives the process; best on tmpfs.
@@ -43,7 +45,8 @@ impl ConsoleRecord {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, state: LoggedState) -> io::Result<()> {
-        let words = [VERSION, state.life, state.inode, state.log_len, state.index.into()];
+        let LoggedState { life, inode, log_len, index, fifo } = state;
+        let words = [VERSION, life, inode, log_len, index.into(), fifo];
         let mut bytes = [0; LEN];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
@@ -71,11 +74,27 @@ impl ConsoleRecord {
             inode: words.next()?,
             log_len: words.next()?,
             index: u32::try_from(words.next()?).ok()?,
+            fifo: words.next()?,
         })
     }
 }
 
 impl LoggedState {
+    /// Returns the number of bytes that the log has beyond those that the record says. They were
+    /// written between the record and the end of that process: a chunk of one source, or a part of
+    /// it.
+    ///
+    /// `now` is what holds now: the life and the log.
+    #[must_use]
+    pub fn unrecorded(&self, now: &Self) -> usize {
+        if self.life != now.life {
+            return 0;
+        }
+        // A log with another inode is a new one: that of the record was set aside.
+        let recorded = if self.inode == now.inode { self.log_len } else { 0 };
+        usize::try_from(now.log_len.saturating_sub(recorded)).unwrap_or(usize::MAX)
+    }
+
     /// Returns the number of bytes at the beginning of the ring's output that are in the log already.
     ///
     /// `now` is what holds now: the life, the log, and the index of the ring's first byte. `output`
@@ -92,26 +111,33 @@ impl LoggedState {
         if self.life != now.life {
             return 0;
         }
-        // A log with another inode is a new one: that of the record was set aside.
-        let recorded = if self.inode == now.inode { self.log_len } else { 0 };
-        let more = now.log_len.saturating_sub(recorded);
-        let more = usize::try_from(more).unwrap_or(usize::MAX);
         // The bytes that the record knows to be in the log, and that are not released.
         let known = self.index.wrapping_sub(now.index) as usize;
         let Some(after) = output.get(known..) else { return 0 };
-        let same = match after.get(..more) {
-            Some(bytes) if more > 0 => tail(more).is_some_and(|tail| tail == bytes),
-            _ => false,
-        };
-        if same { known.saturating_add(more) } else { known }
+        match begins_with_tail(after, self.unrecorded(now), tail) {
+            Some(more) => known.saturating_add(more),
+            None => known,
+        }
     }
+}
+
+/// Returns `more`, the number of bytes that a log has beyond its record, if there are any and
+/// `output` begins with them: then these bytes of it are in the log already. `tail` reads so many
+/// bytes from the end of the log.
+pub fn begins_with_tail(
+    output: &[u8],
+    more: usize,
+    tail: impl FnOnce(usize) -> Option<Vec<u8>>,
+) -> Option<usize> {
+    let bytes = output.get(..more).filter(|bytes| !bytes.is_empty())?;
+    tail(more).is_some_and(|tail| tail == bytes).then_some(more)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STATE: LoggedState = LoggedState { life: 5, inode: 6, log_len: 100, index: 50 };
+    const STATE: LoggedState = LoggedState { life: 5, inode: 6, log_len: 100, index: 50, fifo: 9 };
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
@@ -120,10 +146,10 @@ mod tests {
         assert_eq!(record.read(), None);
         record.write(STATE).unwrap();
         assert_eq!(ConsoleRecord::new(file.try_clone().unwrap()).read(), Some(STATE));
-        file.set_len(39).unwrap();
+        file.set_len(47).unwrap();
         assert_eq!(record.read(), None, "torn");
-        file.set_len(40).unwrap();
-        pwrite(&file, &[2], 0).unwrap();
+        file.set_len(48).unwrap();
+        pwrite(&file, &[1], 0).unwrap();
         assert_eq!(record.read(), None, "of another version");
     }
 
@@ -152,5 +178,19 @@ mod tests {
         assert_eq!(STATE.logged(&LoggedState { life: 1, ..now(100, 46) }, b"next", no_tail), 0);
         assert_eq!(STATE.logged(&now(100, 51), b"next", no_tail), 0);
         assert_eq!(STATE.logged(&now(100, u32::MAX), &[0; 51], no_tail), 51);
+    }
+
+    #[test]
+    fn bytes_beyond_the_record_are_found_in_the_source_that_they_are_of() {
+        let now = |log_len| LoggedState { log_len, ..STATE };
+        assert_eq!(STATE.unrecorded(&now(104)), 4);
+        assert_eq!(STATE.unrecorded(&now(100)), 0);
+        assert_eq!(STATE.unrecorded(&LoggedState { inode: 1, ..now(7) }), 7, "of a new log");
+        assert_eq!(STATE.unrecorded(&LoggedState { life: 1, ..now(104) }), 0);
+        let tail = |len| Some(b"some"[4 - len..].to_vec());
+        assert_eq!(begins_with_tail(b"some more", 4, tail), Some(4));
+        assert_eq!(begins_with_tail(b"other", 4, tail), None);
+        assert_eq!(begins_with_tail(b"som", 4, tail), None, "they have left it");
+        assert_eq!(begins_with_tail(b"some more", 0, tail), None);
     }
 }

@@ -27,6 +27,7 @@ fn defaults_are_those_of_c() {
     assert_eq!(options.log_dir, PathBuf::from("/var/log/xen/console"));
     assert_eq!(options.pid_file, PathBuf::from("/var/run/xen/xenconsoled.pid"));
     assert_eq!((options.log_max, options.log_count), (16_777_216, 1024));
+    assert_eq!(options.guests, None);
     assert_eq!(options.warnings, Vec::<String>::new());
 }
 
@@ -44,6 +45,7 @@ fn every_option_is_read() {
     assert_eq!((logs.log, logs.replace_escape), (sources(true, false), true));
     assert_eq!(logs.log_dir, PathBuf::from("/l"));
     assert_eq!((logs.log_max, logs.log_count), (16384, 1));
+    assert_eq!(options("--guests=/g").guests, Some(PathBuf::from("/g")));
     assert_eq!(options("--log-=/l").log_dir, PathBuf::from("/l"));
     assert_eq!(options("-i --log=none --log-dir=/l").log, sources(false, false));
 }
@@ -97,6 +99,7 @@ fn the_first_of_help_version_and_a_fault_decides() {
         ("--log", "option '--log' requires an argument"),
         ("--lo", "option '--lo' is ambiguous; possibilities: '--log' '--log-dir'"),
         ("--log-m=16384", "unrecognized option '--log-m=16384'"),
+        ("--guest=/g", "unrecognized option '--guest=/g'"),
         ("-t", "option requires an argument -- 't'"),
         ("--help=1", "option '--help' doesn't allow an argument"),
         ("--ver", "option '--ver' is ambiguous; possibilities: '--version' '--verbose'"),
@@ -125,6 +128,7 @@ fn help_begins_with_the_lines_of_c() {
              [-o, --overflow-data=discard|keep] [--replace-escape]\n  \
              --replace-escape  - replace ESC character with dot when writing console log\n";
     let own = text.strip_prefix(c).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(own.lines().count(), 2, "{own}");
+    assert_eq!(own.lines().count(), 3, "{own}");
     assert!(own.contains("--log-max=BYTES") && own.contains("(default 1024)"), "{own}");
+    assert!(own.contains("--guests=DIR"), "{own}");
 }

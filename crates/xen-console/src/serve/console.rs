@@ -1,9 +1,10 @@
-//! One console: its ring, its log, its terminal.
+//! One console: its ring, its FIFO, its log, its terminal.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::settings::{MOVES_RATE, OUTPUT_BURST, OUTPUT_RATE};
 use crate::backlog::Backlog;
-use crate::feed::ConsoleFeed;
+use crate::feed::{ConsoleFeed, FeedOutcome};
+use crate::fifo::{CHUNK_MAX, OutputFifo};
 use crate::log::LogOutcome;
 use crate::options::Overflow;
 use crate::pty::Pty;
@@ -61,13 +62,23 @@ impl Terminal {
     }
 }
 
+/// The source of a chunk of output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum OutputSource {
+    Ring,
+    Fifo,
+}
+
 /// A served console.
 pub struct ServedConsole {
-    channel: Channel,
+    /// The channel of the ring, while that is served.
+    channel: Option<Channel>,
     feed: ConsoleFeed,
     terminal: Option<Terminal>,
     overflow: Overflow,
     rate: Throttle,
+    /// The source whose turn it is.
+    next: OutputSource,
     /// Sentences for the daemon's log.
     complaint: Option<String>,
 }
@@ -79,10 +90,10 @@ impl fmt::Debug for ServedConsole {
 }
 
 impl ServedConsole {
-    /// Serves a ring's output and input, over this event channel.
+    /// Serves a console's output, and input if it has a ring, over this event channel.
     #[must_use]
     pub fn new(
-        channel: Channel,
+        channel: Option<Channel>,
         feed: ConsoleFeed,
         terminal: Option<Terminal>,
         overflow: Overflow,
@@ -92,7 +103,8 @@ impl ServedConsole {
             requests_per_second: Some(MOVES_RATE),
         };
         let rate = Throttle::with_burst(limits, OUTPUT_BURST, Instant::now());
-        Self { channel, feed, terminal, overflow, rate, complaint: None }
+        let next = OutputSource::Ring;
+        Self { channel, feed, terminal, overflow, rate, next, complaint: None }
     }
 
     /// Returns the terminal, if one could be had.
@@ -101,9 +113,20 @@ impl ServedConsole {
         self.terminal.as_ref()
     }
 
+    /// Returns the FIFO, if there is one.
+    #[must_use]
+    pub fn fifo(&self) -> Option<&OutputFifo> {
+        self.feed.fifo()
+    }
+
     /// Returns the terminal, to tell it that it is ready.
     pub fn terminal_mut(&mut self) -> Option<&mut Terminal> {
         self.terminal.as_mut()
+    }
+
+    /// Returns the FIFO, to tell it that it is ready.
+    pub fn fifo_mut(&mut self) -> Option<&mut OutputFifo> {
+        self.feed.fifo_mut()
     }
 
     /// Returns the output, to open its log again.
@@ -111,15 +134,31 @@ impl ServedConsole {
         &mut self.feed
     }
 
-    /// Ends the console, and keeps its terminal and its output for a ring that follows.
-    #[must_use]
-    pub fn into_kept(self) -> (Option<Terminal>, Backlog) {
-        let mut terminal = self.terminal;
-        if let Some(terminal) = &mut terminal {
-            // What is typed meanwhile is for the ring that follows.
+    /// Ends the ring's service, with its last output. All else stays: what is typed meanwhile is for
+    /// a ring that follows.
+    pub fn end_ring(&mut self) {
+        self.drain_ring();
+        self.show_all();
+        self.feed.end_ring();
+        self.channel = None;
+        if let Some(terminal) = &mut self.terminal {
             terminal.ready();
         }
-        (terminal, self.feed.into_backlog())
+    }
+
+    /// Ends the console of a domain that is gone: its last output goes into the log, and to whoever
+    /// reads now. What its processes print while they end is taken by [`ServedConsole::drain_fifo`].
+    pub fn end(&mut self) {
+        self.end_ring();
+        self.drain_fifo();
+        self.terminal = None;
+    }
+
+    /// Ends the console, and keeps its terminal, its output and its FIFO for one that follows.
+    #[must_use]
+    pub fn into_kept(self) -> (Option<Terminal>, Backlog, Option<OutputFifo>) {
+        let (backlog, fifo) = self.feed.into_kept();
+        (self.terminal, backlog, fifo)
     }
 
     /// Returns the newest output.
@@ -131,16 +170,20 @@ impl ServedConsole {
     /// Types bytes. Returns the number that the guest has room for; a ring that is broken has none,
     /// and is found so by the next turn.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
-        let put = self.feed.ring().write_input(bytes).unwrap_or(0);
+        let (Some(channel), Some(ring)) = (&self.channel, self.feed.ring()) else {
+            // Nobody takes it any more.
+            return bytes.len();
+        };
+        let put = ring.write_input(bytes).unwrap_or(0);
         if put > 0 {
             // That the channel is gone is found by the next turn, too.
-            let _ = self.channel.notify();
+            let _ = channel.notify();
         }
         put
     }
 
-    /// Moves the last output of a domain that has ended: into the log, and to whoever reads now.
-    pub fn drain(&mut self) {
+    /// Moves the last output of a ring that ends.
+    fn drain_ring(&mut self) {
         // A ring that is broken, or has more than it holds, is given up.
         for _ in 0..2 {
             let moved = self.feed.move_output(OUTPUT_SIZE, time_us());
@@ -148,18 +191,80 @@ impl ServedConsole {
                 break;
             }
         }
-        self.show_output();
     }
 
-    /// Moves output from the ring into the log and the backlog. Returns the number of bytes.
-    fn take_output(&mut self, now: Instant) -> Result<usize, Error> {
-        if self.rate.ready(now).is_err() || self.waits_for_reader() {
-            return Ok(0);
+    /// Moves all that the FIFO of a domain that is gone holds, at most as much as it can hold. All
+    /// files are closed once nobody can write into it any more.
+    pub fn drain_fifo(&mut self) {
+        let mut left = self.fifo().map_or(0, OutputFifo::capacity);
+        while left > 0
+            && let Ok(outcome) = self.feed.move_printed(CHUNK_MAX, time_us())
+            && outcome.moved > 0
+        {
+            left = left.saturating_sub(outcome.moved);
         }
+        self.show_all();
+        if !self.fifo().is_some_and(OutputFifo::has_writer) {
+            self.feed.close();
+        }
+    }
+
+    /// Moves output into the log and the backlog, from both sources in turn. Returns the number of
+    /// bytes.
+    fn take_output(&mut self, now: Instant) -> Result<usize, Error> {
+        let mut moved = 0_usize;
+        let sources = match self.next {
+            OutputSource::Ring => [OutputSource::Ring, OutputSource::Fifo],
+            OutputSource::Fifo => [OutputSource::Fifo, OutputSource::Ring],
+        };
+        for source in sources {
+            if self.rate.ready(now).is_err() {
+                break;
+            }
+            let count = match source {
+                OutputSource::Ring => self.take_ring(now)?,
+                OutputSource::Fifo => self.take_printed(now),
+            };
+            if count > 0 {
+                // The other one has the next turn, in which there may be no more than one chunk.
+                self.next = match source {
+                    OutputSource::Ring => OutputSource::Fifo,
+                    OutputSource::Fifo => OutputSource::Ring,
+                };
+            }
+            moved = moved.saturating_add(count);
+        }
+        Ok(moved)
+    }
+
+    fn take_ring(&mut self, now: Instant) -> Result<usize, Error> {
+        let Some(channel) = self.channel.as_ref().filter(|_| self.has_room(OUTPUT_SIZE)) else {
+            return Ok(0);
+        };
         let outcome = self.feed.move_output(OUTPUT_SIZE, time_us()).map_err(broken)?;
         if outcome.moved > 0 {
+            channel.notify()?;
+        }
+        Ok(self.note_moved(outcome, now))
+    }
+
+    fn take_printed(&mut self, now: Instant) -> usize {
+        if !self.prints() {
+            return 0;
+        }
+        match self.feed.move_printed(CHUNK_MAX, time_us()) {
+            Ok(outcome) => self.note_moved(outcome, now),
+            Err(error) => {
+                self.complain(&format!("the FIFO that it prints into cannot be read: {error}"));
+                0
+            }
+        }
+    }
+
+    /// Counts output that was moved. Returns the number of its bytes.
+    fn note_moved(&mut self, outcome: FeedOutcome, now: Instant) -> usize {
+        if outcome.moved > 0 {
             self.rate.spend(outcome.moved as u64, now);
-            self.channel.notify()?;
         }
         match outcome.logged {
             Some(LogOutcome::FirstLost) => {
@@ -170,16 +275,27 @@ impl ServedConsole {
             }
             _ => {}
         }
-        Ok(outcome.moved)
+        outcome.moved
     }
 
-    /// True where output is kept for its reader, who is to read before the guest may go on.
-    fn waits_for_reader(&self) -> bool {
-        let Some(terminal) = &self.terminal else { return false };
+    /// True if the FIFO may have output that can be taken.
+    fn prints(&self) -> bool {
+        self.fifo().is_some_and(OutputFifo::is_ready) && self.has_room(CHUNK_MAX)
+    }
+
+    /// True unless output is kept for its reader, who is to read before the guest may go on with a
+    /// chunk of that size.
+    fn has_room(&self, chunk: usize) -> bool {
+        let Some(terminal) = &self.terminal else { return true };
         let backlog = self.feed.backlog();
         let unread = backlog.end().saturating_sub(terminal.place);
-        self.overflow == Overflow::Keep
-            && unread.saturating_add(OUTPUT_SIZE as u64) > backlog.capacity() as u64
+        self.overflow == Overflow::Discard
+            || unread.saturating_add(chunk as u64) <= backlog.capacity() as u64
+    }
+
+    /// Writes output to the terminal until it has all, or no room.
+    fn show_all(&mut self) {
+        while self.show_output() {}
     }
 
     /// Writes output to the terminal, as far as it has room. True if there is more that it may have room for.
@@ -214,11 +330,11 @@ impl ServedConsole {
 
     /// Gives the guest what was typed, as far as its ring has room. Returns the number of bytes.
     fn give_input(&mut self) -> Result<usize, Error> {
-        let Some(terminal) = &mut self.terminal else { return Ok(0) };
-        if !terminal.readable {
+        let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.readable) else {
             return Ok(0);
-        }
-        let room = self.feed.ring().input_room().map_err(broken)?;
+        };
+        let (Some(channel), Some(ring)) = (&self.channel, self.feed.ring()) else { return Ok(0) };
+        let room = ring.input_room().map_err(broken)?;
         let mut typed = [0; INPUT_SIZE];
         let Some(into) = typed.get_mut(..room).filter(|into| !into.is_empty()) else {
             // The guest notifies once it has read some.
@@ -228,10 +344,9 @@ impl ServedConsole {
         if count < room {
             terminal.readable = false;
         }
-        let put =
-            self.feed.ring().write_input(typed.get(..count).unwrap_or_default()).map_err(broken)?;
+        let put = ring.write_input(typed.get(..count).unwrap_or_default()).map_err(broken)?;
         if put > 0 {
-            self.channel.notify()?;
+            channel.notify()?;
         }
         Ok(put)
     }
@@ -255,15 +370,18 @@ impl Backend for ServedConsole {
     }
 
     fn final_check(&mut self) -> Result<bool, Error> {
-        if self.waits_for_reader() {
-            return Ok(false);
+        if self.prints() {
+            return Ok(true);
         }
-        let output = self.feed.ring().peek_output(&mut [0]).map_err(broken)?;
+        let Some(ring) = self.feed.ring().filter(|_| self.has_room(OUTPUT_SIZE)) else {
+            return Ok(false);
+        };
+        let output = ring.peek_output(&mut [0]).map_err(broken)?;
         Ok(output.len > 0)
     }
 
     fn ports(&self) -> impl Iterator<Item = Port> {
-        std::iter::once(self.channel.port())
+        self.channel.iter().map(Channel::port)
     }
 
     fn limited_until(&self, now: Instant) -> Option<Instant> {

@@ -3,11 +3,15 @@
 //! A domain's first console is there before the guest runs, and the guest writes nothing to the
 //! store for it. The daemon maps its page, binds its port, and writes the path of a terminal.
 
-use super::console::{BrokenRing, ServedConsole, Terminal, broken, time_us};
+use super::console::{ServedConsole, Terminal, time_us};
 use super::nodes::{self, ConsoleNodes, DomainNodes};
+use super::outputs::GuestOutputs;
+use super::ring::{ConnectFailure, is_free, open_ring};
 use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
+use super::slot::{ConsoleSlot, ConsoleState, EndedConsole, RingState};
 use crate::backlog::Backlog;
-use crate::feed::{ConsoleFeed, ConsoleFiles};
+use crate::feed::{ConsoleFeed, ConsoleFiles, ConsoleSources};
+use crate::fifo::OutputFifo;
 use crate::log::ConsoleLog;
 use crate::record::ConsoleRecord;
 use crate::service::{ConsoleId, ConsoleOutput, OpenConsoles};
@@ -15,8 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
-use xen::gnttab::PageAccess;
-use xen::{DomId, GrantRef, Port};
+use xen::DomId;
 use xen_driver::Channel;
 use xen_driver::backend::{DescriptorId, DeviceSet, Platform, TendOutcome};
 use xen_io::console::ConsoleBackRing;
@@ -51,10 +54,12 @@ pub struct FirstConsoles {
     scan_due: Option<ScanRange>,
     /// The domains of the terminals' descriptors.
     streams: BTreeMap<DescriptorId, DomId>,
+    /// The FIFOs that domains print into, on a hosted host.
+    outputs: Option<GuestOutputs>,
     streams_changed: bool,
     /// The number of consoles that there were.
     count: u64,
-    /// The output of consoles whose domains are gone, for clients that have not got all of it.
+    /// The consoles of domains that are gone, for clients that have not got all of their output.
     ended: VecDeque<EndedConsole>,
     /// A log was opened: there may be too many.
     logs_opened: bool,
@@ -70,45 +75,6 @@ enum ScanRange {
     All,
 }
 
-/// A domain, and how far its console has come.
-#[derive(Debug)]
-struct ConsoleSlot {
-    id: ConsoleId,
-    /// The domain's name.
-    name: Vec<u8>,
-    state: ConsoleState,
-    /// The name of its log; empty before it has one.
-    log_name: String,
-    /// The terminal and the output of a console that was ended, for the one that follows.
-    kept: Option<(Option<Terminal>, Backlog)>,
-}
-
-/// The output of a console whose domain is gone.
-#[derive(Debug)]
-struct EndedConsole {
-    id: ConsoleId,
-    backlog: Backlog,
-    until: Instant,
-}
-
-#[derive(Default, Debug)]
-enum ConsoleState {
-    /// Its nodes are not there, or not for this daemon.
-    #[default]
-    Absent,
-    /// It could not be connected; it is tried again until then.
-    Retrying { until: Instant },
-    /// It is served.
-    Served {
-        nodes: ConsoleNodes,
-        console: Box<ServedConsole>,
-        /// Its terminal is not in the store yet.
-        terminal_due: bool,
-    },
-    /// Its ring is broken. With other nodes it is tried again.
-    Failed { nodes: ConsoleNodes },
-}
-
 impl FirstConsoles {
     /// Watches the list of domains; the first events come at once.
     ///
@@ -118,8 +84,9 @@ impl FirstConsoles {
         store: &mut Client,
         own_domid: DomId,
         platform: Platform,
-        settings: ConsoleSettings,
+        mut settings: ConsoleSettings,
     ) -> Result<Self, Error> {
+        let outputs = settings.outputs.take().map(GuestOutputs::new);
         for path in [INTRODUCED, RELEASED] {
             store.watch(path, path)?;
         }
@@ -132,6 +99,7 @@ impl FirstConsoles {
             touched: BTreeSet::new(),
             scan_due: Some(ScanRange::All),
             streams: BTreeMap::new(),
+            outputs,
             streams_changed: false,
             count: 0,
             ended: VecDeque::new(),
@@ -143,7 +111,7 @@ impl FirstConsoles {
     /// Closes all logs and opens them by their names again.
     pub fn reopen_logs(&mut self) {
         for (domid, slot) in &mut self.domains {
-            if let ConsoleState::Served { console, .. } = &mut slot.state
+            if let Some(console) = slot.console_mut()
                 && let Err(error) = console.feed().reopen_log(time_us())
             {
                 self.news.push(failure(*domid, format!("its log cannot be opened again: {error}")));
@@ -182,25 +150,37 @@ impl FirstConsoles {
 
     /// Ends the console of a domain that is gone, with its last output.
     fn forget(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
-        let Some(slot) = self.domains.remove(&domid) else { return Ok(()) };
-        let mut kept = slot.kept.map(|(_, backlog)| backlog);
-        if let ConsoleState::Served { mut console, .. } = slot.state {
-            console.drain();
-            kept = Some(console.into_kept().1);
+        self.keep_printed(domid);
+        let Some(mut slot) = self.domains.remove(&domid) else { return Ok(()) };
+        if matches!(slot.state, ConsoleState::Served { .. }) {
             self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Removed });
         }
-        if let Some(backlog) = kept {
+        if let Some(mut console) = slot.take_console() {
+            console.end();
             let until = Instant::now() + KEPT_WITHIN;
-            self.ended.push_back(EndedConsole { id: slot.id, backlog, until });
+            self.ended.push_back(EndedConsole { id: slot.id, console, until });
             if self.ended.len() > ENDED_MAX {
                 self.ended.pop_front();
             }
         }
         self.streams.retain(|_, owner| *owner != domid);
+        if let Some(outputs) = &mut self.outputs {
+            outputs.forget(domid);
+        }
         self.touched.remove(&domid);
         self.settings.remove_record(domid.0);
         self.due.remove(&domid);
         nodes::unless_gone(store.unwatch(nodes::folder(domid), token(domid)))
+    }
+
+    /// Makes the console of a domain whose ring was never had, if it has printed into a FIFO.
+    fn keep_printed(&mut self, domid: DomId) {
+        if self.domains.get(&domid).is_some_and(|slot| slot.fifo.is_some()) {
+            let console = self.prepare(domid, None);
+            if let Some(slot) = self.domains.get_mut(&domid) {
+                slot.kept = Some(Box::new(console));
+            }
+        }
     }
 
     /// Looks at a domain's nodes, and connects its console where there is one.
@@ -209,15 +189,19 @@ impl FirstConsoles {
             return Ok(());
         }
         let about = DomainNodes::read(store, domid)?;
-        let nodes = about.console.clone();
         let touched = self.touched.remove(&domid);
         let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
         slot.name = about.name.clone().unwrap_or_default();
-        match (&slot.state, &nodes) {
-            (ConsoleState::Served { nodes: served, .. }, Some(nodes))
-                if served == nodes && !(touched && is_free(&self.platform, domid, nodes.port)) =>
-            {
-                return self.show_terminal(store, domid);
+        match (&slot.state, &about.console) {
+            (ConsoleState::Served { nodes: served, ring, .. }, Some(nodes)) if served == nodes => {
+                let stays = match ring {
+                    RingState::Served => !(touched && is_free(&self.platform, domid, nodes.port)),
+                    RingState::Broken => true,
+                    RingState::Missing => false,
+                };
+                if stays {
+                    return self.show_terminal(store, domid);
+                }
             }
             (ConsoleState::Failed { nodes: failed }, Some(nodes)) if failed == nodes => {
                 return Ok(());
@@ -225,18 +209,54 @@ impl FirstConsoles {
             _ => {}
         }
         slot.end();
-        let Some(nodes) = nodes else {
-            slot.state = ConsoleState::Absent;
+        let Some(nodes) = about.console.clone() else {
+            self.keep_printed(domid);
+            self.set_state(domid, ConsoleState::Absent);
             return Ok(());
         };
-        match self.connect(domid, &nodes, &about) {
-            Ok(console) => self.serve(store, domid, nodes, console)?,
-            Err(ConnectFailure::Ring(error)) => {
-                self.set_state(domid, ConsoleState::Failed { nodes });
-                self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
+        slot.about = about;
+        self.find_fifo(store, domid)?;
+        match open_ring(&self.platform, domid, &nodes) {
+            Ok(ring) => {
+                let console = self.prepare(domid, Some(ring));
+                self.serve(store, domid, nodes, console, RingState::Served)?;
+                let event = DeviceEvent::State(xenbus::State::Connected);
+                self.news.push(DeviceNews { id: id(domid), event });
+                Ok(())
             }
-            Err(ConnectFailure::Other(error)) => self.retry(domid, error),
+            Err(ConnectFailure::Ring(error)) => {
+                self.serve_printed(store, domid, nodes, RingState::Broken, error)
+            }
+            Err(ConnectFailure::Other(error)) => {
+                if self.tries_again(domid) {
+                    return Ok(());
+                }
+                // The next event of its nodes makes another try.
+                self.serve_printed(store, domid, nodes, RingState::Missing, error)
+            }
         }
+    }
+
+    /// Serves the FIFO alone of a domain whose ring cannot be served; without one, nothing.
+    fn serve_printed(
+        &mut self,
+        store: &mut Client,
+        domid: DomId,
+        nodes: ConsoleNodes,
+        ring: RingState,
+        error: Error,
+    ) -> Result<(), Error> {
+        let has_fifo = self.domains.get(&domid).is_some_and(|slot| slot.fifo().is_some());
+        self.news.push(lost_ring(domid, error, has_fifo));
+        if has_fifo {
+            let console = self.prepare(domid, None);
+            return self.serve(store, domid, nodes, console, ring);
+        }
+        let state = match ring {
+            RingState::Broken => ConsoleState::Failed { nodes },
+            RingState::Served | RingState::Missing => ConsoleState::Absent,
+        };
+        self.set_state(domid, state);
         Ok(())
     }
 
@@ -251,37 +271,75 @@ impl FirstConsoles {
         }
     }
 
-    /// Notes that a console could not be connected, for a later try.
-    fn retry(&mut self, domid: DomId, error: Error) {
-        let Some(slot) = self.domains.get_mut(&domid) else { return };
+    /// Notes that a console could not be connected. False if it was tried for long enough.
+    fn tries_again(&mut self, domid: DomId) -> bool {
+        let Some(slot) = self.domains.get_mut(&domid) else { return false };
         let until = match slot.state {
             ConsoleState::Retrying { until } => until,
             _ => Instant::now() + RETRY_MAX,
         };
-        if Instant::now() < until {
-            slot.state = ConsoleState::Retrying { until };
-        } else {
-            // The next event of its nodes makes another try.
-            slot.state = ConsoleState::Absent;
-            self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
+        let again = Instant::now() < until;
+        slot.state = if again { ConsoleState::Retrying { until } } else { ConsoleState::Absent };
+        again
+    }
+
+    /// Opens the FIFO that a domain prints into, if guests have some here and it has none yet. Said
+    /// once, where it cannot be opened.
+    fn find_fifo(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
+        let (Some(outputs), Some(slot)) = (&mut self.outputs, self.domains.get_mut(&domid)) else {
+            return Ok(());
+        };
+        if slot.fifo().is_some() || slot.fifo_tried.as_ref() == Some(&slot.name) {
+            return Ok(());
+        }
+        slot.fifo_tried = Some(slot.name.clone());
+        let naming = nodes::naming(store, domid)?;
+        let earlier = self.settings.open_record(domid.0).and_then(|record| record.read());
+        let earlier = earlier.filter(|state| Some(state.life) == slot.about.life(domid));
+        match outputs.open(domid, &slot.name, naming, earlier) {
+            Ok(fifo) => {
+                // A domain that was started again under its name: what is there is for its new life.
+                let ended = self.ended.iter_mut().map(|ended| &mut ended.console);
+                let has_it = |other: &OutputFifo| other.inode() == fifo.inode();
+                for console in ended.filter(|console| console.fifo().is_some_and(has_it)) {
+                    console.feed().close();
+                }
+                slot.fifo = Some(fifo);
+            }
+            Err(refusal) => {
+                let text = format!("the FIFO that it prints into is not read: {refusal}");
+                self.news.push(failure(domid, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes which FIFOs can be read.
+    fn note_printed(&mut self) {
+        let Some(outputs) = &self.outputs else { return };
+        for (inode, owner) in outputs.take_ready() {
+            let fifo = match owner.and_then(|domid| self.domains.get_mut(&domid)) {
+                // One that no console has yet is looked at when it has.
+                Some(slot) => slot.console_mut().and_then(ServedConsole::fifo_mut),
+                None => {
+                    let ended = self.ended.iter_mut();
+                    let mut fifos = ended.filter_map(|ended| ended.console.fifo_mut());
+                    fifos.find(|fifo| fifo.inode() == inode)
+                }
+            };
+            if let Some(fifo) = fifo {
+                fifo.note_ready();
+            }
         }
     }
 
-    /// Maps the page, binds the port and opens the log.
-    fn connect(
-        &mut self,
-        domid: DomId,
-        nodes: &ConsoleNodes,
-        about: &DomainNodes,
-    ) -> Result<ServedConsole, ConnectFailure> {
-        let channel = Channel::bind(&self.platform.evtchn, domid, nodes.port)?;
-        let mapped =
-            self.platform.grants.borrow_mut().map(domid, GrantRef::CONSOLE, PageAccess::ReadWrite);
-        let page = mapped.map_err(Error::platform("mapping the console's page"))?.into_page();
-        let ring = ConsoleBackRing::new(page);
-        // Before anything is written: a guest may have broken it while no daemon ran.
-        ring.peek_output(&mut []).map_err(broken)?;
-        let life = life(domid, about.machine.as_deref(), nodes);
+    /// Opens the files and the terminal of a console, over this ring and the FIFO of its slot.
+    fn prepare(&mut self, domid: DomId, ring: Option<(Channel, ConsoleBackRing)>) -> ServedConsole {
+        let slot = self.domains.get_mut(&domid);
+        let (about, kept, fifo) = slot.map_or_else(Default::default, |slot| {
+            (slot.about.clone(), slot.kept.take(), slot.fifo.take())
+        });
+        let life = about.life(domid).unwrap_or_default();
         let record = self.settings.open_record(domid.0);
         let log = about.name.as_deref().map(|name| self.open_log(domid, name));
         let log = log.transpose().unwrap_or_else(|error| {
@@ -297,23 +355,28 @@ impl FirstConsoles {
             }
             log
         });
-        let limit = nodes.limit.and_then(|limit| usize::try_from(limit).ok());
-        let backlog = limit.unwrap_or(BACKLOG_MAX).clamp(BACKLOG_MIN, BACKLOG_MAX);
+        let kept = kept.map(|console| console.into_kept());
+        let (terminal, backlog, kept_fifo) = kept.unwrap_or_else(|| {
+            let limit = about.console.and_then(|nodes| usize::try_from(nodes.limit?).ok());
+            let limit = limit.unwrap_or(BACKLOG_MAX).clamp(BACKLOG_MIN, BACKLOG_MAX);
+            (None, Backlog::new(limit), None)
+        });
         let files = ConsoleFiles { log, record, format };
-        let kept = self.domains.get_mut(&domid).and_then(|slot| slot.kept.take());
-        let (terminal, backlog) = kept.unwrap_or_else(|| (None, Backlog::new(backlog)));
-        let feed = ConsoleFeed::new(ring, files, backlog, life);
-        let feed = feed.map_err(broken)?;
-        if feed.ring().was_served().map_err(broken)? {
-            // An earlier daemon may have been killed between the move of an index and its event.
-            channel.notify()?;
+        let (channel, ring) = ring.unzip();
+        let sources = ConsoleSources { ring, fifo: kept_fifo.or(fifo) };
+        let feed = ConsoleFeed::new(sources, files, backlog, life);
+        let was_served = feed.ring().is_some_and(|ring| ring.was_served().unwrap_or(true));
+        if let Some(channel) = channel.as_ref().filter(|_| was_served) {
+            // An earlier daemon may have been killed between the move of an index and its event. That
+            // the channel is gone is found by the first turn.
+            let _ = channel.notify();
         }
         let terminal = terminal.map_or_else(|| Terminal::open(0).map(Some), |kept| Ok(Some(kept)));
         let terminal = terminal.unwrap_or_else(|error| {
             self.news.push(failure(domid, format!("it has no terminal: {error}")));
             None
         });
-        Ok(ServedConsole::new(channel, feed, terminal, self.settings.overflow))
+        ServedConsole::new(channel, feed, terminal, self.settings.overflow)
     }
 
     /// Opens the log of a guest of this name.
@@ -360,51 +423,15 @@ impl FirstConsoles {
         domid: DomId,
         nodes: ConsoleNodes,
         console: ServedConsole,
+        ring: RingState,
     ) -> Result<(), Error> {
         if let Some(terminal) = console.terminal() {
             self.streams.insert(terminal.stream().0, domid);
             self.streams_changed = true;
         }
         let console = Box::new(console);
-        self.set_state(domid, ConsoleState::Served { nodes, console, terminal_due: true });
-        self.show_terminal(store, domid)?;
-        let event = DeviceEvent::State(xenbus::State::Connected);
-        self.news.push(DeviceNews { id: id(domid), event });
-        Ok(())
-    }
-}
-
-impl ConsoleSlot {
-    fn new(id: ConsoleId) -> Self {
-        let (state, name, log_name) = (ConsoleState::Absent, Vec::new(), String::new());
-        Self { id, name, state, log_name, kept: None }
-    }
-
-    fn terminal(&self) -> Option<&Terminal> {
-        match &self.state {
-            ConsoleState::Served { console, .. } => console.terminal(),
-            _ => self.kept.as_ref()?.0.as_ref(),
-        }
-    }
-
-    fn terminal_mut(&mut self) -> Option<&mut Terminal> {
-        match &mut self.state {
-            ConsoleState::Served { console, .. } => console.terminal_mut(),
-            _ => self.kept.as_mut()?.0.as_mut(),
-        }
-    }
-
-    /// Ends the ring that is served, and keeps its terminal.
-    fn end(&mut self) {
-        match std::mem::replace(&mut self.state, ConsoleState::Absent) {
-            ConsoleState::Served { mut console, .. } => {
-                console.drain();
-                self.kept = Some(console.into_kept());
-            }
-            // When the tries end is not for another try to say.
-            retrying @ ConsoleState::Retrying { .. } => self.state = retrying,
-            ConsoleState::Absent | ConsoleState::Failed { .. } => {}
-        }
+        self.set_state(domid, ConsoleState::Served { nodes, console, ring, terminal_due: true });
+        self.show_terminal(store, domid)
     }
 }
 
@@ -478,12 +505,19 @@ impl DeviceSet for FirstConsoles {
 
     fn fail(&mut self, _: &mut Client, domid: DomId, error: Error) -> Result<(), Error> {
         let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
-        if let ConsoleState::Served { nodes, .. } = &slot.state {
+        let ConsoleState::Served { nodes, console, ring, .. } = &mut slot.state else {
+            return Ok(());
+        };
+        let has_fifo = console.fifo().is_some();
+        if has_fifo {
+            console.end_ring();
+            *ring = RingState::Broken;
+        } else {
             let nodes = nodes.clone();
             slot.end();
             slot.state = ConsoleState::Failed { nodes };
-            self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
         }
+        self.news.push(lost_ring(domid, error, has_fifo));
         Ok(())
     }
 
@@ -492,16 +526,21 @@ impl DeviceSet for FirstConsoles {
     }
 
     fn streams(&self) -> impl Iterator<Item = (DescriptorId, BorrowedFd<'_>)> {
+        let outputs = self.outputs.iter().map(GuestOutputs::stream);
         // Also those that wait for a ring that follows: they stay open.
-        self.domains.values().filter_map(ConsoleSlot::terminal).map(Terminal::stream)
+        let consoles = self.domains.values().filter_map(ConsoleSlot::console);
+        outputs.chain(consoles.filter_map(ServedConsole::terminal).map(Terminal::stream))
     }
 
     fn ready(&mut self, stream: DescriptorId) {
-        let Some(slot) = self.streams.get(&stream).and_then(|domid| self.domains.get_mut(domid))
-        else {
+        if self.outputs.as_ref().is_some_and(|outputs| outputs.stream().0 == stream) {
+            self.note_printed();
             return;
-        };
-        if let Some(terminal) = slot.terminal_mut() {
+        }
+        let slot = self.streams.get(&stream).and_then(|domid| self.domains.get_mut(domid));
+        if let Some(terminal) =
+            slot.and_then(ConsoleSlot::console_mut).and_then(ServedConsole::terminal_mut)
+        {
             terminal.ready();
         }
     }
@@ -510,14 +549,21 @@ impl DeviceSet for FirstConsoles {
         while self.ended.front().is_some_and(|ended| ended.until <= now) {
             self.ended.pop_front();
         }
+        let mut outcome = TendOutcome::default();
+        for ended in &mut self.ended {
+            if ended.console.fifo().is_some_and(OutputFifo::is_ready) {
+                ended.console.drain_fifo();
+                outcome.more |= ended.console.fifo().is_some_and(OutputFifo::is_ready);
+            }
+        }
         // Once for many guests that come together.
         if !self.is_due() && std::mem::take(&mut self.logs_opened) {
             let used: BTreeSet<&str> =
                 self.domains.values().map(|slot| slot.log_name.as_str()).collect();
             self.logs_opened = self.settings.trim_logs(|name| used.contains(name));
         }
-        let streams_changed = std::mem::take(&mut self.streams_changed);
-        Ok(TendOutcome { streams_changed, ..TendOutcome::default() })
+        outcome.streams_changed = std::mem::take(&mut self.streams_changed);
+        Ok(outcome)
     }
 }
 
@@ -534,14 +580,11 @@ impl OpenConsoles for FirstConsoles {
 
     fn output(&self, console: ConsoleId) -> ConsoleOutput<'_> {
         if let Some(slot) = self.slot(console) {
-            let backlog = match &slot.state {
-                ConsoleState::Served { console, .. } => Some(console.backlog()),
-                _ => slot.kept.as_ref().map(|(_, backlog)| backlog),
-            };
+            let backlog = slot.console().map(ServedConsole::backlog);
             return ConsoleOutput { backlog, ended: false };
         }
         let ended = self.ended.iter().find(|ended| ended.id == console);
-        ConsoleOutput { backlog: ended.map(|ended| &ended.backlog), ended: true }
+        ConsoleOutput { backlog: ended.map(|ended| ended.console.backlog()), ended: true }
     }
 
     fn type_in(&mut self, console: ConsoleId, bytes: &[u8]) -> usize {
@@ -556,36 +599,13 @@ impl OpenConsoles for FirstConsoles {
     }
 
     fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16) {
-        if let Some(terminal) = self.slot(console).and_then(ConsoleSlot::terminal) {
+        let slot = self.slot(console);
+        if let Some(terminal) =
+            slot.and_then(ConsoleSlot::console).and_then(ServedConsole::terminal)
+        {
             // It is for programs that ask the terminal; without it they have 80 by 24.
             let _ = terminal.pty().set_size(columns, rows);
         }
-    }
-}
-
-/// True if the guest's port can be bound: no end of it is here.
-fn is_free(platform: &Platform, domid: DomId, port: Port) -> bool {
-    // Dropped, it is free again.
-    Channel::bind(&platform.evtchn, domid, port).is_ok()
-}
-
-/// The reason why a console is not connected.
-enum ConnectFailure {
-    /// Its ring is broken.
-    Ring(Error),
-    /// Anything else: it may be over in a moment.
-    Other(Error),
-}
-
-impl From<Error> for ConnectFailure {
-    fn from(error: Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl From<BrokenRing> for ConnectFailure {
-    fn from(BrokenRing(error): BrokenRing) -> Self {
-        Self::Ring(error)
     }
 }
 
@@ -600,23 +620,20 @@ fn note_life(
     if recorded == Some(life) { log.resume(time_us()) } else { log.begin_life(domid.0, time_us()) }
 }
 
-/// The identity of a ring in a domain's life (FNV-1a). Numbers of domains are used again; the path of
-/// the virtual machine has its UUID. A domain that is reset has another port.
-fn life(domid: DomId, machine: Option<&[u8]>, nodes: &ConsoleNodes) -> u64 {
-    let numbers = [u64::from(domid.0), nodes.port.0.into(), nodes.frame];
-    let numbers = numbers.into_iter().flat_map(u64::to_le_bytes);
-    let bytes = numbers.chain(machine.unwrap_or_default().iter().copied());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
 fn id(domid: DomId) -> Id {
     Id { frontend: domid, devid: 0 }
 }
 
 fn failure(domid: DomId, sentence: String) -> DeviceNews {
     DeviceNews { id: id(domid), event: DeviceEvent::Error(Error::Driver(sentence)) }
+}
+
+/// The news that a ring is not served any more, or not yet.
+fn lost_ring(domid: DomId, error: Error, has_fifo: bool) -> DeviceNews {
+    if has_fifo {
+        return failure(domid, format!("{error}; the FIFO that it prints into is served alone"));
+    }
+    DeviceNews { id: id(domid), event: DeviceEvent::Error(error) }
 }
 
 /// The token of the watch on a domain's console.

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use xen::{DomId, Port};
 use xenbus::Error;
-use xenstore::{Client, MsgType, Store, TransactionId};
+use xenstore::{Client, MsgType, NodeAccess, Store, TransactionId};
 
 /// The value of `type` that leaves a console to this daemon; absent, it is the same.
 const OWN_TYPE: &[u8] = b"xenconsoled";
@@ -61,6 +61,42 @@ impl DomainNodes {
         };
         Ok(Self { console, name, machine })
     }
+
+    /// Returns the identity of the console in a domain's life (FNV-1a); none without a console.
+    /// Numbers of domains are used again; the path of the virtual machine has its UUID. A domain that
+    /// is reset has another port.
+    #[must_use]
+    pub fn life(&self, domid: DomId) -> Option<u64> {
+        let nodes = self.console.as_ref()?;
+        let numbers = [u64::from(domid.0), nodes.port.0.into(), nodes.frame];
+        let numbers = numbers.into_iter().flat_map(u64::to_le_bytes);
+        let bytes = numbers.chain(self.machine.as_deref().unwrap_or_default().iter().copied());
+        Some(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+}
+
+/// Those who may write a domain's name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Naming {
+    /// The toolstack alone: the name may lead to a file.
+    ByToolstack,
+    /// The domain itself, or others.
+    ByOthers,
+}
+
+/// Returns who may write a domain's name.
+///
+/// # Errors
+/// The store is gone.
+pub fn naming(store: &mut Client, domid: DomId) -> Result<Naming, Error> {
+    let perms = unless_gone(store.get_perms(format!("{}/name", xenbus::path::home(domid))))?;
+    // The first entry names the owner, who may do all, and says what those may do that no entry names.
+    let is_owner = perms.first().is_none_or(|owner| owner.domid == i32::from(domid.0));
+    let is_written =
+        perms.iter().any(|perm| matches!(perm.access, NodeAccess::Write | NodeAccess::Both));
+    Ok(if is_owner || is_written { Naming::ByOthers } else { Naming::ByToolstack })
 }
 
 /// Returns those of the domains that the store serves.

@@ -1,5 +1,6 @@
 //! The limits and places that all consoles of a daemon share.
 
+use crate::fifo::OutputFolder;
 use crate::log::{ConsoleLog, LineFormat, LineFormatter, LocalZone, LogLimits, remove_log};
 use crate::options::Overflow;
 use crate::record::ConsoleRecord;
@@ -41,6 +42,8 @@ pub struct ConsoleSettings {
     pub zone: LocalZone,
     /// The folder of the records, best on tmpfs.
     pub record_folder: Option<OwnedFd>,
+    /// The folder of the FIFOs that guests print into, on a hosted host.
+    pub outputs: Option<OutputFolder>,
     /// The choice for output that nobody reads.
     pub overflow: Overflow,
 }

@@ -1,0 +1,51 @@
+//! The ring of a first console: its page, its port.
+
+use super::console::{BrokenRing, broken};
+use super::nodes::ConsoleNodes;
+use xen::gnttab::PageAccess;
+use xen::{DomId, GrantRef, Port};
+use xen_driver::Channel;
+use xen_driver::backend::Platform;
+use xen_io::console::ConsoleBackRing;
+use xenbus::Error;
+
+/// The reason why a console is not connected.
+pub(super) enum ConnectFailure {
+    /// Its ring is broken.
+    Ring(Error),
+    /// Anything else: it may be over in a moment.
+    Other(Error),
+}
+
+impl From<Error> for ConnectFailure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<BrokenRing> for ConnectFailure {
+    fn from(BrokenRing(error): BrokenRing) -> Self {
+        Self::Ring(error)
+    }
+}
+
+/// Maps the page and binds the port.
+pub(super) fn open_ring(
+    platform: &Platform,
+    domid: DomId,
+    nodes: &ConsoleNodes,
+) -> Result<(Channel, ConsoleBackRing), ConnectFailure> {
+    let channel = Channel::bind(&platform.evtchn, domid, nodes.port)?;
+    let mapped = platform.grants.borrow_mut().map(domid, GrantRef::CONSOLE, PageAccess::ReadWrite);
+    let page = mapped.map_err(Error::platform("mapping the console's page"))?.into_page();
+    let ring = ConsoleBackRing::new(page);
+    // Before anything is written: a guest may have broken it while no daemon ran.
+    ring.peek_output(&mut []).map_err(broken)?;
+    Ok((channel, ring))
+}
+
+/// True if the guest's port can be bound: no end of it is here.
+pub(super) fn is_free(platform: &Platform, domid: DomId, port: Port) -> bool {
+    // Dropped, it is free again.
+    Channel::bind(&platform.evtchn, domid, port).is_ok()
+}

@@ -1,0 +1,121 @@
+//! A domain, and how far its console has come.
+
+use super::console::ServedConsole;
+use super::nodes::{ConsoleNodes, DomainNodes};
+use crate::fifo::OutputFifo;
+use crate::service::ConsoleId;
+use std::time::Instant;
+
+/// A domain, and how far its console has come.
+#[derive(Debug)]
+pub(super) struct ConsoleSlot {
+    pub(super) id: ConsoleId,
+    /// The domain's name.
+    pub(super) name: Vec<u8>,
+    pub(super) state: ConsoleState,
+    /// The name of its log; empty before it has one.
+    pub(super) log_name: String,
+    /// The console whose ring has ended, for the one that follows.
+    pub(super) kept: Option<Box<ServedConsole>>,
+    /// The domain's nodes when it last had a console.
+    pub(super) about: DomainNodes,
+    /// The FIFO that it prints into, until a console has it.
+    pub(super) fifo: Option<OutputFifo>,
+    /// The name by which that was last looked for.
+    pub(super) fifo_tried: Option<Vec<u8>>,
+}
+
+/// The state of a domain's console.
+#[derive(Default, Debug)]
+pub(super) enum ConsoleState {
+    /// Its nodes are not there, or not for this daemon.
+    #[default]
+    Absent,
+    /// It could not be connected; it is tried again until then.
+    Retrying { until: Instant },
+    /// It is served.
+    Served {
+        nodes: ConsoleNodes,
+        console: Box<ServedConsole>,
+        ring: RingState,
+        /// Its terminal is not in the store yet.
+        terminal_due: bool,
+    },
+    /// Its ring is broken. With other nodes it is tried again.
+    Failed { nodes: ConsoleNodes },
+}
+
+/// The state of the ring of a served console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RingState {
+    /// It is served.
+    Served,
+    /// It is broken; the console has its FIFO alone. With other nodes it is tried again.
+    Broken,
+    /// It could not be had; the same. With any event of its nodes it is tried again.
+    Missing,
+}
+
+/// The console of a domain that is gone.
+#[derive(Debug)]
+pub(super) struct EndedConsole {
+    pub(super) id: ConsoleId,
+    pub(super) console: Box<ServedConsole>,
+    pub(super) until: Instant,
+}
+
+impl ConsoleSlot {
+    pub(super) fn new(id: ConsoleId) -> Self {
+        Self {
+            id,
+            name: Vec::new(),
+            state: ConsoleState::Absent,
+            log_name: String::new(),
+            kept: None,
+            about: DomainNodes::default(),
+            fifo: None,
+            fifo_tried: None,
+        }
+    }
+
+    /// Returns the console, served or kept for a ring that follows.
+    pub(super) fn console(&self) -> Option<&ServedConsole> {
+        match &self.state {
+            ConsoleState::Served { console, .. } => Some(console),
+            _ => self.kept.as_deref(),
+        }
+    }
+
+    pub(super) fn console_mut(&mut self) -> Option<&mut ServedConsole> {
+        match &mut self.state {
+            ConsoleState::Served { console, .. } => Some(console),
+            _ => self.kept.as_deref_mut(),
+        }
+    }
+
+    /// Takes the console, whose domain is gone.
+    pub(super) fn take_console(&mut self) -> Option<Box<ServedConsole>> {
+        match std::mem::take(&mut self.state) {
+            ConsoleState::Served { console, .. } => Some(console),
+            _ => self.kept.take(),
+        }
+    }
+
+    /// Returns the FIFO that the domain prints into.
+    pub(super) fn fifo(&self) -> Option<&OutputFifo> {
+        self.console().and_then(ServedConsole::fifo).or(self.fifo.as_ref())
+    }
+
+    /// Ends the ring that is served, and keeps all else of the console.
+    pub(super) fn end(&mut self) {
+        match std::mem::take(&mut self.state) {
+            ConsoleState::Served { mut console, .. } => {
+                console.end_ring();
+                self.kept = Some(console);
+            }
+            // When the tries end is not for another try to say.
+            retrying @ ConsoleState::Retrying { .. } => self.state = retrying,
+            ConsoleState::Absent | ConsoleState::Failed { .. } => {}
+        }
+    }
+}
