@@ -164,12 +164,12 @@ impl DeviceSet for ConsoleDevices {
 
     fn tend(&mut self, store: &mut Client, now: Instant) -> Result<TendOutcome, Error> {
         self.tend_hypervisor(now);
+        // Before the consoles, which write the sizes of windows that clients have said.
+        let served = self.service.as_mut().map(|service| service.serve(&mut self.consoles));
+        let served = served.unwrap_or_default();
         let mut outcome = self.consoles.tend(store, now)?;
-        if let Some(service) = &mut self.service {
-            let served = service.serve(&mut self.consoles);
-            outcome.streams_changed |= served.streams_changed;
-            outcome.more |= served.more;
-        }
+        outcome.streams_changed |= served.streams_changed;
+        outcome.more |= served.more;
         Ok(outcome)
     }
 }

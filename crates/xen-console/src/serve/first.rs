@@ -59,6 +59,8 @@ pub struct FirstConsoles {
     streams_changed: bool,
     /// The number of consoles that there were.
     count: u64,
+    /// Domains whose window has another size than the store says.
+    windows: BTreeSet<DomId>,
     /// The consoles of domains that are gone, for clients that have not got all of their output.
     ended: VecDeque<EndedConsole>,
     /// A log was opened: there may be too many.
@@ -102,6 +104,7 @@ impl FirstConsoles {
             outputs,
             streams_changed: false,
             count: 0,
+            windows: BTreeSet::new(),
             ended: VecDeque::new(),
             logs_opened: false,
             news: Vec::new(),
@@ -168,6 +171,7 @@ impl FirstConsoles {
             outputs.forget(domid);
         }
         self.touched.remove(&domid);
+        self.windows.remove(&domid);
         self.settings.remove_record(domid.0);
         self.due.remove(&domid);
         nodes::unless_gone(store.unwatch(nodes::folder(domid), token(domid)))
@@ -433,6 +437,36 @@ impl FirstConsoles {
         self.set_state(domid, ConsoleState::Served { nodes, console, ring, terminal_due: true });
         self.show_terminal(store, domid)
     }
+
+    /// Writes the sizes of windows that clients have said, where that is due.
+    fn write_windows(
+        &mut self,
+        store: &mut Client,
+        now: Instant,
+        outcome: &mut TendOutcome,
+    ) -> Result<(), Error> {
+        for domid in std::mem::take(&mut self.windows) {
+            let Some(slot) = self.domains.get_mut(&domid) else { continue };
+            let size = match slot.window.take(now) {
+                Ok(Some(size)) => size,
+                Ok(None) => continue,
+                Err(later) => {
+                    self.windows.insert(domid);
+                    outcome.again_at = [outcome.again_at, Some(later)].into_iter().flatten().min();
+                    continue;
+                }
+            };
+            outcome.asked_store = true;
+            match nodes::write_window(store, domid, size).map_err(Error::from) {
+                Ok(()) => {}
+                Err(error) if error.is_store_gone() => return Err(error),
+                Err(error) => {
+                    self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl DeviceSet for FirstConsoles {
@@ -449,8 +483,9 @@ impl DeviceSet for FirstConsoles {
             return Ok(true);
         }
         let Some(domid) = domid_of(&event.token) else { return Ok(false) };
-        // The daemon's own word.
-        if !event.path.ends_with(b"/console/tty") {
+        // The daemon's own words.
+        let own = [&b"/console/tty"[..], b"/console/window"];
+        if !own.iter().any(|own| event.path.ends_with(own)) {
             self.due.insert(domid);
         }
         // Written once more with the same value, it may be another port all the same.
@@ -545,7 +580,7 @@ impl DeviceSet for FirstConsoles {
         }
     }
 
-    fn tend(&mut self, _: &mut Client, now: Instant) -> Result<TendOutcome, Error> {
+    fn tend(&mut self, store: &mut Client, now: Instant) -> Result<TendOutcome, Error> {
         while self.ended.front().is_some_and(|ended| ended.until <= now) {
             self.ended.pop_front();
         }
@@ -562,6 +597,7 @@ impl DeviceSet for FirstConsoles {
                 self.domains.values().map(|slot| slot.log_name.as_str()).collect();
             self.logs_opened = self.settings.trim_logs(|name| used.contains(name));
         }
+        self.write_windows(store, now, &mut outcome)?;
         outcome.streams_changed = std::mem::take(&mut self.streams_changed);
         Ok(outcome)
     }
@@ -599,12 +635,16 @@ impl OpenConsoles for FirstConsoles {
     }
 
     fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16) {
-        let slot = self.slot(console);
-        if let Some(terminal) =
-            slot.and_then(ConsoleSlot::console).and_then(ServedConsole::terminal)
-        {
+        let domid = DomId(console.domid);
+        let slot = self.domains.get_mut(&domid).filter(|slot| slot.id == console);
+        let Some(slot) = slot else { return };
+        if let Some(terminal) = slot.console().and_then(ServedConsole::terminal) {
             // It is for programs that ask the terminal; without it they have 80 by 24.
             let _ = terminal.pty().set_size(columns, rows);
+        }
+        if columns > 0 && rows > 0 {
+            slot.window.set((columns, rows));
+            self.windows.insert(domid);
         }
     }
 }

@@ -176,6 +176,25 @@ pub fn write_terminal(
     })
 }
 
+/// Writes the size of the window of a console's clients, in columns and rows, where the toolstack has
+/// made a node for it. Its permissions stay.
+///
+/// # Errors
+/// The store refuses, or is gone.
+pub fn write_window(
+    store: &mut Client,
+    domid: DomId,
+    (columns, rows): (u16, u16),
+) -> Result<(), xenstore::Error> {
+    let path = format!("{}/window", folder(domid));
+    store.transaction(|tx| {
+        if !tx.exists(&path)? {
+            return Ok(());
+        }
+        tx.write(&path, format!("{columns}x{rows}"))
+    })
+}
+
 /// A decimal number, as libxl writes it.
 fn number<N: std::str::FromStr>(value: &[u8]) -> Option<N> {
     std::str::from_utf8(value).ok()?.trim().parse().ok()

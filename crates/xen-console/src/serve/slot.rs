@@ -4,7 +4,10 @@ use super::console::ServedConsole;
 use super::nodes::{ConsoleNodes, DomainNodes};
 use crate::fifo::OutputFifo;
 use crate::service::ConsoleId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The interval between two writes of a window's size: a client cannot flood the store.
+const WINDOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A domain, and how far its console has come.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(super) struct ConsoleSlot {
     pub(super) fifo: Option<OutputFifo>,
     /// The name by which that was last looked for.
     pub(super) fifo_tried: Option<Vec<u8>>,
+    /// The size of its clients' window.
+    pub(super) window: WindowSize,
 }
 
 /// The state of a domain's console.
@@ -75,6 +80,7 @@ impl ConsoleSlot {
             about: DomainNodes::default(),
             fifo: None,
             fifo_tried: None,
+            window: WindowSize::default(),
         }
     }
 
@@ -117,5 +123,61 @@ impl ConsoleSlot {
             retrying @ ConsoleState::Retrying { .. } => self.state = retrying,
             ConsoleState::Absent | ConsoleState::Failed { .. } => {}
         }
+    }
+}
+
+/// The size of a window, in columns and rows, on its way into the store.
+#[derive(Default, Debug)]
+pub(super) struct WindowSize {
+    /// The size that a client has said last, if it is not in the store yet.
+    wanted: Option<(u16, u16)>,
+    /// The time from which on it may be written.
+    next_at: Option<Instant>,
+}
+
+impl WindowSize {
+    /// Takes a size that a client has said: the last one counts.
+    pub(super) fn set(&mut self, size: (u16, u16)) {
+        self.wanted = Some(size);
+    }
+
+    /// Takes the size that is to be written now; none if there is none.
+    ///
+    /// # Errors
+    /// The time at which there will be one.
+    pub(super) fn take(&mut self, now: Instant) -> Result<Option<(u16, u16)>, Instant> {
+        if let Some(next) = self.next_at.filter(|next| *next > now && self.wanted.is_some()) {
+            return Err(next);
+        }
+        let size = self.wanted.take();
+        if size.is_some() {
+            self.next_at = Some(now + WINDOW_INTERVAL);
+        }
+        Ok(size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_sizes_is_ten_a_second_and_the_last_one_arrives() {
+        let (start, mut window) = (Instant::now(), WindowSize::default());
+        assert_eq!(window.take(start), Ok(None));
+        let mut written = Vec::new();
+        for step in 0..=1000 {
+            window.set((80, step + 1));
+            if let Ok(Some(size)) = window.take(start + Duration::from_millis(step.into())) {
+                written.push(size);
+            }
+        }
+        assert_eq!(written.len(), 11);
+        assert_eq!((written[0], written[10]), ((80, 1), (80, 1001)));
+        let now = start + Duration::from_millis(1001);
+        window.set((132, 50));
+        assert_eq!(window.take(now), Err(start + Duration::from_millis(1100)));
+        assert_eq!(window.take(start + Duration::from_millis(1100)), Ok(Some((132, 50))));
+        assert_eq!(window.take(now), Ok(None));
     }
 }

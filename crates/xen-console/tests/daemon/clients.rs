@@ -1,9 +1,9 @@
 //! Clients of the daemon's socket.
 
-use crate::scene::{Scene, WatchingClient, open_terminal, read_until, text_line};
+use crate::scene::{Scene, WatchingClient, open_terminal, read_until, readable, text_line};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testhost::until;
 use xen::domctl::DomainControl;
 use xen_console::service::wire::{ClientAccess, OutputStart};
@@ -152,4 +152,62 @@ fn a_client_that_keeps_to_no_frame_is_sent_away() {
     assert_eq!(mode & 0o777, 0o600);
     guest.tell("say well");
     scene.logged("a", "well\n");
+}
+
+#[test]
+fn the_size_of_a_clients_window_reaches_the_guest() {
+    let Some(mut scene) = Scene::start("console_window", &[]) else { return };
+    let mut guest = scene.guest("a");
+    scene.terminal(&guest);
+    let open =
+        |scene: &Scene| WatchingClient::open(scene, &guest, ClientAccess::Type, OutputStart::Now);
+    let (mut first, mut second) = (open(&scene), open(&scene));
+    let node = format!("/local/domain/{}/console/window", guest.domid);
+    let served = |client: &mut WatchingClient| {
+        until("the client is open", || {
+            client.look();
+            client.opened
+        });
+    };
+    served(&mut first);
+    served(&mut second);
+    // Without a node none is made.
+    first.client.set_size(90, 30).unwrap();
+    guest.tell("echo");
+    first.client.type_in(b"quit\n").unwrap();
+    guest.heard("done echo");
+    assert!(!scene.host.tool.exists(&node).unwrap());
+    scene.host.tool.write(&node, "").unwrap();
+    scene.host.tool.set_perms(&node, &readable(guest.domid)).unwrap();
+    let reads = |scene: &mut Scene, words: &str| {
+        until("the node has the size", || scene.host.tool.read(&node).unwrap() == words.as_bytes());
+    };
+    first.client.set_size(132, 50).unwrap();
+    reads(&mut scene, "132x50");
+    second.client.set_size(u16::MAX, 1).unwrap();
+    reads(&mut scene, "65535x1");
+    assert_eq!(scene.host.tool.get_perms(&node).unwrap(), readable(guest.domid));
+    // A window of no columns or no rows is none.
+    for (columns, rows) in [(0, 24), (80, 0), (0, 0)] {
+        second.client.set_size(columns, rows).unwrap();
+    }
+    second.client.set_size(81, 24).unwrap();
+    reads(&mut scene, "81x24");
+    // A flood of sizes is ten writes a second, and the last one arrives.
+    scene.host.tool.watch(&node, "window").unwrap();
+    let begin = Instant::now();
+    for rows in 1..=5000 {
+        first.client.set_size(100, rows).unwrap();
+    }
+    until("all sizes are sent", || {
+        first.client.flush().unwrap();
+        !first.client.has_unsent()
+    });
+    reads(&mut scene, "100x5000");
+    let mut writes = 0;
+    while scene.host.tool.poll_event().unwrap().is_some() {
+        writes += 1;
+    }
+    let most = 3 + begin.elapsed().as_millis() / 100;
+    assert!(u128::try_from(writes).unwrap() <= most, "{writes} writes, {most} are the most");
 }
