@@ -1,7 +1,8 @@
 //! Consoles of domains: both ends, and the daemon that logs and serves them.
 //!
-//! The promise: the index of a guest's ring moves only after its bytes are in the log and in the
-//! backlog, so a daemon that is killed has lost nothing. A full disk costs the log, never the guest.
+//! The promise: the index of a guest's ring moves, and bytes leave its FIFO, only after they are in the
+//! log and in the backlog, so a daemon that is killed has lost nothing. A full disk costs the log,
+//! never the guest.
 //!
 //! | module | what it is |
 //! |---|---|

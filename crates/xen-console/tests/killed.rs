@@ -54,16 +54,22 @@ fn move_output_for_ever(folder: &Path) -> ! {
     }
 }
 
-/// Starts the process that plays the part of the daemon in `test`.
-fn start(folder: &Path, test: &str) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test]).env(FOLDER, folder);
-    command.stdout(std::process::Stdio::null()).spawn().unwrap()
+/// The process that plays the part of the daemon, which is killed when this is dropped.
+struct Mover(Child);
+
+impl Mover {
+    fn start(folder: &Path, test: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test]).env(FOLDER, folder);
+        Self(command.stdout(std::process::Stdio::null()).spawn().unwrap())
+    }
 }
 
-fn kill(mut child: Child) {
-    kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
-    child.wait().unwrap();
+impl Drop for Mover {
+    fn drop(&mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::KILL).unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// Kills the process at work, [`KILLS`] times, while `print` prints something and returns the number of
@@ -71,26 +77,23 @@ fn kill(mut child: Child) {
 fn kill_at_work(folder: &Path, test: &str, mut print: impl FnMut() -> usize) {
     let (mut moments, mut printed) = (0x9e37_79b9_u32, 0);
     for _ in 0..KILLS {
-        let child = start(folder, test);
+        let mover = Mover::start(folder, test);
         moments = moments.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let enough = printed + 2048 + (moments >> 16) as usize;
         while printed < enough {
             printed += print();
         }
-        kill(child);
+        drop(mover);
     }
-    let child = start(folder, test);
-    let log = folder.join(LOG);
+    let _mover = Mover::start(folder, test);
     let begin = Instant::now();
-    while std::fs::metadata(&log).unwrap().len() < printed as u64 || !is_empty(folder) {
+    while !is_empty(folder) {
         assert!(begin.elapsed() < PATIENCE, "the rest of the output is not moved");
         sleep(Duration::from_millis(5));
     }
-    kill(child);
 }
 
-/// True if both sources are empty, where they are there: with repetitions, the size of the log does
-/// not say so.
+/// True if both sources are empty, where they are there.
 fn is_empty(folder: &Path) -> bool {
     let fifo = File::options().read(true).custom_flags(nonblock()).open(folder.join(OUTPUT));
     let page = File::options().read(true).write(true).open(folder.join("page"));

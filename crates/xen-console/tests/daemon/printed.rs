@@ -377,6 +377,26 @@ fn a_full_disk_costs_the_log_and_no_guest_that_prints() {
 }
 
 #[test]
+fn output_that_is_kept_for_its_reader_is_whole() {
+    let Some(mut scene) = Scene::start("console_printed_keep", &[GUESTS, "--overflow-data=keep"])
+    else {
+        return;
+    };
+    let mut guest = scene.printing_guest("a");
+    let mut terminal = open_terminal(&scene.terminal(&guest));
+    // More than the backlog, the FIFO and the kernel's terminal hold, and on the ring, too.
+    guest.tell("spill 60000");
+    guest.tell("flood 60000");
+    guest.tell("say all of it");
+    let shown = read_until(&mut terminal, "all of it\n");
+    let twice = [lines(60_000), lines(60_000), b"all of it\n".to_vec()].concat();
+    // The end of the one and the beginning of the other may be in either order.
+    assert_eq!(shown.len(), twice.len());
+    assert!(!shown.contains("were not read"));
+    assert!(std::fs::read(scene.log("a")).unwrap() == shown.as_bytes());
+}
+
+#[test]
 fn nodes_that_go_and_come_again_keep_the_fifo() {
     let Some(mut scene) = start("console_printed_nodes") else { return };
     let mut guest = scene.printing_guest("a");
