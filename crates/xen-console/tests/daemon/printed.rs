@@ -313,9 +313,9 @@ fn a_broken_ring_leaves_the_fifo() {
 #[test]
 fn a_flood_of_one_guest_leaves_the_others_their_turns() {
     let Some(mut scene) = start("console_printed_flood") else { return };
-    // Beyond what a guest has taken at once, in long writes, in short ones, and on the ring, too.
+    // Without end, in long writes and in short ones.
     let mut floods: Vec<Guest> = Vec::new();
-    for (name, words) in [("long", "spill 600000"), ("short", "trickle 600000")] {
+    for (name, words) in [("long", "spill 4000000000"), ("short", "trickle 4000000000")] {
         let mut guest = scene.printing_guest(name);
         guest.tell(words);
         floods.push(guest);
@@ -332,13 +332,9 @@ fn a_flood_of_one_guest_leaves_the_others_their_turns() {
         scene.logged("quiet", &fifo);
     }
     assert_eq!(std::fs::read_to_string(scene.log("quiet")).unwrap(), expected);
-    let end = text_line(599_999);
     for name in ["long", "short"] {
-        let log = std::fs::read_to_string(scene.log(name)).unwrap();
-        assert!(!log.ends_with(&end), "{name} has ended before the quiet one");
-        assert!(log.contains(&text_line(1000)), "{name} is served");
+        assert!(std::fs::metadata(scene.log(name)).unwrap().len() > 0, "{name} is served");
     }
-    // The broker's end of the floods is theirs.
     for guest in floods {
         scene.destroy(&guest);
     }
@@ -346,10 +342,14 @@ fn a_flood_of_one_guest_leaves_the_others_their_turns() {
 
 #[test]
 fn a_flood_on_the_ring_leaves_the_same_guests_fifo_its_turns() {
-    let Some(mut scene) = start("console_printed_both") else { return };
+    // One log has all that is waited for.
+    let Some(mut scene) = Scene::start("console_printed_both", &[GUESTS, "--log-max=1000000000"])
+    else {
+        return;
+    };
     let mut guest = scene.printing_guest("both");
     let mut writer = File::options().write(true).open(scene.guests.join("both/output")).unwrap();
-    guest.tell("flood 600000");
+    guest.tell("flood 4000000000");
     let log = scene.log("both");
     for number in 0..20 {
         let words = format!("printed {number}\n");
@@ -358,7 +358,7 @@ fn a_flood_on_the_ring_leaves_the_same_guests_fifo_its_turns() {
             std::fs::read_to_string(&log).is_ok_and(|log| log.contains(&words))
         });
     }
-    assert!(!std::fs::read_to_string(&log).unwrap().ends_with(&text_line(599_999)));
+    assert!(std::fs::read_to_string(&log).unwrap().contains(&text_line(1000)), "both are served");
     scene.destroy(&guest);
 }
 
