@@ -17,6 +17,8 @@ use std::os::fd::{OwnedFd, RawFd};
 pub const BROKER: &str = "xen-broker";
 /// The domain's connection to FUSE, where it has one: [`guest_devices`](crate::guest_devices) takes it.
 pub const DEVICES: &str = "fuse-devices";
+/// The master of its console's terminal, where it has one: [`guest_terminal`](crate::guest_terminal) takes it.
+pub const TERMINAL: &str = "console-terminal";
 /// The number of the first of them (`SD_LISTEN_FDS_START`).
 pub const FIRST: RawFd = 3;
 /// The variables that describe the descriptors: their process, their number, their names.
@@ -65,6 +67,10 @@ impl fmt::Display for MissingDescriptor {
             DEVICES => {
                 "; the broker gives it to a domain that was created with Devices::Files, where the \
                  machine has FUSE"
+            }
+            TERMINAL => {
+                "; the broker gives it to a domain that was created with ConsoleTerminal::Private, \
+                 where the machine can make it a terminal (CreatedDomain::lacks)"
             }
             _ => "; the broker gives it to the program of a domain (Control::create, xb create)",
         })
@@ -141,6 +147,12 @@ mod tests {
             said(Some("xen-broker"), DEVICES),
             "no descriptor is named \"fuse-devices\"; LISTEN_FDNAMES has \"xen-broker\"; the broker gives it \
              to a domain that was created with Devices::Files, where the machine has FUSE"
+        );
+        assert_eq!(
+            said(Some("xen-broker"), TERMINAL),
+            "no descriptor is named \"console-terminal\"; LISTEN_FDNAMES has \"xen-broker\"; the broker gives \
+             it to a domain that was created with ConsoleTerminal::Private, where the machine can make it a \
+             terminal (CreatedDomain::lacks)"
         );
         let closed = MissingDescriptor { name: BROKER, cause: Cause::NotOpen }.to_string();
         assert!(

@@ -60,8 +60,10 @@
 //! and console are the first two of the domain's first arena, granted to domain 0 under the reserved
 //! references 1 and 0 ([`gnttab::Offers::reserved`]). It has no other descriptor but standard input,
 //! output and error, no network, no other process, and no file that may be written; with
-//! [`domain::Devices::Files`] it has its end of a FUSE mount at `/dev` ([`guest_devices`]) and a `/tmp` besides. System calls that
-//! it may not make are refused ([`domain::system_calls`]); of those it may, it cannot make a descriptor blocking again.
+//! [`domain::Devices::Files`] it has its end of a FUSE mount at `/dev` ([`guest_devices`]) and a `/tmp` besides, and with
+//! [`domain::ConsoleTerminal::Private`] the master of a terminal that is in no folder ([`guest_terminal`]). System calls that
+//! it may not make are refused ([`domain::system_calls`]), and of ioctl(2) all requests but a few of terminals; with those it
+//! may make, it cannot make a descriptor blocking again.
 //!
 //! # Trust
 //!
@@ -310,6 +312,16 @@ impl std::error::Error for GuestError {}
 /// There is none, or it was taken before.
 pub fn guest_devices() -> Result<OwnedFd, MissingDescriptor> {
     descriptors::take(descriptors::DEVICES)
+}
+
+/// Takes the master of the terminal of the domain whose program this is
+/// ([`domain::ConsoleTerminal::Private`]). To be called once. The descriptor never blocks; while nobody
+/// has the other end open, reading from it fails with `EIO`.
+///
+/// # Errors
+/// There is none, or it was taken before.
+pub fn guest_terminal() -> Result<OwnedFd, MissingDescriptor> {
+    descriptors::take(descriptors::TERMINAL)
 }
 
 /// The parts of a platform that `xenstored` needs.

@@ -66,5 +66,9 @@ pub const LISTED_AT_ONCE: usize = 32;
 pub const CHANGES_AT_ONCE: usize = 64;
 /// Signals with a value that may wait for a domain's processes.
 pub const SIGNALS_MAX: u64 = 256;
+/// Columns of a domain's terminal until its program is told of others: those of a VT100.
+pub const TERMINAL_COLUMNS: u16 = 80;
+/// Rows of a domain's terminal until its program is told of others.
+pub const TERMINAL_ROWS: u16 = 24;
 /// Bytes of a program that is a script, its end included.
 pub const SCRIPT_MAX: usize = 1 << 20;

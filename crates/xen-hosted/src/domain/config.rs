@@ -31,6 +31,19 @@ pub enum Devices {
     KernelFiles,
 }
 
+/// The terminal of a domain's console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ConsoleTerminal {
+    /// None.
+    #[default]
+    None,
+    /// A pseudoterminal of 80 columns and 24 rows in an instance of devpts of the domain's own. Its
+    /// program has the master ([`TERMINAL`](crate::descriptors::TERMINAL)), and opens the other end
+    /// through it (`TIOCGPTPEER`). Its filter then lets the requests of terminals pass, also to a
+    /// terminal that the creator gives it as standard input, output or error.
+    Private,
+}
+
 /// The longest time that a domain may exist.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Lifetime {
@@ -61,6 +74,8 @@ pub struct DomainConfig {
     pub files: Files,
     /// The kind of its `/dev`.
     pub devices: Devices,
+    /// The terminal of its console.
+    pub terminal: ConsoleTerminal,
     /// The longest time that it may exist.
     pub lifetime: Lifetime,
     /// The program's arguments, its name first.
@@ -80,6 +95,7 @@ impl Default for DomainConfig {
             cap: 0,
             files: Files::None,
             devices: Devices::None,
+            terminal: ConsoleTerminal::None,
             lifetime: Lifetime::OfTheHost,
             args: Vec::new(),
             env: Vec::new(),
@@ -100,6 +116,10 @@ impl DomainConfig {
             Devices::Files => 1,
             Devices::KernelFiles => 2,
         };
+        let terminal = match self.terminal {
+            ConsoleTerminal::None => 0,
+            ConsoleTerminal::Private => 1,
+        };
         let lifetime = match self.lifetime {
             Lifetime::OfTheHost => 0,
             Lifetime::Held => 1,
@@ -111,6 +131,7 @@ impl DomainConfig {
             self.cap.into(),
             files,
             devices,
+            terminal,
             lifetime,
             self.args.len() as u64,
             self.env.len() as u64,
@@ -128,7 +149,7 @@ impl DomainConfig {
     /// is impossible.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
-        let (head, strings) = rest.split_first_chunk::<72>()?;
+        let (head, strings) = rest.split_first_chunk::<80>()?;
         let (words, _) = head.as_chunks::<8>();
         let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
         let mut config = Self { handle: *handle, ..Self::default() };
@@ -145,6 +166,11 @@ impl DomainConfig {
             0 => Devices::None,
             1 => Devices::Files,
             2 => Devices::KernelFiles,
+            _ => return None,
+        };
+        config.terminal = match words.next()? {
+            0 => ConsoleTerminal::None,
+            1 => ConsoleTerminal::Private,
             _ => return None,
         };
         config.lifetime = match words.next()? {
@@ -192,6 +218,7 @@ mod tests {
         config.env.push("A=1".into());
         config.files = Files::System;
         config.devices = Devices::Files;
+        config.terminal = ConsoleTerminal::Private;
         config.lifetime = Lifetime::Held;
         config.cap = 50;
         assert_eq!(DomainConfig::decode(&config.encode()), Some(config.clone()));

@@ -116,15 +116,11 @@ pub(super) fn mount(
     user: User,
     source: &str,
 ) -> Result<Names, Errno> {
-    let id = match user {
-        User::DropsTo(id) => id,
-        User::Mapped | User::Same => INNER_ID,
-    };
     if let Some(given) = given {
         let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&given.mount, "", rustix::fs::CWD, format!("{ROOT}/dev"), from)?;
     } else {
-        mount_fuse(fuse, id, source)?;
+        mount_fuse(fuse, user.id(), source)?;
     }
     Names::own()
 }

@@ -12,6 +12,9 @@
 //! - No process uses what the kernel counts for the whole machine and by no group: huge pages, and
 //!   the memory of compiled filters.
 //!
+//! Requests of ioctl(2) are let through by number. The kernel takes 32 bits of the number, and the
+//! filter compares these.
+//!
 //! A refused call fails as the C libraries expect: with `ENOSYS` where they fall back on an older
 //! call, with `EOPNOTSUPP` for attributes of files, else with `EPERM`.
 
@@ -19,6 +22,7 @@ mod table;
 
 pub(crate) use table::{Processes, Sandbox};
 
+use super::config::ConsoleTerminal;
 use confine::{Arg, Calls, Error, Filter, Refusals};
 use rustix::io::Errno;
 use table::{OWN_PROCESS, rows};
@@ -57,6 +61,34 @@ const OPTIONAL: &[libc::c_long] = &[
 /// kernels without these calls.
 const LATER: u32 = 424;
 
+/// The filters of a sandbox without a terminal of its own, and with one.
+pub(crate) struct SandboxFilters {
+    without_terminal: Filter,
+    with_terminal: Filter,
+}
+
+impl SandboxFilters {
+    /// Compiles those of this sandbox, whatever terminal it has.
+    ///
+    /// # Errors
+    /// There is no filter for this machine.
+    pub(crate) fn of(sandbox: Sandbox) -> Result<Self, Error> {
+        let of = |terminal| filter(Sandbox { terminal, ..sandbox });
+        Ok(Self {
+            without_terminal: of(ConsoleTerminal::None)?,
+            with_terminal: of(ConsoleTerminal::Private)?,
+        })
+    }
+
+    /// Returns the filter of a domain that has this terminal.
+    pub(crate) fn with(&self, terminal: ConsoleTerminal) -> &Filter {
+        match terminal {
+            ConsoleTerminal::None => &self.without_terminal,
+            ConsoleTerminal::Private => &self.with_terminal,
+        }
+    }
+}
+
 /// Compiles the filter of a sandbox.
 ///
 /// # Errors
@@ -93,7 +125,10 @@ fn resolve_own_process(arg: Arg, processes: Processes) -> Arg {
 #[must_use]
 pub fn system_calls(namespaces: bool, own_user: bool) -> Vec<libc::c_long> {
     let processes = if namespaces { Processes::OfItsOwn } else { Processes::ThreadsOf(0) };
-    let sandbox = Sandbox { processes, own_user };
+    calls_in(Sandbox { processes, own_user, terminal: ConsoleTerminal::None })
+}
+
+fn calls_in(sandbox: Sandbox) -> Vec<libc::c_long> {
     let rows = rows().filter(|row| row.sandboxes.holds(sandbox));
     rows.flat_map(|row| row.calls).map(|(number, _)| *number).collect()
 }
@@ -102,24 +137,49 @@ pub fn system_calls(namespaces: bool, own_user: bool) -> Vec<libc::c_long> {
 mod tests {
     use super::*;
 
+    /// Returns every sandbox that there is.
+    fn sandboxes() -> Vec<Sandbox> {
+        let mut all = Vec::new();
+        for processes in [Processes::OfItsOwn, Processes::ThreadsOf(7)] {
+            for own_user in [false, true] {
+                for terminal in [ConsoleTerminal::None, ConsoleTerminal::Private] {
+                    all.push(Sandbox { processes, own_user, terminal });
+                }
+            }
+        }
+        all
+    }
+
     #[test]
     fn no_call_has_two_rows_in_one_sandbox() {
-        for namespaces in [false, true] {
-            let mut calls = system_calls(namespaces, true);
+        for sandbox in sandboxes() {
+            let mut calls = calls_in(sandbox);
             let all = calls.len();
             calls.sort_unstable();
             calls.dedup();
-            assert_eq!(calls.len(), all, "namespaces: {namespaces}");
+            assert_eq!(calls.len(), all, "{sandbox:?}");
+        }
+    }
+
+    /// A terminal of its own changes how a call may be made, and not which.
+    #[test]
+    fn a_terminal_adds_no_call() {
+        let numbers = |sandbox| {
+            let mut calls = calls_in(sandbox);
+            calls.sort_unstable();
+            calls
+        };
+        for sandbox in sandboxes() {
+            let without = Sandbox { terminal: ConsoleTerminal::None, ..sandbox };
+            assert_eq!(numbers(sandbox), numbers(without), "{sandbox:?}");
         }
     }
 
     #[test]
     fn every_sandbox_has_a_filter() {
-        for processes in [Processes::OfItsOwn, Processes::ThreadsOf(7)] {
-            for own_user in [false, true] {
-                let filter = filter(Sandbox { processes, own_user }).unwrap();
-                assert!(filter.steps() < 4096, "{} steps", filter.steps());
-            }
+        for sandbox in sandboxes() {
+            let filter = filter(sandbox).unwrap();
+            assert!(filter.steps() < 4096, "{} steps", filter.steps());
         }
     }
 }

@@ -29,10 +29,12 @@ pub enum MissingFeature {
     Devices,
     /// An account of its processor time, or of its memory.
     Accounting,
+    /// A terminal, where it was requested.
+    Terminal,
 }
 
 /// Each part with the text that tells of it.
-pub(crate) const MISSING_FEATURES: [(MissingFeature, &str); 11] = [
+pub(crate) const MISSING_FEATURES: [(MissingFeature, &str); 12] = [
     (
         MissingFeature::UserNamespace,
         "domains get no user namespace of their own: this kernel or its security policy refuses them",
@@ -82,6 +84,11 @@ pub(crate) const MISSING_FEATURES: [(MissingFeature, &str); 11] = [
     (
         MissingFeature::Accounting,
         "processor time or memory of domains is not counted, and reads 0: no control group for it here",
+    ),
+    (
+        MissingFeature::Terminal,
+        "a domain's console gets no terminal: the domain has no namespaces, or this kernel makes no devpts in them, \
+         or all pseudoterminals that are for them are in use (sysctl kernel.pty.max and kernel.pty.reserve)",
     ),
 ];
 

@@ -9,9 +9,10 @@ mod missing_feature;
 mod root;
 pub(crate) mod sandbox;
 mod script;
+mod terminal;
 pub(crate) mod user;
 
-pub use config::{Devices, DomainConfig, Files, Lifetime};
+pub use config::{ConsoleTerminal, Devices, DomainConfig, Files, Lifetime};
 pub use filter::system_calls;
 pub(crate) use missing_feature::MISSING_FEATURES;
 pub use missing_feature::MissingFeature;

@@ -6,18 +6,18 @@
 //! it: a sandbox is never incomplete. The parts that the machine does not have were found before
 //! ([`MissingFeature`]).
 
-use super::config::{Devices, DomainConfig, Files};
+use super::config::{ConsoleTerminal, Devices, DomainConfig, Files};
 use super::devices::{self, DeviceMount, Names};
-use super::filter::{self, Processes, Sandbox};
+use super::filter::{self, Processes, Sandbox, SandboxFilters};
 use super::missing_feature::MissingFeature;
 use super::root::{self, SYSTEM};
 use super::script::Script;
+use super::terminal;
 use super::user::{INNER_ID, User, become_user};
 use crate::descriptors;
 use crate::limits::SIGNALS_MAX;
 use crate::proto::{self, BrokerMessage, BrokerRequest};
 use crate::sys;
-use confine::Filter;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -42,7 +42,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) setup: OwnedFd,
     /// The program, standard input, output, error.
     pub(crate) files: [OwnedFd; 4],
-    pub(crate) filter: &'a Filter,
+    /// The filters of sandboxes with namespaces.
+    pub(crate) filters: &'a SandboxFilters,
     pub(crate) descriptors_max: u64,
     pub(crate) hostname: String,
 }
@@ -148,6 +149,7 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
         }
         root::enter().map_err(|errno| (5, errno))?;
     }
+    let terminal = open_terminal(&mut plan);
     bound(&plan).map_err(|errno| (6, errno))?;
     // Refused where the process has no right to do that; then it has no capability either.
     confine::capabilities::empty_bounding_set();
@@ -164,19 +166,15 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     let program = high(interpreter.as_ref().unwrap_or(program))?;
     let (link, setup) = (high(&plan.link)?, high(&plan.setup)?);
     let fuse = fuse.as_ref().map(high).transpose()?;
+    let terminal = terminal.as_ref().map(high).transpose()?;
     let names: Vec<OwnedFd> =
         names.iter().flat_map(Names::all).map(high).collect::<Result<_, _>>()?;
     let (input, output, error) = (high(input)?, high(output)?, high(error)?);
     let named = [(descriptors::BROKER, &link)].into_iter();
     let named = named.chain(fuse.iter().map(|fuse| (descriptors::DEVICES, fuse)));
+    let named = named.chain(terminal.iter().map(|master| (descriptors::TERMINAL, master)));
     let (names_given, named): (Vec<&str>, Vec<&OwnedFd>) = named.unzip();
-    let mut next = 0;
-    for from in [&input, &output, &error].into_iter().chain(named) {
-        sys::place_descriptor(from.as_fd(), next).map_err(|errno| (7, errno))?;
-        next += 1;
-    }
-    // Descriptors that the broker inherited are the broker's, not the domain's.
-    sys::keep_up_to(next - 1).map_err(|errno| (7, errno))?;
+    place(&[&[&input, &output, &error][..], &named].concat()).map_err(|errno| (7, errno))?;
     let plan = Plan { setup, ..plan };
     give_up_privileges(&plan).map_err(|errno| (8, errno))?;
     let strings = plan.config.program_strings().ok_or((10, Errno::INVAL))?;
@@ -190,6 +188,17 @@ fn enter(mut plan: Plan<'_>, tells: &OwnedFd) -> Result<std::convert::Infallible
     wait_for(&plan.setup, &BrokerMessage::Run).map_err(|errno| (0, errno))?;
     filter_calls(&plan).ok_or((9, Errno::INVAL))?;
     Err((10, sys::run_program(program.as_fd(), &args, &env)))
+}
+
+/// Gives the program these descriptors, numbered from 0 on, and no others.
+fn place(descriptors: &[&OwnedFd]) -> Result<(), Errno> {
+    let mut next = 0;
+    for from in descriptors {
+        sys::place_descriptor(from.as_fd(), next)?;
+        next += 1;
+    }
+    // Descriptors that the broker inherited are the broker's, not the domain's.
+    sys::keep_up_to(next - 1)
 }
 
 /// Opens the connection for the domain's `/dev`, where it is to have one and can.
@@ -208,14 +217,33 @@ fn open_devices(plan: &mut Plan<'_>) -> Option<OwnedFd> {
     opened.ok()
 }
 
+/// Opens the terminal of the domain's console, where it is to have one and can.
+fn open_terminal(plan: &mut Plan<'_>) -> Option<OwnedFd> {
+    // An earlier domain may have found all terminals of the machine in use.
+    plan.lacks &= !MissingFeature::Terminal.bit();
+    let has_namespaces = plan.lacks & MissingFeature::Namespaces.bit() == 0;
+    let opened = match plan.config.terminal {
+        ConsoleTerminal::None => return None,
+        ConsoleTerminal::Private if has_namespaces => terminal::open(plan.user),
+        ConsoleTerminal::Private => Err(Errno::PERM),
+    };
+    if opened.is_err() {
+        plan.lacks |= MissingFeature::Terminal.bit();
+    }
+    opened.ok()
+}
+
 /// Installs the filter of system calls.
 fn filter_calls(plan: &Plan<'_>) -> Option<()> {
     if plan.lacks & MissingFeature::Namespaces.bit() == 0 {
-        return plan.filter.install().ok();
+        let lacks_terminal = plan.lacks & MissingFeature::Terminal.bit() != 0;
+        let terminal = if lacks_terminal { ConsoleTerminal::None } else { plan.config.terminal };
+        return plan.filters.with(terminal).install().ok();
     }
     let own = u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
     let own_user = plan.lacks & MissingFeature::OwnUser.bit() == 0;
-    let sandbox = Sandbox { processes: Processes::ThreadsOf(own), own_user };
+    let terminal = ConsoleTerminal::None;
+    let sandbox = Sandbox { processes: Processes::ThreadsOf(own), own_user, terminal };
     filter::filter(sandbox).ok()?.install().ok()
 }
 

@@ -17,6 +17,16 @@ pub(crate) enum User {
     Same,
 }
 
+impl User {
+    /// Returns the id of the domain's user in the user namespace that the domain is in.
+    pub(super) fn id(self) -> u32 {
+        match self {
+            Self::DropsTo(id) => id,
+            Self::Mapped | Self::Same => INNER_ID,
+        }
+    }
+}
+
 /// Becomes this user, with that user's group alone.
 pub(super) fn become_user(id: u32) -> Result<(), Errno> {
     match rustix::thread::set_thread_groups(&[]) {

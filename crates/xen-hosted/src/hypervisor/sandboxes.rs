@@ -8,14 +8,13 @@ use super::remains::{Holdings, Remainder, end};
 use super::say::say;
 use crate::domain::cgroup::{Cgroups, Group, Share};
 use crate::domain::devices::DeviceMount;
-use crate::domain::filter::{self, Processes, Sandbox};
+use crate::domain::filter::{Processes, Sandbox, SandboxFilters};
 use crate::domain::sandbox::{self, Plan};
 use crate::domain::user::User;
-use crate::domain::{Devices, DomainConfig, MISSING_FEATURES, MissingFeature};
+use crate::domain::{ConsoleTerminal, Devices, DomainConfig, MISSING_FEATURES, MissingFeature};
 use crate::errno::from_errno;
 use crate::limits::{PORT_DESCRIPTORS, TASKS_DEFAULT};
 use crate::sys;
-use confine::Filter;
 use rustix::process::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +35,7 @@ pub(super) struct ProcessFiles {
 pub(super) struct Sandboxes {
     facilities: HostFacilities,
     cgroups: Cgroups,
-    filter: Filter,
+    filters: SandboxFilters,
     /// The bits of the parts that all domains run without.
     lacks: u64,
     ports_max: u32,
@@ -58,8 +57,9 @@ impl Sandboxes {
     ) -> io::Result<Self> {
         let mut lacks = budget.lacks() | facilities.lacks();
         let own_user = lacks & MissingFeature::OwnUser.bit() == 0;
-        let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user };
-        let filter = filter::filter(sandbox).map_err(io::Error::other)?;
+        let terminal = ConsoleTerminal::None;
+        let sandbox = Sandbox { processes: Processes::OfItsOwn, own_user, terminal };
+        let filters = SandboxFilters::of(sandbox).map_err(io::Error::other)?;
         let cgroups = cgroups();
         let bounded = [
             MissingFeature::MemoryLimit,
@@ -72,7 +72,7 @@ impl Sandboxes {
             lacks |= if has { 0 } else { lack.bit() };
         }
         let lingering = Vec::new();
-        Ok(Self { facilities, cgroups, filter, lacks, ports_max: budget.ports, lingering })
+        Ok(Self { facilities, cgroups, filters, lacks, ports_max: budget.ports, lingering })
     }
 
     /// Returns the means of ending domains' connections to FUSE.
@@ -146,7 +146,7 @@ impl Sandboxes {
             devices: None,
             setup,
             files,
-            filter: &self.filter,
+            filters: &self.filters,
             descriptors_max: descriptors_max + u64::from(TASKS_DEFAULT),
             hostname: format!("dom{domid}"),
         };

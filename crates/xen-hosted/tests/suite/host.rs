@@ -3,8 +3,6 @@
 use crate::support::puppet::Puppet;
 use crate::support::{self, BrokerHost, create, ended, introduce};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen::domctl::{DomainControl, RunState};
 use xen::domwatch::ShutdownReason;
@@ -117,12 +115,7 @@ fn an_ordinary_user_has_it_all_but_what_is_said() {
         return;
     }
     let nobody = 65534;
-    let mut host = BrokerHost::start_with(|command| {
-        let dir = command.get_args().next().map(PathBuf::from).unwrap();
-        let above = dir.parent().unwrap();
-        std::os::unix::fs::chown(above, Some(nobody), Some(nobody)).unwrap();
-        command.uid(nobody).gid(nobody).current_dir(above);
-    });
+    let mut host = BrokerHost::start_as(nobody);
     host.start_store();
     let mut control = host.control();
     let created = reaches_the_store(&host, &mut control);
@@ -174,10 +167,7 @@ fn namespaces_that_are_refused_late_are_done_without() {
             let refuse = support::raw::refusing(call, errno);
             let mut host = BrokerHost::start_with(move |command| {
                 if rustix::process::geteuid().is_root() {
-                    let dir = command.get_args().next().map(PathBuf::from).unwrap();
-                    let above = dir.parent().unwrap();
-                    std::os::unix::fs::chown(above, Some(user), Some(user)).unwrap();
-                    command.uid(user).gid(user).current_dir(above);
+                    support::run_as(command, user);
                 }
                 support::raw::before_exec(command, refuse);
             });

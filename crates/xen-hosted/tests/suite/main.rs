@@ -12,3 +12,4 @@ mod limits;
 mod platform;
 mod roles;
 mod support;
+mod terminal;

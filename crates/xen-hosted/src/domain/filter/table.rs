@@ -1,6 +1,7 @@
 //! The table of a domain's system calls: rows of calls that have the same rule. docs/platform.md
 //! has the same table.
 
+use crate::domain::config::ConsoleTerminal;
 use confine::Arg;
 
 /// A system call: its number on this architecture, and its name.
@@ -11,12 +12,25 @@ macro_rules! calls {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
 }
 
+/// Requests of ioctl(2) by the names that libc has for their numbers: a condition for each, and the
+/// names in words.
+macro_rules! requests {
+    ($first:ident $($more:ident)*) => {
+        (
+            &[&[Arg::Is(1, libc::$first)], $(&[Arg::Is(1, libc::$more)]),*],
+            concat!("`", stringify!($first), "`", $(", `", stringify!($more), "`"),*),
+        )
+    };
+}
+
 /// A sandbox that calls are made in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Sandbox {
     pub(crate) processes: Processes,
     /// True if no other domain has its user: what the kernel counts by user is its own.
     pub(crate) own_user: bool,
+    /// The terminal of its console, as it has it.
+    pub(crate) terminal: ConsoleTerminal,
 }
 
 /// The operations on processes that a domain may do.
@@ -40,6 +54,10 @@ pub(super) enum SandboxSet {
     Alone,
     /// One with namespaces, or with a user of its own.
     NotOfTheHost,
+    /// One with a terminal of its own, which has namespaces.
+    Terminal,
+    /// One without a terminal of its own.
+    NoTerminal,
 }
 
 impl SandboxSet {
@@ -50,6 +68,8 @@ impl SandboxSet {
             Self::Namespaces => !alone,
             Self::Alone => alone,
             Self::NotOfTheHost => !alone || sandbox.own_user,
+            Self::Terminal => sandbox.terminal == ConsoleTerminal::Private,
+            Self::NoTerminal => sandbox.terminal == ConsoleTerminal::None,
         }
     }
 }
@@ -106,6 +126,26 @@ const SETFL: u64 = libc::F_SETFL as u64;
 const THREAD: u64 = libc::CLONE_THREAD as u64;
 const PROCESS: u64 = 0;
 const GROUP: u64 = 1;
+
+/// Conditions of which one has to hold, and the conditions in words.
+type RequestConditions = (&'static [&'static [Arg]], &'static str);
+
+/// The requests that programs make without having a terminal. C libraries ask whether a descriptor
+/// is a terminal by `TCGETS2` (glibc from 2.42 on) or `TCGETS`.
+const REQUESTS: RequestConditions = requests![TCGETS TCGETS2 TIOCGWINSZ FIONREAD FIOCLEX FIONCLEX];
+
+/// The requests of a domain with a terminal:
+///
+/// - tcgetattr(3), tcsetattr(3) of each C library, tcgetwinsize(3), tcsetwinsize(3);
+/// - tcgetpgrp(3), tcsetpgrp(3), tcgetsid(3), and to have a controlling terminal or no more;
+/// - tcdrain(3), tcflush(3), tcflow(3), and how much waits on its way in and out;
+/// - for who has the master, the other end and its number.
+///
+/// A break (`TCSBRKP`) is for serial lines; tcdrain(3) and the shortest break are one request.
+const TERMINAL_REQUESTS: RequestConditions = requests![
+    TCGETS TCGETS2 TIOCGWINSZ FIONREAD FIOCLEX FIONCLEX TCSETS TCSETSW TCSETSF TCSETS2 TCSETSW2 TCSETSF2 TIOCSWINSZ
+    TIOCGPGRP TIOCSPGRP TIOCGSID TIOCSCTTY TIOCNOTTY TCSBRK TCFLSH TCXONC TIOCOUTQ TIOCGPTPEER TIOCGPTN
+];
 
 /// The table, without the calls that only some architectures have.
 const ROWS: &[FilterRow] = &[
@@ -219,17 +259,20 @@ const ROWS: &[FilterRow] = &[
         "an owner is sent signals, a lease and a notice hold up who opens a file",
     ),
     FilterRow::when(
-        SandboxSet::Every,
+        SandboxSet::NoTerminal,
         calls![SYS_ioctl],
-        &[
-            &[Arg::Is(1, libc::TCGETS)],
-            &[Arg::Is(1, libc::TIOCGWINSZ)],
-            &[Arg::Is(1, libc::FIONREAD)],
-            &[Arg::Is(1, libc::FIOCLEX)],
-            &[Arg::Is(1, libc::FIONCLEX)],
-        ],
-        "`TCGETS`, `TIOCGWINSZ`, `FIONREAD`, `FIOCLEX`, `FIONCLEX`",
-        "each driver has others",
+        REQUESTS.0,
+        REQUESTS.1,
+        "is this a terminal, and how large, how much is there to read; each driver has others",
+    ),
+    FilterRow::when(
+        SandboxSet::Terminal,
+        calls![SYS_ioctl],
+        TERMINAL_REQUESTS.0,
+        TERMINAL_REQUESTS.1,
+        "for shells, editors and job control: modes, size, foreground group, session, other end, what waits. Not what \
+         types (`TIOCSTI`), pastes (`TIOCLINUX`), takes the host's console (`TIOCCONS`), loads a line discipline \
+         (`TIOCSETD`), shuts others out (`TIOCEXCL`, `TIOCSPTLCK`) or makes a descriptor blocking (`FIONBIO`)",
     ),
     FilterRow::when(
         SandboxSet::Namespaces,
@@ -497,6 +540,8 @@ mod tests {
                 SandboxSet::Namespaces => "with namespaces",
                 SandboxSet::Alone => "without namespaces",
                 SandboxSet::NotOfTheHost => "with namespaces, or a user of its own",
+                SandboxSet::Terminal => "with a terminal of its own",
+                SandboxSet::NoTerminal => "without a terminal of its own",
             };
             let arguments = if row.arguments.is_empty() { "any" } else { row.arguments };
             let names = names.join(", ");

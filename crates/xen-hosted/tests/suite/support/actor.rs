@@ -1,5 +1,6 @@
 //! The acts of a hostile domain: each attempt by name, through the library and beneath it.
 
+use super::typist::Typist;
 use super::{calls, entries, files, puppet, raw};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -36,6 +37,7 @@ struct Actor {
     offers: xen_hosted::gnttab::Offers,
     mapped: HashMap<String, Mapping>,
     offered: Vec<OfferedPage>,
+    typist: Typist,
 }
 
 /// Plays a domain that does the acts that it is told.
@@ -48,6 +50,7 @@ pub(crate) fn play() -> i32 {
         platform,
         mapped: HashMap::new(),
         offered: Vec::new(),
+        typist: Typist::default(),
     };
     puppet::play(|words| actor.act(words))
 }
@@ -114,6 +117,7 @@ impl Actor {
                 let offers = &mut self.offers;
                 said(offers.offer_batch(peer, PageAccess::ReadWrite, count, &mut self.offered))
             }
+            ["terminal", ref act @ ..] => self.typist.act(act),
             ["take-back"] => {
                 self.offered.clear();
                 "done".to_owned()
@@ -236,6 +240,7 @@ fn look_around(words: &[&str]) -> String {
         ["connect", path] => {
             format!("{:?}", std::os::unix::net::UnixStream::connect(path).map_err(|e| e.kind()))
         }
+        ["open", path] => format!("{:?}", fs::File::open(path).map_err(|e| e.kind())),
         ["network"] => {
             format!(
                 "{:?}",
@@ -306,6 +311,7 @@ fn act_without_bound(words: &[&str]) -> String {
         }
         ["call", number] => calls::call(number),
         ["refused", what] => calls::refused(what),
+        ["requests", ref numbers @ ..] => calls::requests(numbers),
         ["spoil", what, path] => calls::spoil(what, path),
         ["park"] => calls::park(),
         ["shed"] => raw::run_from_a_thread(c"/bin/sleep", c"1000"),

@@ -3,6 +3,7 @@
 
 use super::raw;
 use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// The error's number of a call that takes numbers, or memory of its caller's; 0 where it succeeds.
 macro_rules! errno {
@@ -23,7 +24,7 @@ pub(crate) fn call(number: &str) -> String {
 pub(crate) fn refused(what: &str) -> String {
     let none = std::ptr::null::<u8>();
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    let socket = std::os::fd::AsRawFd::as_raw_fd(&one);
+    let socket = one.as_raw_fd();
     let program = [0_u64; 2];
     let filter = |option: libc::c_int| {
         errno!(libc::SYS_setsockopt, socket, libc::SOL_SOCKET, option, program.as_ptr(), 16)
@@ -75,6 +76,19 @@ pub(crate) fn refused(what: &str) -> String {
         _ => panic!("no such call: {what}"),
     };
     errno.to_string()
+}
+
+/// Makes a request of a descriptor, with memory for it to read or write. Returns the error's number.
+pub(crate) fn request(fd: impl AsFd, number: u64) -> i32 {
+    let mut memory = [0_u64; 16];
+    errno!(libc::SYS_ioctl, fd.as_fd().as_raw_fd(), number, memory.as_mut_ptr())
+}
+
+/// Makes requests of a pipe. Returns those that are not refused with `EPERM`, as pipes refuse none.
+pub(crate) fn requests(numbers: &[&str]) -> String {
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let passes = |number: &&&str| request(&reader, number.parse().unwrap()) != libc::EPERM;
+    numbers.iter().filter(passes).copied().collect::<Vec<_>>().join(" ")
 }
 
 /// Changes a file of its user, or the file's folder.

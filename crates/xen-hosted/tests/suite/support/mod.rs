@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ pub(crate) mod calls;
 pub(crate) mod files;
 pub(crate) mod puppet;
 pub(crate) mod raw;
+pub(crate) mod typist;
 
 /// The variable that names the role.
 pub(crate) const ROLE: &str = "XEN_HOSTED_TEST_ROLE";
@@ -80,6 +82,11 @@ impl BrokerHost {
         command.arg(dir.path().join("host")).stdout(Stdio::piped());
         change(&mut command);
         Self { broker: serving(&mut command), dir, store: None }
+    }
+
+    /// Starts a host whose broker is an ordinary user with this number. To be called by root.
+    pub(crate) fn start_as(user: u32) -> Self {
+        Self::start_with(|command| run_as(command, user))
     }
 
     /// Starts a host whose broker may not make a namespace.
@@ -177,6 +184,14 @@ impl Drop for BrokerHost {
         terminate(&self.broker);
         let _ = self.broker.wait();
     }
+}
+
+/// Has a broker's command run as a user, who gets the folder for the host. To be called by root.
+pub(crate) fn run_as(command: &mut Command, user: u32) {
+    let dir = command.get_args().next().map(PathBuf::from).unwrap();
+    let above = dir.parent().unwrap();
+    std::os::unix::fs::chown(above, Some(user), Some(user)).unwrap();
+    command.uid(user).gid(user).current_dir(above);
 }
 
 /// Maps all ids into the new user namespace of the process that sends its number.
