@@ -315,8 +315,11 @@ pub fn guest_devices() -> Result<OwnedFd, MissingDescriptor> {
 }
 
 /// Takes the master of the terminal of the domain whose program this is
-/// ([`domain::ConsoleTerminal::Private`]). To be called once. The descriptor never blocks; while nobody
-/// has the other end open, reading from it fails with `EIO`.
+/// ([`domain::ConsoleTerminal::Private`]). To be called once. The descriptor never blocks.
+///
+/// `rustix::pty::ioctl_tiocgptpeer` opens the other end. Without `O_NOCTTY` it becomes the controlling
+/// terminal of the domain's first process, which leads a session. Once the last copy of the other end
+/// is closed, the master is always ready, and reading from it fails with `EIO`.
 ///
 /// # Errors
 /// There is none, or it was taken before.
