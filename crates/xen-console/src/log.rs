@@ -3,10 +3,15 @@
 //! A log that has its full size is set aside as `.1`, and the one before is dropped. Where the disk
 //! is full, bytes are lost and counted, and the guest goes on.
 
+mod cursor;
+mod file;
 mod index;
+mod reader;
 mod stamps;
 
+pub use file::LogPiece;
 pub use index::{IndexEvent, IndexRecord, read_index};
+pub use reader::{LogLife, LogReader};
 pub use stamps::{LineFormat, LineFormatter, LocalZone};
 
 use index::LogIndex;
@@ -100,7 +105,7 @@ impl ConsoleLog {
     /// # Errors
     /// The index cannot be written; the log can still be.
     pub fn note_lost(&mut self, bytes: u64, time_us: u64) -> io::Result<()> {
-        self.note(time_us, IndexEvent::Lost(bytes))
+        self.note_lost_before(self.len, bytes, time_us)
     }
 
     /// Returns the log's inode and size: the place of the next byte.
@@ -126,7 +131,8 @@ impl ConsoleLog {
             Ok(()) if self.lost == 0 => LogOutcome::Kept,
             Ok(()) => {
                 let lost = std::mem::take(&mut self.lost);
-                let _ = self.note(time_us, IndexEvent::Lost(lost));
+                let begin = self.len.saturating_sub(bytes.len() as u64);
+                let _ = self.note_lost_before(begin, lost, time_us);
                 LogOutcome::KeptAgain { lost }
             }
             Err(missing) => {
@@ -202,6 +208,13 @@ impl ConsoleLog {
         }
         self.is_set_aside = true;
         self.reopen()
+    }
+
+    /// Notes that so many bytes were lost before those at an offset.
+    fn note_lost_before(&mut self, offset: u64, bytes: u64, time_us: u64) -> io::Result<()> {
+        // The place of the loss, also in an index that has no room for times.
+        self.note(time_us, IndexEvent::Output(offset))?;
+        self.note(time_us, IndexEvent::Lost(bytes))
     }
 
     fn note(&mut self, time_us: u64, event: IndexEvent) -> io::Result<()> {

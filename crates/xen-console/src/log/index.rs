@@ -14,7 +14,7 @@
 //! | 1 | the offset in the log of bytes that came at that time |
 //! | 2 | the offset in the log where a life of the guest begins |
 //! | 3 | the domain's number in that life |
-//! | 4 | the number of bytes that were lost: the log could not be written, or they were overwritten before |
+//! | 4 | the number of bytes that were lost: the log could not be written, or they were overwritten before; they came before those of the last record of kind 1 |
 //! | 5 | the offset in the log where a daemon that was started again went on |
 
 use std::fs::File;
@@ -23,8 +23,8 @@ use std::os::unix::fs::FileExt;
 
 /// The first bytes of an index, before the inode.
 const MAGIC: [u8; 8] = *b"XBCI\x01\0\0\0";
-const HEAD_LEN: u64 = 16;
-const RECORD_LEN: u64 = 16;
+pub(super) const HEAD_LEN: u64 = 16;
+pub(super) const RECORD_LEN: u64 = 16;
 const VALUE_BITS: u32 = 48;
 /// The number of bytes that an index may have before it depends on the log's size.
 const ALWAYS: u64 = 64 << 10;
@@ -48,6 +48,7 @@ pub enum IndexEvent {
     /// The number of the domain in the life that begins.
     Domain(u16),
     /// The number of bytes that were lost: the log could not be written, or they were overwritten.
+    /// They came before those of the last `Output`.
     Lost(u64),
     /// A daemon that was started again went on at this offset in the log.
     Resumed(u64),
@@ -71,7 +72,7 @@ impl IndexRecord {
     }
 
     /// Decodes a record; none if its kind is unknown.
-    fn decode(bytes: [u8; 16]) -> Option<Self> {
+    pub(super) fn decode(bytes: [u8; 16]) -> Option<Self> {
         let [time_us, word] = [bytes.first_chunk(), bytes.last_chunk()];
         let (time_us, word) = (u64::from_le_bytes(*time_us?), u64::from_le_bytes(*word?));
         let value = word & ((1 << VALUE_BITS) - 1);
@@ -130,7 +131,8 @@ impl LogIndex {
     }
 }
 
-fn encode_head(inode: u64) -> [u8; HEAD_LEN as usize] {
+/// Returns the head of the index of the log with this inode.
+pub(super) fn encode_head(inode: u64) -> [u8; HEAD_LEN as usize] {
     let mut head = [0; HEAD_LEN as usize];
     let (magic, of) = head.split_at_mut(MAGIC.len());
     magic.copy_from_slice(&MAGIC);
