@@ -4,6 +4,7 @@ use crate::service::wire::{
     ClientAccess, ClientFrame, DaemonFrame, Filled, FrameBuffer, FrameFault, OutputStart,
     PAYLOAD_MAX,
 };
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -67,8 +68,7 @@ impl ConsoleClient {
         access: ClientAccess,
         start: OutputStart,
     ) -> Result<Self, ClientError> {
-        let socket = UnixStream::connect(path).map_err(ClientError::Socket)?;
-        socket.set_nonblocking(true).map_err(ClientError::Socket)?;
+        let socket = connect_at_once(path).map_err(|errno| ClientError::Socket(errno.into()))?;
         let (frames, mut unsent) = (FrameBuffer::default(), Vec::new());
         ClientFrame::Open { access, start, domain }.put(&mut unsent);
         let mut client = Self { socket, frames, unsent, closed: false };
@@ -160,6 +160,15 @@ impl ConsoleClient {
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
+}
+
+/// Connects to a socket. A daemon that is stopped, with more clients waiting than it has room for, is
+/// an error and is not waited for.
+fn connect_at_once(path: &Path) -> rustix::io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
 }
 
 impl AsFd for ConsoleClient {
