@@ -11,6 +11,7 @@
 //! | [`feed`] | the way of output from the ring and the FIFO into the log and the backlog |
 //! | [`fifo`] | the FIFO that a hosted guest prints into |
 //! | [`filter`] | the system calls that the daemon keeps |
+//! | [`front`] | the frontend: bytes between a guest's ring and a terminal of its own |
 //! | [`hypervisor`] | the log of the hypervisor's own console, which another process reads |
 //! | [`options`] | the command line of `xenconsoled` |
 //! | [`program`] | the program `xenconsoled` |
@@ -25,6 +26,7 @@ pub mod client;
 pub mod feed;
 pub mod fifo;
 pub mod filter;
+pub mod front;
 pub mod hypervisor;
 pub mod log;
 pub mod options;

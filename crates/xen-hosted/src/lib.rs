@@ -101,6 +101,8 @@ use std::sync::atomic::Ordering;
 use xen::shared::SharedPage;
 use xen::{DomId, Error, GrantRef, Port};
 
+pub use sys::lead_session;
+
 /// The requests that a connection may send to the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rights(u8);

@@ -289,3 +289,17 @@ pub(crate) fn landlock(program: &OwnedFd, readable: &[OwnedFd]) -> Result<(), Er
     result(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) })
         .map(drop)
 }
+
+/// Makes the program that `command` starts the leader of a session of its own, whose controlling
+/// terminal is the program's standard input.
+pub fn lead_session(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let lead = || {
+        rustix::process::setsid()?;
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, and neither allocates nor
+    // takes a lock.
+    unsafe { command.pre_exec(lead) };
+}

@@ -6,8 +6,9 @@ use crate::frontend::{Guest, Platform};
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
-use xen::DomId;
 use xen::evtchn::SharedEventChannels;
+use xen::shared::SharedPage;
+use xen::{DomId, Port};
 use xen_hosted::GuestError;
 use xen_linux::Machine;
 use xenstore::Client;
@@ -20,6 +21,9 @@ pub struct GuestConnections {
     pub store: Client,
     /// Event channels and grants.
     pub platform: Platform,
+    /// The ring of the guest's first console, and the port at which the guest waits for it. None on Xen, where the guest's
+    /// kernel has it.
+    pub console: Option<(SharedPage, Port)>,
 }
 
 impl fmt::Debug for GuestConnections {
@@ -63,8 +67,10 @@ impl GuestConnections {
         let ring = hosted.store_ring(&mut grants);
         let (page, port) = ring.map_err(failed("the store's ring"))?;
         let store = Client::over_ring(page, port, Box::new(evtchn.clone()));
+        let console = hosted.console_ring(&mut grants).map_err(failed("the console's ring"))?;
         let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
-        Ok(Self { domid: hosted.domid(), store, platform: Platform { evtchn, grants } })
+        let platform = Platform { evtchn, grants };
+        Ok(Self { domid: hosted.domid(), store, platform, console: Some(console) })
     }
 
     fn on_xen() -> Result<Self, ProgramFailure> {
@@ -72,7 +78,7 @@ impl GuestConnections {
         let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
         let mut store = Client::open()?;
         let domid = own_domid(&mut store)?;
-        Ok(Self { domid, store, platform: Platform { evtchn, grants } })
+        Ok(Self { domid, store, platform: Platform { evtchn, grants }, console: None })
     }
 
     /// The guest that has these.
