@@ -94,7 +94,7 @@ enum Command {
     #[command(after_help = "Example: xb console web")]
     Console(console::ConsoleArguments),
     /// Show what a guest has printed.
-    #[command(after_help = "Example: xb log web --follow")]
+    #[command(after_help = "Example: xb log web --since 10m --timestamps")]
     Log(log::LogArguments),
     /// Attach, detach, list and resize disks.
     #[command(
@@ -139,11 +139,11 @@ impl Command {
     fn argument_uses(&self) -> (ArgumentUse, ArgumentUse) {
         match self {
             Self::Config(config::ConfigCommand::Check { .. })
-            | Self::Host(host::HostCommand::Status) => (ArgumentUse::Yes, ArgumentUse::No),
+            | Self::Host(host::HostCommand::Status)
+            | Self::Log(_) => (ArgumentUse::Yes, ArgumentUse::No),
             Self::Demo(_) => (ArgumentUse::No, ArgumentUse::Yes),
             Self::Store(_) => (ArgumentUse::Yes, ArgumentUse::No),
-            Self::Log(_)
-            | Self::Console(_)
+            Self::Console(_)
             | Self::Config(config::ConfigCommand::Convert { .. })
             | Self::Completions(_)
             | Self::Man(_)

@@ -13,7 +13,7 @@ pub const USAGE_STATUS: u8 = 22;
 pub const VERSION: &str = "Xen Console Daemon 3.0\n";
 
 /// The default folder of the logs (`XEN_LOG_DIR "/console"`).
-const LOG_DIR: &str = "/var/log/xen/console";
+pub const LOG_DIR: &str = "/var/log/xen/console";
 /// The default pid file (`XEN_RUN_DIR "/xenconsoled.pid"`).
 const PID_FILE: &str = "/var/run/xen/xenconsoled.pid";
 /// The default size at which a log is set aside, in bytes.

@@ -1,13 +1,25 @@
 //! `xb log`.
 
+mod find;
+pub(super) mod lines;
+mod moment;
+pub(super) mod output;
+mod print;
+
 use super::options::GlobalOptions;
-use crate::host::{Host, HostChoice};
-use crate::wait::Limit;
-use crate::{Error, domain, text};
+use super::out;
+use crate::Error;
+use crate::host::files::FileWatch;
+use crate::wait::{self, Limit};
 use clap::Args;
-use std::fs::File;
-use std::io::{IsTerminal, Read, StdoutLock, Write};
-use std::os::unix::fs::MetadataExt;
+use find::{FoundLog, LogRange, WhichLife};
+use moment::LogMoment;
+use output::is_read;
+use print::{LineStyle, LogPrinter};
+use std::path::PathBuf;
+
+/// The bytes of a log that are read at a time.
+const BLOCK: usize = 64 << 10;
 
 #[derive(Args, Debug)]
 pub(crate) struct LogArguments {
@@ -16,72 +28,110 @@ pub(crate) struct LogArguments {
     /// Show what comes, until Ctrl-C.
     #[arg(long, short)]
     follow: bool,
-}
-
-/// The destination of a log. A terminal obeys control characters, so there nothing in the log moves
-/// its cursor.
-struct LogOutput {
-    out: StdoutLock<'static>,
-    is_terminal: bool,
-    last: u8,
-}
-
-impl LogOutput {
-    /// Prints the rest of a file.
-    fn rest(&mut self, file: &mut File) -> std::io::Result<()> {
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let count = file.read(&mut buffer)?;
-            let Some(bytes) = buffer.get_mut(..count).filter(|bytes| !bytes.is_empty()) else {
-                return self.out.flush();
-            };
-            if self.is_terminal {
-                text::clean_lines(bytes, &mut self.last);
-            }
-            self.out.write_all(bytes)?;
-        }
-    }
+    /// Show the last N lines only.
+    #[arg(long, short = 'n', value_name = "N")]
+    tail: Option<u64>,
+    /// Show what was printed since then: 10m, 2h or 1d ago, 2026-12-02, "2026-12-02 17:30" (local), or
+    /// 2026-12-02T17:30:00Z.
+    #[arg(long, value_name = "WHEN", value_parser = LogMoment::parse)]
+    since: Option<LogMoment>,
+    /// Put the time before each line.
+    #[arg(long, short)]
+    timestamps: bool,
+    /// Show the guest's life before the last one.
+    #[arg(long, short, conflicts_with = "follow")]
+    previous: bool,
+    /// The folder of the logs of xenconsoled, if it has another one.
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
 }
 
 pub(crate) fn run(options: &GlobalOptions, log: &LogArguments) -> Result<u8, Error> {
-    let folder = options.choice().hosted("xb log")?;
-    folder.look()?;
-    let mut name = log.domain.clone();
-    if name.parse::<u16>().is_ok() {
-        name = domain::find(&mut Host::open(HostChoice::Hosted(folder.clone()))?, &name)?.name;
+    let mut found = FoundLog::find(options, &log.domain, log.log_dir.as_deref())?;
+    let which = if log.previous { WhichLife::Previous } else { WhichLife::Last };
+    let life = found.life(which)?;
+    let shown = choose(&found, log, life)?;
+    let read = || Error::io(found.path.display());
+    let end = shown.to.map_or_else(|| found.reader.end(), Ok).map_err(read())?;
+    if life.from >= end {
+        out::tell(options, &format!("{} has written nothing yet", found.name));
+    } else if shown.from >= end && log.since.is_some() {
+        out::tell(options, &format!("{} has written nothing since then", found.name));
     }
-    let plain = !name.contains('/') && !name.starts_with('.');
-    let guest = folder.guest(&name);
-    let path = guest.log();
-    let missing = |_| {
-        Error::NotFound(format!("there is no log of a guest {name}; xb list shows who is there"))
+    found.reader.seek(shown.from).map_err(read())?;
+    let style = match (options.json, log.timestamps) {
+        (true, _) => LineStyle::Json,
+        (false, true) => LineStyle::Stamped,
+        (false, false) => LineStyle::Plain,
     };
-    let mut file = File::open(&path).ok().filter(|_| plain).ok_or(()).map_err(missing)?;
-    let out = std::io::stdout().lock();
-    let mut shown = LogOutput { is_terminal: out.is_terminal(), out, last: 0 };
-    // Before the first look: changes after it are seen.
-    let watch = guest.watch().map_err(Error::io(path.display()))?;
-    let for_ever = Limit::never();
-    loop {
-        // A log is not written to after it was set aside: the new one is looked for first, so that
-        // all of the old one is shown.
-        let next = File::open(&path).ok().filter(|next| is_other(next, &file));
-        match shown.rest(&mut file) {
-            // A closed pipe is not an error.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(0),
-            done => done.map_err(Error::io(path.display()))?,
-        }
-        match next {
-            Some(next) => file = next,
-            None if log.follow => {
-                watch.wait(for_ever, &|| format!("{name} prints"))?;
-            }
-            None => return Ok(0),
-        }
-    }
+    // What comes after the look at the end is for those who follow.
+    let to = if log.follow { u64::MAX } else { end };
+    show(&mut found, &mut LogPrinter::new(style), to, log.follow)
 }
 
-fn is_other(one: &File, other: &File) -> bool {
-    let number = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
-    number(one) != number(other)
+/// Chooses the part of a life that is shown.
+fn choose(found: &FoundLog, log: &LogArguments, life: LogRange) -> Result<LogRange, Error> {
+    let (mut from, reader) = (life.from, &found.reader);
+    let read = || Error::io(found.path.display());
+    let end = life.to.map_or_else(|| reader.end(), Ok).map_err(read())?;
+    if let Some(since) = log.since {
+        if !reader.has_times().map_err(read())? && from < end {
+            return Err(Error::Refused(format!(
+                "the log of {} has no times (no index of it is there); leave --since out",
+                found.name
+            )));
+        }
+        from = match reader.place_since(since.time_us).map_err(read())? {
+            Some(place) if place < end => {
+                reader.line_start(from, place.max(from)).map_err(read())?
+            }
+            _ => end,
+        };
+    }
+    if let Some(lines) = log.tail {
+        from = reader.last_lines(from, end, lines).map_err(read())?;
+    }
+    Ok(LogRange { from, to: life.to })
+}
+
+/// Shows a log up to a place, and what comes if it is followed.
+fn show(
+    found: &mut FoundLog,
+    printer: &mut LogPrinter,
+    to: u64,
+    follow: bool,
+) -> Result<u8, Error> {
+    let FoundLog { path, reader, name, .. } = found;
+    let mut buffer = vec![0; BLOCK];
+    let mut watch = None;
+    loop {
+        while let Some(piece) = reader.next(&mut buffer, to).map_err(Error::io(path.display()))? {
+            wait::check()?;
+            if !is_read(printer.print(piece))? {
+                return Ok(0);
+            }
+        }
+        if !follow {
+            is_read(printer.finish())?;
+            return Ok(0);
+        }
+        if !is_read(printer.flush())? {
+            return Ok(0);
+        }
+        let newest = reader.newest_start();
+        reader.look_again().map_err(Error::io(path.display()))?;
+        if reader.newest_start() != newest {
+            watch = None;
+            continue;
+        }
+        if watch.is_none() {
+            // None while the log is set aside; a wait has an end, too.
+            watch = FileWatch::of_file(path).ok();
+        }
+        let what = || format!("{name} prints");
+        match &watch {
+            Some(watch) => watch.wait(Limit::never(), &what)?,
+            None => std::thread::sleep(Limit::never().slice(&what)?),
+        }
+    }
 }

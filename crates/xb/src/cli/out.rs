@@ -45,7 +45,7 @@ pub(crate) fn json(value: &serde_json::Value) -> Result<u8, Error> {
 
 /// Escapes what JSON need not escape, and a terminal obeys: DEL, U+0080 to U+009F, and characters
 /// that format others. They are in strings alone.
-fn escaped(json: &str) -> String {
+pub(super) fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for letter in json.chars() {
         if ('\u{7f}'..='\u{9f}').contains(&letter) || is_format(letter) {

@@ -27,6 +27,11 @@ impl FileWatch {
         Ok(Self(watch))
     }
 
+    /// Begins to watch what is written to a file.
+    pub(crate) fn of_file(path: &Path) -> std::io::Result<Self> {
+        Self::new(path, WatchFlags::MODIFY)
+    }
+
     /// Takes the changes; true if there are any since the last call.
     pub(crate) fn take(&self) -> bool {
         matches!(rustix::io::read(&self.0, &mut [0_u8; 4096]), Ok(1..))

@@ -8,6 +8,7 @@
 //! | `run/` | pid files, the store's own files, the image folders that `xb host up` was given, what its user was told once |
 //! | `record/` | requests of disks in flight |
 //! | `log/` | what the daemons say |
+//! | `console/` | what guests print, as `xenconsoled` logs it |
 //! | `demo/` | what `xb demo` makes |
 //! | `guests/NAME/` | what is kept of each guest: [`GuestFolder`] |
 //! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
@@ -29,7 +30,7 @@ const PATH_MAX: usize = 80;
 /// The file that says that a folder is a host's.
 const MARKER: &str = ".xb-host";
 /// The folders that are made in it.
-const MADE: [&str; 4] = ["run", "record", "log", "guests"];
+const MADE: [&str; 5] = ["run", "record", "log", "console", "guests"];
 /// The folder that `xb demo` makes.
 const DEMO: &str = "demo";
 /// The file that has the image folders, each behind a NUL.
@@ -169,6 +170,12 @@ impl Folder {
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.0.join("log")
+    }
+
+    /// Returns the folder of guests' logs.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.0.join("console")
     }
 
     /// Returns the folder of `xb demo`.

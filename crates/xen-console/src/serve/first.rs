@@ -7,7 +7,7 @@ use super::console::{ServedConsole, Terminal, time_us};
 use super::nodes::{self, ConsoleNodes, DomainNodes};
 use super::outputs::GuestOutputs;
 use super::ring::{ConnectFailure, is_free, open_ring};
-use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
+use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name, numbered_log_name};
 use super::slot::{ConsoleSlot, ConsoleState, EndedConsole, RingState};
 use crate::backlog::Backlog;
 use crate::feed::{ConsoleFeed, ConsoleFiles, ConsoleSources};
@@ -391,7 +391,7 @@ impl FirstConsoles {
         };
         while used(&name, &self.domains) {
             // Two guests of one name would write into one log.
-            name = format!("{}.{domid}.log", name.strip_suffix(".log").unwrap_or(&name));
+            name = numbered_log_name(&name, domid.0);
         }
         let log = self.settings.open_log(&name)?;
         if let Some(slot) = self.domains.get_mut(&domid) {

@@ -144,6 +144,12 @@ pub fn log_name(guest: &[u8]) -> String {
     name
 }
 
+/// The name of the log of a domain, where another running one has its name, and the log of that `name`.
+#[must_use]
+pub fn numbered_log_name(name: &str, domid: u16) -> String {
+    format!("{}.{domid}.log", name.strip_suffix(".log").unwrap_or(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

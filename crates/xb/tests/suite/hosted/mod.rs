@@ -11,6 +11,7 @@ mod examples;
 mod faults;
 mod interrupts;
 mod lists;
+mod logs;
 mod races;
 mod support;
 mod traces;

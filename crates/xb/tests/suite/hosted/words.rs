@@ -73,7 +73,7 @@ fn what_would_have_no_effect_is_refused() {
     let config = host.config("web", "");
     for command in [
         &["demo", "--json"][..],
-        &["log", "web", "--json"],
+        &["man", "/tmp", "--json"],
         &["config", "convert", &config, "--json"],
         &["completions", "bash", "--json"],
     ] {
