@@ -1,6 +1,6 @@
 //! The built-in guest init: the program of a hosted guest that names no kernel.
 //!
-//! It connects the domain's disks, runs what the command line says (`extra`, by `/bin/sh`), and obeys
+//! It connects the domain's disks and its console, runs what the command line says (`extra`, by `/bin/sh`), and obeys
 //! `control/shutdown`. The program finds each disk as the file `/dev/xvda` where there is FUSE, and as an NBD
 //! server at `/tmp/xvda.nbd` where its root is its own; `XEN_DISKS` names them all. Its exit status goes to `data/exit-status`: the
 //! domain has shut down where it is 0, and crashed else, as a machine whose init has ended.
@@ -11,16 +11,17 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::Timespec;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use xen_block::front::Options;
 use xen_block::front::disks::{Disks, TELLS_READY};
 use xen_block::front::fuse::Fuse;
 use xen_block::vbd;
+use xen_console::front::ConsoleFrontend;
 use xen_driver::process::guest::GuestConnections;
 use xen_driver::{Guest, GuestDevices};
 use xen_hosted::domain::SHUTDOWN_STATUS;
@@ -31,6 +32,14 @@ use xenstore::{Event, Store};
 
 /// The longest time that a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// The part of that time after which a program with a terminal is told that the terminal hangs up: a
+/// shell that somebody types into ignores the request to end.
+const HANGS_UP_AFTER: Duration = Duration::from_secs(3);
+/// The longest time for which the last output of a program that has ended waits for the console's
+/// daemon.
+const SHOWN_WITHIN: Duration = Duration::from_secs(2);
+/// The type of terminal that the program is told of: what every emulation understands.
+const TERMINAL: &str = "vt220";
 /// The limits of a disk: eight disks have room in one arena of 1024 pages.
 const DISK: Options =
     Options { rings: QueueLimits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
@@ -56,14 +65,37 @@ enum ProgramState {
     Ended(Option<u8>),
 }
 
+/// A program that was asked to end.
+#[derive(Clone, Copy, Debug)]
+struct EndingProgram {
+    hang_up_at: Option<Instant>,
+    kill_at: Instant,
+}
+
+impl EndingProgram {
+    fn asked_now(has_terminal: bool) -> Self {
+        let now = Instant::now();
+        let hang_up_at = has_terminal.then_some(now + HANGS_UP_AFTER);
+        Self { hang_up_at, kill_at: now + ENDS_WITHIN }
+    }
+
+    /// Returns the time of the next signal.
+    fn next(&self) -> Instant {
+        self.hang_up_at.unwrap_or(self.kill_at)
+    }
+}
+
 struct Init {
     guest: Guest,
     disks: Disks,
+    /// The console; none where the sandbox has no terminals.
+    console: Option<ConsoleFrontend>,
     program: ProgramState,
     line: String,
     request: Option<ShutdownRequest>,
-    /// The time at which a program that was asked to end is killed.
-    kill_at: Option<Instant>,
+    ending: Option<EndingProgram>,
+    /// The end of the time in which the last output is to be taken by the console's daemon.
+    show_until: Option<Instant>,
     children: UnixStream,
 }
 
@@ -74,6 +106,7 @@ struct Init {
 pub fn run(line: &str) -> Result<u8, Error> {
     // First: where there is no FUSE, the number of its descriptor is not yet reused.
     let fuse = xen_hosted::guest_devices();
+    let terminal = xen_hosted::guest_terminal().ok();
     // Not in a guest of Xen, whose kernel has its devices.
     let mut open = GuestConnections::hosted()
         .map_err(|error| Error::Refused(format!("guest-init: {error}")))?;
@@ -92,6 +125,13 @@ pub fn run(line: &str) -> Result<u8, Error> {
     // All devices that exist at the start are known before the program runs.
     let expected = store.list("device/vbd")?.len();
     store.write(TELLS_READY, "1")?;
+    let console = match (open.console.take(), terminal) {
+        (Some(ring), Some(terminal)) => {
+            let evtchn = platform.evtchn.clone();
+            Some(ConsoleFrontend::start(store, open.domid, evtchn, ring, terminal)?)
+        }
+        _ => None,
+    };
     let mut disks = Disks::start(store, open.domid, platform, DISK)?;
     if let Ok(fuse) = fuse {
         disks.serve_files(Fuse::new(fuse));
@@ -100,9 +140,18 @@ pub fn run(line: &str) -> Result<u8, Error> {
     if !Path::new("/proc").exists() {
         disks.serve_sockets("/tmp");
     }
-    let (program, request, kill_at) = (ProgramState::Waiting(expected), None, None);
-    let guest = open.guest();
-    Init { guest, disks, program, line: line.to_owned(), request, kill_at, children }.serve()
+    let init = Init {
+        guest: open.guest(),
+        disks,
+        console,
+        program: ProgramState::Waiting(expected),
+        line: line.to_owned(),
+        request: None,
+        ending: None,
+        show_until: None,
+        children,
+    };
+    init.serve()
 }
 
 impl Init {
@@ -114,14 +163,22 @@ impl Init {
                 self.start()?;
             }
             self.reap()?;
-            if let Some(code) = self.domain_status() {
+            if let Some(code) = self.domain_status()
+                && self.is_shown()
+            {
                 return Ok(code);
             }
-            let sleep =
-                self.kill_at.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
-            let kinds: &mut [&mut dyn GuestDevices] = &mut [&mut self.disks];
-            let turn = self.guest.turn(kinds, sleep, &[self.children.as_fd()])?;
-            turn.news.iter().for_each(|(_, news)| tell(news));
+            let until = self.ending.map(|ending| ending.next()).or(self.show_until);
+            let sleep = until.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
+            let mut kinds: Vec<&mut dyn GuestDevices> = vec![&mut self.disks];
+            kinds.extend(self.console.as_mut().map(|console| console as &mut dyn GuestDevices));
+            let turn = self.guest.turn(&mut kinds, sleep, &[self.children.as_fd()])?;
+            for (kind, news) in &turn.news {
+                match kind {
+                    0 => tell(news),
+                    _ => tell_of_console(news),
+                }
+            }
             for event in &turn.events {
                 self.take(event)?;
             }
@@ -149,7 +206,7 @@ impl Init {
             && let ProgramState::Running(pid) = self.program
         {
             let _ = rustix::process::kill_process_group(pid, Signal::TERM);
-            self.kill_at = Some(Instant::now() + ENDS_WITHIN);
+            self.ending = Some(EndingProgram::asked_now(self.console.is_some()));
         }
         Ok(())
     }
@@ -161,7 +218,11 @@ impl Init {
         }
         let names: Vec<String> = self.disks.devices().map(|(name, _)| name).collect();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &self.line]).process_group(0);
+        command.args(["-c", &self.line]);
+        match &self.console {
+            Some(console) => give_terminal(&mut command, console.peer())?,
+            None => drop(command.process_group(0)),
+        }
         command.env("XEN_DISKS", names.join(" "));
         for variable in xen_hosted::descriptors::VARIABLES {
             command.env_remove(variable);
@@ -183,14 +244,33 @@ impl Init {
                 self.program = ProgramState::Ended(Some(status));
             }
         }
-        if let (Some(at), ProgramState::Running(pid)) = (self.kill_at, &self.program)
-            && Instant::now() >= at
-        {
+        self.hasten();
+        Ok(())
+    }
+
+    /// Sends a program that does not end the signals that are due.
+    fn hasten(&mut self) {
+        let (Some(ending), ProgramState::Running(pid)) = (&mut self.ending, &self.program) else {
+            self.ending = None;
+            return;
+        };
+        let now = Instant::now();
+        if ending.hang_up_at.is_some_and(|at| now >= at) {
+            ending.hang_up_at = None;
+            let _ = rustix::process::kill_process_group(*pid, Signal::HUP);
+        }
+        if now >= ending.kill_at {
             say("the program does not end by SIGTERM; SIGKILL");
             let _ = rustix::process::kill_process_group(*pid, Signal::KILL);
-            self.kill_at = None;
+            self.ending = None;
         }
-        Ok(())
+    }
+
+    /// True once the last output is in the console's ring, or has waited long enough for room in it.
+    fn is_shown(&mut self) -> bool {
+        let Some(console) = &mut self.console else { return true };
+        let until = *self.show_until.get_or_insert_with(|| Instant::now() + SHOWN_WITHIN);
+        !console.has_output() || Instant::now() >= until
     }
 
     /// Returns the domain's exit status, if the domain is to end.
@@ -213,6 +293,21 @@ fn say(line: &str) {
     let room = poll(&mut [PollFd::new(&error, PollFlags::OUT)], Some(&at_once));
     if matches!(room, Ok(1..)) {
         let _ = (&error).write_all(format!("guest-init: {line}\n").as_bytes());
+    }
+}
+
+/// Makes the terminal's end that is for programs the terminal of a session that `command` leads.
+fn give_terminal(command: &mut Command, peer: &OwnedFd) -> Result<(), Error> {
+    let end = || peer.try_clone().map(Stdio::from).map_err(Error::io("the terminal"));
+    command.stdin(end()?).stdout(end()?).stderr(end()?).env("TERM", TERMINAL);
+    xen_hosted::lead_session(command);
+    Ok(())
+}
+
+/// Logs news of the console.
+fn tell_of_console(news: &DeviceNews) {
+    if let DeviceEvent::Error(error) = &news.event {
+        say(&format!("console: {error}"));
     }
 }
 

@@ -1,12 +1,12 @@
 //! The host that a command works on: a hosted one in its folder, or the Xen host that this is.
 
 pub mod bring;
+pub(crate) mod creation;
 pub mod daemons;
 pub(crate) mod files;
 pub mod folder;
 pub mod guest_end;
 pub mod guest_folder;
-pub(crate) mod handover;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod saved_config;

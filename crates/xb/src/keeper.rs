@@ -1,46 +1,32 @@
-//! The keeper: one process of a hosted host that writes the output of guests into logs of limited
-//! size, and does the action of the configuration when a guest has ended.
+//! The keeper: one process of a hosted host that does the action of the configuration when a guest
+//! has ended.
 //!
-//! A guest prints into a FIFO in its folder. Its creator hands the reading end to the keeper with
-//! the guest's name, and continues once the keeper has confirmed it. Without a keeper no guest is
-//! created.
+//! It removes the nodes that a dead domain has left in the store, where nobody else does. The creator
+//! of a guest tells it first (`host/creation.rs`), and no guest is created without a keeper.
 //!
-//! The guest's end is open for reading as well, so a guest is not killed by SIGPIPE when its keeper
-//! ends: it waits once the FIFO is full. The next keeper opens the FIFOs again and continues the
-//! logs.
-//!
-//! A guest that prints without end is read at [`PRINT_RATE`], and waits.
-//!
-//! The keeper removes the nodes that a dead domain has left in the store, where nobody else does.
-//! It also limits the size of the daemons' logs.
+//! It also limits the size of the daemons' logs. What guests print is in the hands of `xenconsoled`.
 
 mod clean;
 mod log;
 mod settle;
 
 use crate::Error;
-use crate::host::daemons::DAEMONS;
+use crate::host::creation::KnownCreation;
 use crate::host::files::FileWatch;
 use crate::host::folder::Folder;
 use crate::host::guest_folder::GuestFolder;
-use crate::host::handover::{self, Output};
 use crate::host::{Host, HostChoice};
 use clean::Cleaner;
-use log::{GuestLog, LOG_MAX, say};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use log::{bound_logs, say};
+use rustix::event::{PollFd, PollFlags, poll};
 use settle::LifeTable;
 use std::collections::HashSet;
-use std::fs::File;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Duration;
+use std::os::unix::net::UnixListener;
 use xen::DomId;
 use xen::domctl::RunState;
 
-pub use log::{PRINT_BURST, PRINT_RATE};
-
-/// The number of ended guests whose logs are kept.
+/// The number of ended guests whose folders are kept.
 const KEPT: usize = 256;
-
 /// Runs the keeper of the host in `folder`, until it is ended.
 ///
 /// # Errors
@@ -54,7 +40,7 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
     listener.set_nonblocking(true).map_err(Error::io(path.display()))?;
     host.store.watch("@releaseDomain", "ended")?;
     say(&format!("serving {}", folder.path().display()));
-    let (mut logs, mut settled) = (GuestLog::open_all(folder), HashSet::new());
+    let (mut creations, mut settled) = (Vec::new(), HashSet::new());
     let lives = LifeTable::default();
     let cleaner = Cleaner::start(folder);
     let daemons = folder.watch_logs().map_err(Error::io("the logs"))?;
@@ -67,40 +53,27 @@ pub fn run(folder: &Folder) -> Result<(), Error> {
             changed = true;
         }
         while let Ok((stream, _)) = listener.accept() {
-            match take_log(folder, &stream, &lives) {
-                Ok(log) => {
-                    logs.push(log);
-                    forget_old(folder, &mut host, &logs, &lives);
+            match KnownCreation::accept(stream) {
+                Ok((creation, name)) => {
+                    lives.begin(&name);
+                    creations.push(creation);
                 }
-                Err(error) => say(&format!("a guest's log: {error}")),
+                Err(error) => say(&format!("the creation of a guest: {error}")),
             }
         }
-        let before = logs.len();
-        logs.retain_mut(GuestLog::take);
-        // The store has no event for a domain that it was never told of, but such a domain no
-        // longer prints.
-        if changed || logs.len() < before {
+        let before = creations.len();
+        creations.retain_mut(|creation| !creation.is_over());
+        // The store has no event for a domain that it was never told of.
+        if changed || creations.len() < before {
             cleaner.look();
+            forget_old(folder, &mut host, &lives);
         }
         if changed {
             settle_all(folder, &mut host, &mut settled, &lives)?;
         }
         // Last: the first event came with the reply to the watch, and is for guests that ended
         // without a keeper.
-        wait(&host, &listener, &daemons, &mut logs)?;
-    }
-}
-
-/// Replaces daemons' logs that have become large. Their daemons hold them open for appending, so
-/// each is copied and then emptied; lines that are written in between are lost.
-fn bound_logs(folder: &Folder) {
-    for daemon in DAEMONS {
-        let path = daemon.log(folder);
-        if std::fs::metadata(&path).is_ok_and(|data| data.len() > LOG_MAX) {
-            // Without room for a copy the log is emptied all the same, as it fills the disk.
-            let _ = std::fs::copy(&path, path.with_extension("1"));
-            let _ = File::options().write(true).truncate(true).open(&path);
-        }
+        wait(&host, &listener, &daemons, &creations)?;
     }
 }
 
@@ -108,30 +81,18 @@ fn wait(
     host: &Host,
     listener: &UnixListener,
     daemons: &FileWatch,
-    logs: &mut [GuestLog],
+    creations: &[KnownCreation],
 ) -> Result<(), Error> {
-    let rests: Vec<Option<Duration>> = logs.iter_mut().map(GuestLog::rest_time).collect();
-    let soonest = rests.iter().flatten().min().and_then(|rest| Timespec::try_from(*rest).ok());
     let mut fds = vec![
         PollFd::new(&host.store, PollFlags::IN),
         PollFd::new(listener, PollFlags::IN),
         PollFd::new(daemons, PollFlags::IN),
     ];
-    let read = logs.iter().zip(&rests).filter(|(_, rest)| rest.is_none());
-    fds.extend(read.map(|(log, _)| PollFd::new(&log.pipe, PollFlags::IN)));
-    match poll(&mut fds, soonest.as_ref()) {
+    fds.extend(creations.iter().map(|creation| PollFd::new(creation, PollFlags::IN)));
+    match poll(&mut fds, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(Error::io("waiting")(errno.into())),
     }
-}
-
-/// Takes the log of the guest whose output a connection brings, and answers once the log exists.
-fn take_log(folder: &Folder, stream: &UnixStream, lives: &LifeTable) -> std::io::Result<GuestLog> {
-    let Output { name, pipe } = Output::receive(stream)?;
-    let log = GuestLog::new(folder.guest(&name), pipe)?;
-    lives.begin(&name);
-    handover::confirm(stream)?;
-    Ok(log)
 }
 
 /// Finds guests that have ended, and settles each in a thread of its own, as devices may take long.
@@ -159,19 +120,21 @@ fn settle_all(
 }
 
 /// Removes the folders of the guests that ended longest ago, where there are too many.
-fn forget_old(folder: &Folder, host: &mut Host, logs: &[GuestLog], lives: &LifeTable) {
+fn forget_old(folder: &Folder, host: &mut Host, lives: &LifeTable) {
     let mut ended: Vec<GuestFolder> = folder.guest_folders().collect();
-    if ended.len() <= logs.len() + KEPT {
+    if ended.len() <= KEPT {
         return;
     }
-    ended.retain(|guest| !logs.iter().any(|log| log.guest() == guest));
+    let Ok(infos) = host.control().list() else { return };
+    let domids: HashSet<DomId> = infos.iter().map(|info| info.domid).collect();
+    ended.retain(|guest| guest.last().is_none_or(|domid| !domids.contains(&domid)));
     let age = |guest: &GuestFolder| {
         std::fs::metadata(guest.domid()).and_then(|data| data.modified()).ok()
     };
     ended.sort_by_cached_key(age);
     ended.truncate(ended.len().saturating_sub(KEPT));
     for guest in ended {
-        // A preserved guest still exists; one that is being created is locked.
+        // A guest of the name may have come meanwhile; one that is being created is locked.
         let is_there = guest.last().is_some_and(|domid| host.control().info(domid).is_ok());
         let Some(_lock) = guest.try_lock().filter(|_| !is_there) else { continue };
         let _ = std::fs::remove_dir_all(guest.path());

@@ -12,7 +12,7 @@
 //! | [`devices`] | their devices, of any kind; disks |
 //! | [`doctor`] | the diagnosis of devices that do not work |
 //! | [`lifecycle`] | guests: created with their devices, followed over restarts, taken down |
-//! | [`keeper`] | the process that keeps guests' logs and acts when they end |
+//! | [`keeper`] | the process that acts when guests end |
 //! | [`guest`] | the built-in guest init |
 //! | [`wait`] | waiting, with an end and with Ctrl-C |
 //! | [`cli`] | the command line |

@@ -1,7 +1,8 @@
 //! `xb console`.
 
 use super::options::GlobalOptions;
-use crate::host::HostPlatform;
+use crate::host::service::{self, CONSOLE_UNIT};
+use crate::host::{Host, HostPlatform};
 use crate::terminal::{EscapeKey, PatientOutput, RawTerminal};
 use crate::text::clean;
 use crate::{Error, domain};
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use xen::DomId;
 use xen_console::client::{ClientError, ConsoleClient};
 use xen_console::service::wire::{ClientAccess, DaemonFrame, OutputStart};
 
@@ -35,6 +37,13 @@ const INTERRUPT: u8 = 3;
 pub(crate) struct ConsoleArguments {
     /// The domain's name or number.
     domain: String,
+    #[command(flatten)]
+    how: ConsoleChoices,
+}
+
+/// The ways in which a console may be shown.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct ConsoleChoices {
     /// Show output, and type nothing.
     #[arg(long, short)]
     read_only: bool,
@@ -43,45 +52,62 @@ pub(crate) struct ConsoleArguments {
     escape: EscapeKey,
 }
 
+impl Default for ConsoleChoices {
+    fn default() -> Self {
+        Self { read_only: false, escape: EscapeKey::DEFAULT }
+    }
+}
+
 pub(crate) fn run(options: &GlobalOptions, console: &ConsoleArguments) -> Result<u8, Error> {
     let mut host = options.open()?;
     let found = domain::find(&mut host, &console.domain)?;
-    let socket = match &host.platform {
-        HostPlatform::Hosted { folder, .. } => folder.broker().path().join("xenconsoled/socket"),
-        HostPlatform::Xen(_) => PathBuf::from("/run/xenconsoled/socket"),
-    };
+    let domid = found.info.domid;
+    show(host, domid, &found.name, console.how, OutputStart::Screenful)
+}
+
+/// Shows the console of a domain from a place in its output on, until its end.
+///
+/// # Errors
+/// Nobody serves it, or there is no terminal to type on.
+pub(super) fn show(
+    host: Host,
+    domid: DomId,
+    name: &str,
+    how: ConsoleChoices,
+    start: OutputStart,
+) -> Result<u8, Error> {
+    let socket = service::console_socket(&host);
     let remedy = match &host.platform {
         HostPlatform::Hosted { folder, .. } => {
-            let (host, name) = (folder.path().display(), &found.name);
-            format!("show its output with: xb --host {host} log {name}")
+            format!("start it with: xb --host {} host up", folder.path().display())
         }
-        HostPlatform::Xen(_) => "start the daemon with: systemctl start xenbus-xenconsoled".into(),
+        HostPlatform::Xen(_) => format!("start the daemon with: systemctl start {CONSOLE_UNIT}"),
     };
     drop(host);
     // Before the terminal is changed.
     let signals = ConsoleSignals::catch()?;
     let terminal = RawTerminal::of_input().map_err(Error::io("the terminal"))?;
-    let name = clean(&found.name);
-    if terminal.is_none() && !console.read_only {
+    let name = clean(name);
+    if terminal.is_none() && !how.read_only {
         return Err(Error::Refused(format!(
             "standard input is no terminal; to watch: xb console --read-only {name}"
         )));
     }
-    let access = if console.read_only { ClientAccess::Watch } else { ClientAccess::Type };
+    let access = if how.read_only { ClientAccess::Watch } else { ClientAccess::Type };
     let output = PatientOutput::of_standard_output().map_err(Error::io("the output"))?;
     let mut shown = ShownConsole {
         socket,
-        domain: found.info.domid.to_string(),
+        domain: domid.to_string(),
         name,
         remedy,
-        escape: console.escape,
+        escape: how.escape,
         access,
         terminal,
         output,
         signals,
         typed: Vec::new(),
     };
-    let ended = shown.show();
+    let ended = shown.show(start);
     // Before anything is printed: the terminal is as it was.
     drop(shown.terminal.take());
     match ended? {
@@ -123,8 +149,8 @@ struct ShownConsole {
 
 impl ShownConsole {
     /// Shows the console until its end, also over a new start of the daemon.
-    fn show(&mut self) -> Result<ConsoleEnd, Error> {
-        let mut client = self.open(OutputStart::Screenful).map_err(|error| {
+    fn show(&mut self, start: OutputStart) -> Result<ConsoleEnd, Error> {
+        let mut client = self.open(start).map_err(|error| {
             let (name, remedy) = (&self.name, &self.remedy);
             Error::Refused(format!("nobody serves the console of {name}: {error}; {remedy}"))
         })?;

@@ -1,5 +1,6 @@
 //! `xb create`.
 
+use super::console::{self, ConsoleChoices};
 use super::options::GlobalOptions;
 use super::out;
 use crate::Error;
@@ -11,6 +12,7 @@ use crate::wait;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use xen::DomId;
+use xen_console::service::wire::OutputStart;
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
@@ -22,6 +24,9 @@ pub(crate) struct Create {
     /// Leave it paused.
     #[arg(long, conflicts_with = "wait")]
     paused: bool,
+    /// Show its console, from its first byte on; ^] ends that, and the guest goes on.
+    #[arg(long, short, conflicts_with_all = ["wait", "paused"])]
+    console: bool,
     /// Wait until it has ended, over its reboots, and end with its exit status; Ctrl-C, or any other end of xb, destroys
     /// it. --timeout is for its disks to connect.
     #[arg(long)]
@@ -66,6 +71,10 @@ pub(crate) fn run(options: &GlobalOptions, create: &Create) -> Result<u8, Error>
         )?;
     } else {
         out::print(&format!("{} is domain {}\n", description.name, new.domid))?;
+    }
+    if create.console {
+        let how = ConsoleChoices::default();
+        return console::show(host, new.domid, &description.name, how, OutputStart::Oldest);
     }
     if create.wait { follow(options, &mut host, &description.name, new.domid) } else { Ok(0) }
 }

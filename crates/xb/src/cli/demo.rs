@@ -11,16 +11,19 @@ use crate::host::daemons::{self, BLOCK, DAEMONS, HostDaemon};
 use crate::host::folder::Folder;
 use crate::host::process::DaemonProcess;
 use crate::host::{Host, HostChoice};
-use crate::host::{bring, programs};
+use crate::host::{bring, programs, service};
 use crate::lifecycle::create::{self, StartMode};
 use crate::wait::Limit;
 use crate::{Error, devices, doctor, domain, text, wait};
 use clap::Args;
 use guests::FileSystemAccess;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use xen_console::client::{ClientError, ConsoleClient};
+use xen_console::service::wire::{ClientAccess, DaemonFrame, OutputStart};
 
 /// Bytes of the images.
 const IMAGE: u64 = 64 << 20;
@@ -155,6 +158,10 @@ impl DemoRun {
             self.attach(&mut host, "two", "xvdb", &data)
         })?;
         self.compared(&mut host, access)?;
+        if access != FileSystemAccess::Nothing {
+            let name = "a console is attached to two for a moment";
+            self.step(name, || self.console_line(&host, "two"))?;
+        }
         self.step("a third disk is plugged into two", || {
             self.attach(&mut host, "two", "xvdc", &scratch)
         })?;
@@ -205,6 +212,32 @@ impl DemoRun {
             }
             Err(Error::Refused(format!("two has read {read}, one has written {written}")))
         })
+    }
+
+    /// Attaches a console to a guest until it has shown a line of the guest's program. Returns the line.
+    fn console_line(&self, host: &Host, name: &str) -> Result<String, Error> {
+        let failed = |error: ClientError| Error::Refused(format!("the console of {name}: {error}"));
+        let socket = service::console_socket(host);
+        let (access, start) = (ClientAccess::Watch, OutputStart::Oldest);
+        let client = ConsoleClient::open(&socket, name.as_bytes(), access, start);
+        let mut client = client.map_err(failed)?;
+        let (limit, mut shown) = (self.limit(), Vec::new());
+        loop {
+            client.receive().map_err(failed)?;
+            while let Some(frame) = client.next_frame().map_err(failed)? {
+                if let DaemonFrame::Output(bytes) = frame {
+                    shown.extend_from_slice(bytes);
+                }
+            }
+            let text = String::from_utf8_lossy(&shown);
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            if let Some(line) = whole.lines().find(|line| line.starts_with("demo: ")) {
+                return Ok(line.to_owned());
+            }
+            let slice = limit.slice(&|| format!("{name} prints on its console"))?;
+            let slice = Timespec::try_from(slice).ok();
+            let _ = poll(&mut [PollFd::new(&client, PollFlags::IN)], slice.as_ref());
+        }
     }
 
     fn mount(&self, host: &mut Host, name: &str, vdev: &str) -> Result<(), Error> {
@@ -264,8 +297,8 @@ impl DemoRun {
 
     /// Returns the number of pieces that two has written.
     fn pieces(&self) -> Result<u32, Error> {
-        let path = self.folder.guest("two").log();
-        let log = std::fs::read(&path).map_err(Error::io(path.display()))?;
+        let guest = self.folder.guest("two");
+        let log = guest.printed().map_err(Error::io(guest.log().display()))?;
         let log = String::from_utf8_lossy(&log);
         let counts = log.lines().filter_map(|line| line.strip_prefix("demo: wrote ")?.parse().ok());
         Ok(counts.max().unwrap_or(0))

@@ -5,15 +5,23 @@ use super::home;
 use crate::Error;
 use crate::config::{self, Description};
 use xen::DomId;
+use xen_console::front::WINDOW;
+use xen_hosted::domctl::CreatedDomain;
 use xenstore::{Client, NodeAccess, Perm, Store};
+
+/// The most bytes of output that wait for a reader of the console's terminal: as much as libxl says.
+const CONSOLE_LIMIT: &str = "1048576";
+/// The size of a console's window before a client has said another.
+const CONSOLE_WINDOW: &str = "80x24";
 
 /// Writes the nodes of a new domain, in one transaction.
 pub(crate) fn write(
     store: &mut Client,
     description: &Description,
-    domid: DomId,
+    created: &CreatedDomain,
     handle: &[u8; 16],
 ) -> Result<(), Error> {
+    let domid = created.domid;
     let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
     let own = [perm(NodeAccess::None, domid)];
     let read = [perm(NodeAccess::None, DomId::DOM0), perm(NodeAccess::Read, domid)];
@@ -22,7 +30,8 @@ pub(crate) fn write(
     let uuid = config::description::write_uuid(handle);
     let vm = format!("/vm/{uuid}");
     let memory = (description.memory_mib * 1024).to_string();
-    let number = domid.to_string();
+    let (number, console_port) = (domid.to_string(), created.console_port.to_string());
+    let window = format!("/{WINDOW}");
     let folders: [(&str, &[Perm]); 16] = [
         ("", &read),
         ("/cpu", &read),
@@ -47,6 +56,14 @@ pub(crate) fn write(
         ("/vm", &vm),
         ("/memory/static-max", &memory),
         ("/memory/target", &memory),
+        // The console's ring is granted; its frame only tells it from another ring.
+        ("/console/ring-ref", "0"),
+        ("/console/port", &console_port),
+        ("/console/limit", CONSOLE_LIMIT),
+        ("/console/type", "xenconsoled"),
+        ("/console/output", "pty"),
+        ("/console/tty", ""),
+        (&window, CONSOLE_WINDOW),
         ("/control/platform-feature-xs_reset_watches", "1"),
     ];
     store.transaction(|tx| {

@@ -7,7 +7,7 @@ use super::folder::Folder;
 use std::path::PathBuf;
 
 /// All daemons, in the order in which they start; they end in the opposite order.
-pub const DAEMONS: &[HostDaemon] = &[BROKER, STORE, KEEPER, BLOCK];
+pub const DAEMONS: &[HostDaemon] = &[BROKER, STORE, CONSOLE, KEEPER, BLOCK];
 
 /// `xen-hosted`: plays the hypervisor.
 pub const BROKER: HostDaemon = HostDaemon {
@@ -33,7 +33,33 @@ pub const STORE: HostDaemon = HostDaemon {
     kinds: &[],
 };
 
-/// `xb keeper`: keeps guests' logs, and acts when they end.
+/// `xenconsoled`: logs and serves the consoles of guests.
+pub const CONSOLE: HostDaemon = HostDaemon {
+    name: "xenconsoled",
+    part: "consoles",
+    program: DaemonProgram::Beside { file: "xenconsoled", package: "xen-console" },
+    arguments: &[
+        DaemonArgument::Word("--interactive"),
+        DaemonArgument::Word("--verbose"),
+        DaemonArgument::Word("--log=guest"),
+        // The folder is in memory on most machines.
+        DaemonArgument::Word("--log-max=1048576"),
+        DaemonArgument::Word("--log-count=256"),
+        DaemonArgument::Word("--log-dir"),
+        DaemonArgument::Place(Folder::console),
+        DaemonArgument::Word("--guests"),
+        DaemonArgument::Place(Folder::guests),
+    ],
+    environment: &[],
+    ready: ReadyLine::Logs {
+        field: "level=info ",
+        end: "msg=\"serving the consoles of domain 0\"",
+    },
+    leaves: &[],
+    kinds: &[],
+};
+
+/// `xb keeper`: acts when guests end.
 pub const KEEPER: HostDaemon = HostDaemon {
     name: "keeper",
     part: "keeper",

@@ -11,7 +11,7 @@
 //! | `console/` | what guests print, as `xenconsoled` logs it |
 //! | `demo/` | what `xb demo` makes |
 //! | `guests/NAME/` | what is kept of each guest: [`GuestFolder`] |
-//! | `keeper` | the socket of the process that keeps guests' logs and acts when they end |
+//! | `keeper` | the socket of the process that acts when guests end |
 
 use super::files::{FileWatch, replace};
 use super::guest_folder::GuestFolder;
@@ -197,16 +197,17 @@ impl Folder {
 
     /// Lists the folders of all guests, also of those that have ended.
     pub(crate) fn guest_folders(&self) -> impl Iterator<Item = GuestFolder> {
-        let guests = self.guests();
+        let (guests, logs) = (self.guests(), self.console());
         let entries = std::fs::read_dir(&guests).into_iter().flatten().flatten();
-        entries
-            .filter_map(move |entry| Some(GuestFolder::new(&guests, entry.file_name().to_str()?)))
+        entries.filter_map(move |entry| {
+            Some(GuestFolder::new(&guests, logs.clone(), entry.file_name().to_str()?))
+        })
     }
 
     /// Returns a guest's folder.
     #[must_use]
     pub fn guest(&self, name: &str) -> GuestFolder {
-        GuestFolder::new(&self.guests(), name)
+        GuestFolder::new(&self.guests(), self.console(), name)
     }
 
     /// Examines the folder before anything in it is used. A user who may write into the folder

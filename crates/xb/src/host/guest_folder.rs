@@ -6,7 +6,6 @@
 //! | `domid` | the number of the domain that last had the name, of the first one of its restarts, and their number |
 //! | `config`, `directory` | its configuration, to start it again |
 //! | `output` | the FIFO that it prints into |
-//! | `log`, `log.1` | what it has printed, as the keeper wrote it |
 //! | `ended` | how it ended: [`GuestEnd`](super::guest_end::GuestEnd) |
 
 use super::files::{FileWatch, replace};
@@ -18,6 +17,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use xen::DomId;
+use xen_console::log::{LogPiece, LogReader};
+use xen_console::serve::settings::log_name;
+
+/// The bytes of a log that are read at a time.
+const BLOCK: usize = 64 << 10;
 
 /// The domains that a guest has been, over its restarts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,12 +51,14 @@ impl Lineage {
 pub struct GuestFolder {
     name: String,
     path: PathBuf,
+    /// The folder of all guests' logs.
+    logs: PathBuf,
 }
 
 impl GuestFolder {
-    /// Names the folder of a guest in the folder of all guests.
-    pub(super) fn new(guests: &Path, name: &str) -> Self {
-        Self { name: name.into(), path: guests.join(name) }
+    /// Names the folder of a guest in the folder of all guests, beside the folder of their logs.
+    pub(super) fn new(guests: &Path, logs: PathBuf, name: &str) -> Self {
+        Self { name: name.into(), path: guests.join(name), logs }
     }
 
     /// Returns the guest's name.
@@ -70,20 +76,45 @@ impl GuestFolder {
     /// Returns the path of the guest's log.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.path.join("log")
+        self.logs.join(log_name(self.name.as_bytes()))
     }
 
-    /// Watches the log, which is replaced when it is full, and the record of the guest's end.
+    /// Watches the logs of all guests, one of which is replaced when it is full.
+    ///
+    /// # Errors
+    /// The folder does not exist.
+    pub(crate) fn watch_logs(&self) -> std::io::Result<FileWatch> {
+        use inotify::WatchFlags;
+        FileWatch::new(&self.logs, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
+    }
+
+    /// Watches the record of the guest's end.
     ///
     /// # Errors
     /// The folder does not exist.
     pub fn watch(&self) -> std::io::Result<FileWatch> {
         use inotify::WatchFlags;
-        FileWatch::new(&self.path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
+        FileWatch::new(&self.path, WatchFlags::CREATE | WatchFlags::MOVED_TO)
     }
 
-    /// Waits until the guest has printed a line for which `wanted` returns a value; earlier lines
-    /// count.
+    /// Returns the output of the guest's last life, as far as its logs have it.
+    ///
+    /// # Errors
+    /// There is no log of it, or it cannot be read.
+    pub fn printed(&self) -> std::io::Result<Vec<u8>> {
+        let mut reader = LogReader::open(&self.logs, log_name(self.name.as_bytes()).as_ref())?;
+        let (mut bytes, mut block) = (Vec::new(), vec![0; BLOCK]);
+        reader.seek(reader.lives()?.back().map_or(0, |life| life.place))?;
+        while let Some(piece) = reader.next(&mut block, u64::MAX)? {
+            if let LogPiece::Output { bytes: more, .. } = piece {
+                bytes.extend_from_slice(more);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Waits until the guest has printed a line for which `wanted` returns a value; earlier lines of
+    /// this life count.
     ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Interrupted`], or there is no such guest.
@@ -93,9 +124,9 @@ impl GuestFolder {
         wanted: &dyn Fn(&str) -> Option<T>,
     ) -> Result<T, Error> {
         let path = self.log();
-        let watch = self.watch().map_err(Error::io(path.display()))?;
+        let watch = self.watch_logs().map_err(Error::io(path.display()))?;
         loop {
-            let text = std::fs::read(&path).map_err(Error::io(path.display()))?;
+            let text = self.printed().map_err(Error::io(path.display()))?;
             let text = String::from_utf8_lossy(&text);
             // A line without an end is not complete yet.
             let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -108,23 +139,17 @@ impl GuestFolder {
         }
     }
 
-    /// Makes a new FIFO for the guest's output. Returns the keeper's end and the guest's, which is
-    /// open for reading as well.
-    pub(super) fn new_output(&self) -> Result<(OwnedFd, OwnedFd), Error> {
+    /// Makes a new FIFO for the output of the guest's first process, and returns the guest's end. It is
+    /// open for reading as well: without a reader the guest waits once the FIFO is full, and is not
+    /// killed by SIGPIPE. `xenconsoled` reads the other end.
+    pub(crate) fn new_output(&self) -> Result<OwnedFd, Error> {
         let path = self.output();
         let said = |errno: rustix::io::Errno| Error::io(path.display())(errno.into());
         // An old FIFO may contain another guest's output.
         let _ = std::fs::remove_file(&path);
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).map_err(said)?;
-        let read = self.open_output().map_err(said)?;
-        let write = open(&path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
-        Ok((read, write.map_err(said)?))
-    }
-
-    /// Opens the keeper's end of the FIFO, without waiting for a writer.
-    pub(crate) fn open_output(&self) -> Result<OwnedFd, rustix::io::Errno> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        open(self.output(), flags, Mode::empty())
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        open(&path, flags, Mode::empty()).map_err(said)
     }
 
     fn output(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! The processes that serve devices: found by the records of daemons and by the locks of what is
 //! served, and known to run, to be stopped, or to be down.
 
-use super::daemons::{self, HostDaemon, KEEPER};
+use super::daemons::{self, CONSOLE, HostDaemon};
 use super::folder::Folder;
 use super::process::state_of;
 use super::{Host, HostPlatform};
@@ -19,6 +19,12 @@ const BLOCK_RUN: &str = "/run/xen-blockd";
 const KERNEL_BACKENDS: &str = "/sys/bus/xen-backend/drivers";
 /// The pid file of the console daemon on a Xen host.
 const CONSOLE_PID: &str = "/run/xen/xenconsoled.pid";
+/// The lock of our console daemon on a Xen host.
+const CONSOLE_LOCK: &str = "/run/xenconsoled/console.lock";
+/// The unit of systemd that starts it.
+pub(crate) const CONSOLE_UNIT: &str = "xenbus-xenconsoled";
+/// The socket of the console daemon on a Xen host.
+const CONSOLE_SOCKET: &str = "/run/xenconsoled/socket";
 /// The locks of all processes, see proc_locks(5).
 const LOCKS: &str = "/proc/locks";
 
@@ -199,10 +205,15 @@ fn of_driver_domain(host: &mut Host, domid: DomId) -> ServiceProcess {
     })
 }
 
-/// Returns the process that reads what the guests of a host print.
+/// Returns the process that serves the consoles of a host's guests.
 #[must_use]
 pub fn of_console(host: &Host) -> ServiceProcess {
     let Some(folder) = host.folder() else {
+        match ServiceProcess::of_lock(CONSOLE_LOCK.as_ref()) {
+            // It may be the C daemon.
+            ServiceProcess::Down | ServiceProcess::Unknown => {}
+            ours => return ours,
+        }
         let pid = std::fs::read_to_string(CONSOLE_PID).ok();
         let pid = pid.and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
         return match pid {
@@ -212,7 +223,16 @@ pub fn of_console(host: &Host) -> ServiceProcess {
             None => ServiceProcess::Unknown,
         };
     };
-    KEEPER.service(folder)
+    CONSOLE.service(folder)
+}
+
+/// Returns the socket of the daemon that serves consoles, for its clients.
+#[must_use]
+pub fn console_socket(host: &Host) -> PathBuf {
+    match host.folder() {
+        Some(folder) => folder.broker().path().join("xenconsoled/socket"),
+        None => CONSOLE_SOCKET.into(),
+    }
 }
 
 #[cfg(test)]

@@ -6,20 +6,25 @@ use crate::config::{self, Description, Setting};
 use crate::devices::disk::AttachableDisk;
 use crate::devices::{self, AttachableDevice};
 use crate::domain::{self, Domain, nodes};
+use crate::host::creation::Creation;
 use crate::host::daemons::BROKER;
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::{GuestFolder, Lineage};
-use crate::host::{Host, HostPlatform, handover, saved_config};
+use crate::host::{Host, HostPlatform, saved_config};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
 use xen::DomId;
 use xen::domctl::DomainControl;
-use xen_hosted::domain::{Devices, DomainConfig, Files, Lifetime};
+use xen_hosted::domain::{ConsoleTerminal, Devices, DomainConfig, Files, Lifetime};
 use xen_hosted::domctl::{Control, CreatedDomain, Descriptors, Holder};
 use xenstore::{Client, Store};
+
+/// The longest time that the console of a new domain may take to be served.
+const CONSOLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The state that a domain is left in once it is built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +85,7 @@ pub fn create(
     unique(control, description)?;
     saved_config::write(&guest, description, settings)?;
     wait::check()?;
+    let creation = Creation::begin(folder, &description.name)?;
     let created = build(folder, control, description)?;
     let domid = created.domid;
     let info = control.info(domid).map_err(|error| match error {
@@ -94,7 +100,7 @@ pub fn create(
     let noted = guest.note(lineage).map_err(Error::io(guest.path().display()));
     let set_up =
         noted.and_then(|()| set_up(host, &domain, description, &created, &disks, mode, limit));
-    drop(lock);
+    drop((lock, creation));
     if let Err(error) = set_up {
         let error = domain::explain(host, &domain, error);
         let undone = wait::undo(|| destroy::destroy(host, domid, limit.for_undoing()));
@@ -165,6 +171,7 @@ fn build(
     config.env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/tmp".into()];
     let program = match &description.kernel {
         None => {
+            config.terminal = ConsoleTerminal::Private;
             config.args = vec!["xb".into(), "guest-init".into(), description.extra.clone().into()];
             File::open("/proc/self/exe").map_err(Error::io("this program"))?
         }
@@ -175,7 +182,7 @@ fn build(
         }
     };
     let name = &description.name;
-    let output = handover::hand_over(folder, name)?;
+    let output = folder.guest(name).new_output()?;
     let input = File::open("/dev/null").map_err(Error::io("/dev/null"))?;
     let descriptors = Descriptors {
         program: program.as_fd(),
@@ -223,7 +230,7 @@ fn set_up(
         // that was killed.
         destroy::remove_nodes(host, domid, None, limit.for_undoing())?;
     }
-    nodes::write(&mut host.store, description, domid, &domain.info.handle)?;
+    nodes::write(&mut host.store, description, created, &domain.info.handle)?;
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     let all = disks.iter().map(|disk| disk.device(domid));
     let all: Vec<AttachableDevice> = all.collect::<Result<_, _>>()?;
@@ -231,6 +238,7 @@ fn set_up(
         wait::check()?;
         devices::add(&mut host.store, device)?;
     }
+    await_console(host, domain, limit)?;
     wait::check()?;
     if mode == StartMode::StayPaused {
         return let_go(host, domain, None);
@@ -257,6 +265,21 @@ fn set_up(
         StartMode::RunAgain(before) => let_go(host, domain, before.holder),
         StartMode::Run | StartMode::StayPaused => let_go(host, domain, None),
     }
+}
+
+/// Waits until the domain's console is served: before that, the first words of a guest that ends at
+/// once would be lost.
+fn await_console(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), Error> {
+    const TOKEN: &str = "console";
+    let terminal = format!("{}/console/tty", domain::home(domain.info.domid));
+    let what = || format!("the console of {} is served", domain.name);
+    host.store.watch(&terminal, TOKEN)?;
+    let served = limit.within(CONSOLE_WITHIN).until(&mut host.store, &what, |store| {
+        let path = store.try_read(&terminal)?;
+        Ok(path.filter(|path| !path.is_empty()).map(|_| ()))
+    });
+    host.store.unwatch(&terminal, TOKEN)?;
+    served
 }
 
 /// Makes the complete domain end with `holder` alone, and not with its creator. A domain that has

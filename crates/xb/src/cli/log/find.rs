@@ -2,7 +2,6 @@
 
 use crate::cli::options::GlobalOptions;
 use crate::host::HostChoice;
-use crate::host::folder::Folder;
 use crate::{Error, domain, text};
 use std::ffi::OsStr;
 use std::io;
@@ -18,16 +17,6 @@ pub(super) struct FoundLog {
     pub(super) name: String,
     pub(super) path: PathBuf,
     pub(super) reader: LogReader,
-    pub(super) lives: LifeMarks,
-}
-
-/// The way by which a guest's lives are told apart.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum LifeMarks {
-    /// The index has them.
-    Index,
-    /// A life begins with a log: the keeper's.
-    Files,
 }
 
 /// The bytes of a log that are shown, as places. There is no end where all that comes is shown.
@@ -65,19 +54,15 @@ impl FoundLog {
             (None, Some(folder)) => folder.console(),
             (None, None) => LOG_DIR.into(),
         };
-        let of_keeper = folder.as_ref().filter(|_| named.is_none());
-        let found = match Self::of_console(&dir, &name, domid)? {
-            None => of_keeper.and_then(|folder| Self::of_keeper(folder, &name).transpose()),
-            found => found.map(Ok),
-        };
-        found.unwrap_or_else(|| Err(missing(which, &dir, of_keeper)))
+        let is_of_host = folder.is_some() && named.is_none();
+        Self::of_console(&dir, &name, domid)?.ok_or_else(|| missing(which, &dir, is_of_host))
     }
 
     /// Opens the log that `xenconsoled` writes; where domains have had one name at once, that of the
     /// domain with this number.
     fn of_console(dir: &Path, name: &str, domid: Option<u16>) -> Result<Option<Self>, Error> {
         let plain = log_name(name.as_bytes());
-        let open = |file: &str| Self::open(dir, file, name, LifeMarks::Index);
+        let open = |file: &str| Self::open(dir, file, name);
         let found = open(&plain)?;
         if let Some(domid) = domid
             && !found.as_ref().is_some_and(|found| found.is_of(domid))
@@ -89,20 +74,11 @@ impl FoundLog {
         Ok(found)
     }
 
-    /// Opens the log that the keeper writes.
-    fn of_keeper(folder: &Folder, name: &str) -> Result<Option<Self>, Error> {
-        if name.contains('/') || name.starts_with('.') {
-            return Ok(None);
-        }
-        let guest = folder.guest(name);
-        Self::open(guest.path(), "log", name, LifeMarks::Files)
-    }
-
     /// Opens a log; none if it is not there.
-    fn open(dir: &Path, file: &str, name: &str, lives: LifeMarks) -> Result<Option<Self>, Error> {
+    fn open(dir: &Path, file: &str, name: &str) -> Result<Option<Self>, Error> {
         let path = dir.join(file);
         match LogReader::open(dir, OsStr::new(file)) {
-            Ok(reader) => Ok(Some(Self { name: text::clean(name), path, reader, lives })),
+            Ok(reader) => Ok(Some(Self { name: text::clean(name), path, reader })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(path.display())(error)),
         }
@@ -119,11 +95,8 @@ impl FoundLog {
     /// # Errors
     /// There is no earlier life, or the log cannot be read.
     pub(super) fn life(&self, which: WhichLife) -> Result<LogRange, Error> {
-        let (start, newest) = (self.reader.start(), self.reader.newest_start());
-        let mut begins: Vec<u64> = match self.lives {
-            LifeMarks::Index => self.lives()?,
-            LifeMarks::Files => vec![newest],
-        };
+        let start = self.reader.start();
+        let mut begins = self.lives()?;
         // What is before the first life that is known is of an earlier one.
         if begins.first().is_none_or(|first| *first > start) {
             begins.insert(0, start);
@@ -152,15 +125,16 @@ pub(super) enum WhichLife {
     Previous,
 }
 
-/// Returns the error that a guest has no log.
-fn missing(which: &str, dir: &Path, of_keeper: Option<&Folder>) -> Error {
+/// Returns the error that a guest has no log, of a hosted host or in a folder.
+fn missing(which: &str, dir: &Path, is_of_host: bool) -> Error {
     let which = text::clean(which);
-    Error::NotFound(match of_keeper {
-        Some(_) => format!("there is no log of a guest {which}; xb list shows who is there"),
-        None => format!(
+    Error::NotFound(if is_of_host {
+        format!("there is no log of a guest {which}; xb list shows who is there")
+    } else {
+        format!(
             "there is no log of a guest {which} in {}; xenconsoled logs guests if it is started with \
              --log=guest, and --log-dir names another folder",
             dir.display()
-        ),
+        )
     })
 }

@@ -13,30 +13,24 @@ const BUFFER: usize = 64 << 10;
 #[derive(Debug)]
 pub(in crate::cli) struct ForeignOutput {
     out: BufWriter<StdoutLock<'static>>,
-    /// The place in the text; none where the output is no terminal, and gets the bytes as they are.
-    terminal: Option<TerminalText>,
+    text: ForeignText,
 }
 
 impl ForeignOutput {
     pub(in crate::cli) fn of_standard_output() -> Self {
         let out = io::stdout().lock();
-        let terminal = out.is_terminal().then(TerminalText::default);
-        Self { out: BufWriter::with_capacity(BUFFER, out), terminal }
+        let text = ForeignText { is_terminal: out.is_terminal(), ..ForeignText::default() };
+        Self { out: BufWriter::with_capacity(BUFFER, out), text }
     }
 
     /// Writes bytes of another's text.
     pub(in crate::cli) fn foreign(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.terminal {
-            Some(terminal) => self.out.write_all(&terminal.clean(bytes)),
-            None => self.out.write_all(bytes),
-        }
+        self.out.write_all(&self.text.clean(bytes))
     }
 
     /// Writes words of this program.
     pub(in crate::cli) fn own(&mut self, words: &str) -> io::Result<()> {
-        if let Some(terminal) = &mut self.terminal {
-            *terminal = TerminalText::default();
-        }
+        (self.text.last, self.text.returns) = (0, 0);
         self.out.write_all(words.as_bytes())
     }
 
@@ -58,29 +52,36 @@ pub(in crate::cli) fn is_read(written: io::Result<()>) -> Result<bool, Error> {
     }
 }
 
-/// The place in a text for a terminal.
+/// The place in a text of others.
 #[derive(Debug, Default)]
-struct TerminalText {
+struct ForeignText {
+    /// The text is for a terminal.
+    is_terminal: bool,
     last: u8,
-    /// A CR was left out, or more of them: at a line's end they are not shown.
-    has_return: bool,
+    /// The number of CRs that wait for the byte behind them: before an LF they are left out, as a
+    /// console ends its lines by both.
+    returns: usize,
 }
 
-impl TerminalText {
-    /// Returns text that moves no cursor.
+impl ForeignText {
+    /// Returns the text as it is shown; for a terminal it moves no cursor.
     fn clean(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut shown = Vec::with_capacity(bytes.len());
         for byte in bytes {
             if *byte == b'\r' {
-                self.has_return = true;
+                self.returns += 1;
                 continue;
             }
-            if std::mem::take(&mut self.has_return) && *byte != b'\n' {
-                shown.push(b'\r');
+            let returns = std::mem::take(&mut self.returns);
+            if *byte != b'\n' {
+                let most = if self.is_terminal { 1 } else { usize::MAX };
+                shown.extend(std::iter::repeat_n(b'\r', returns.min(most)));
             }
             shown.push(*byte);
         }
-        text::clean_lines(&mut shown, &mut self.last);
+        if self.is_terminal {
+            text::clean_lines(&mut shown, &mut self.last);
+        }
         shown
     }
 }
@@ -91,10 +92,14 @@ mod tests {
 
     #[test]
     fn ends_of_lines_of_a_console_are_ends_of_lines() {
-        let mut terminal = TerminalText::default();
+        let mut terminal = ForeignText { is_terminal: true, ..ForeignText::default() };
         let mut shown = terminal.clean(b"one\r\ntwo\r");
         shown.extend(terminal.clean(b"\r\n10%\r\r20%\x1b[2J\xc2"));
         shown.extend(terminal.clean(b"\x9b2J\r"));
         assert_eq!(shown, b"one\ntwo\n10%?20%?[2J\xc2?2J");
+        let mut pipe = ForeignText::default();
+        let mut shown = pipe.clean(b"one\r\ntwo\r");
+        shown.extend(pipe.clean(b"\r\n10%\r\r20%\x1b[2J"));
+        assert_eq!(shown, b"one\ntwo\n10%\r\r20%\x1b[2J");
     }
 }

@@ -131,7 +131,7 @@ fn what_follows_an_end_is_as_the_configuration_says() {
 }
 
 #[test]
-fn the_logs_of_guests_that_ended_long_ago_are_dropped() {
+fn the_folders_of_guests_that_ended_long_ago_are_dropped() {
     let host = TestHost::up("many");
     let guests = host.path("h/guests");
     for number in 0..300 {
@@ -145,7 +145,7 @@ fn the_logs_of_guests_that_ended_long_ago_are_dropped() {
         (super::traces::entries(&guests).len() == 257).then_some(())
     });
     assert!(!guests.join("old0").exists() && guests.join("old299").exists());
-    assert!(guests.join("web/log").exists(), "who runs keeps its log");
+    assert!(guests.join("web/config").exists(), "who runs keeps its folder");
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_log_is_bounded_and_all_that_comes_is_shown() {
     // It was set aside twice meanwhile, at least half a second apart.
     let printed: Vec<u32> = (1..=5).flat_map(|n| n * 100_000..=n * 100_000 + 80_000).collect();
     assert!(numbers == printed, "{} of {} lines", numbers.len(), printed.len());
-    let sizes = super::traces::entries(&host.path("h/guests/chatty"));
+    let sizes = super::traces::entries(&host.path("h/console"));
     let all: u64 = sizes.iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!(all < 3 << 20, "{all} bytes of a log that was 2.8 MB");
     // On a terminal the log moves no cursor.

@@ -1,10 +1,11 @@
 //! Bad input and faults: a sentence that helps, an exit code that is not 0, and nothing left behind.
 
-use super::support::{TestHost, XB};
+use super::support::{DAEMONS, TestHost, XB};
 use super::traces::entries;
 use serde_json::json;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use xen_console::serve::settings::{OUTPUT_BURST, OUTPUT_RATE};
 
 #[test]
 fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
@@ -140,7 +141,7 @@ fn a_hundred_rounds_leave_nothing() {
     // Files that are made once and kept are made by the first rounds.
     (0..3).for_each(|_| round());
     let left = || {
-        let daemons = ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
+        let daemons = DAEMONS.map(|daemon| {
             let pid = host.pid(daemon).unwrap().as_raw_nonzero();
             let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
             let mounts =
@@ -160,7 +161,7 @@ fn a_hundred_rounds_leave_nothing() {
     });
     // A daemon may keep the memory that it has grown to, for later rounds.
     let kib = || {
-        ["broker", "xenstored", "keeper", "xen-blockd"].map(|daemon| {
+        DAEMONS.map(|daemon| {
             let pid = host.pid(daemon).unwrap().as_raw_nonzero();
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -216,10 +217,10 @@ fn what_is_no_host_is_left_alone() {
 }
 
 #[test]
-fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
-    let host = TestHost::up("keeper");
+fn a_guest_outlives_the_console_daemon_and_the_next_one_goes_on_with_its_log() {
+    let host = TestHost::up("outlives");
     let image = host.image("a.img", 1 << 20);
-    // More output than a FIFO holds, all of it read later; then it ends while the keeper is gone.
+    // More output than a ring and a terminal hold, all of it read later.
     let config = host.config(
         "web",
         &format!(
@@ -227,12 +228,12 @@ fn a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log() {
              disk = [\"{image},,xvdb\"]"
         ),
     );
-    if !host.has_fuse("a_guest_outlives_its_keeper_and_the_next_one_goes_on_with_its_log") {
+    if !host.has_fuse("a_guest_outlives_the_console_daemon_and_the_next_one_goes_on_with_its_log") {
         return;
     }
     let domid = host.json(&["create", &config])["domid"].clone();
     host.until_log("web", "first");
-    host.kill("keeper");
+    host.kill("xenconsoled");
     // The guest's init logs the disk, and serves it.
     host.ok(&["disk", "attach", "web", "vdev=xvda,target=memory:1048576"]);
     host.ok(&["disk", "detach", "web", "xvdb"]);
@@ -282,17 +283,15 @@ fn written(pid: rustix::process::Pid) -> u64 {
 #[test]
 fn a_guest_that_prints_without_end_is_read_at_its_rate() {
     let host = TestHost::up("prints");
-    let keeper = host.pid("keeper").unwrap();
-    let (begin, before) = (Instant::now(), written(keeper));
+    let daemon = host.pid("xenconsoled").unwrap();
+    let burst = OUTPUT_RATE * OUTPUT_BURST.as_secs();
+    let (begin, before) = (Instant::now(), written(daemon));
     host.ok(&["create", &host.config("loud", "extra = \"exec yes\"")]);
-    host.until("its burst is spent", || {
-        (written(keeper) - before >= xb::keeper::PRINT_BURST).then_some(())
-    });
+    host.until("its burst is spent", || (written(daemon) - before >= burst).then_some(()));
     std::thread::sleep(Duration::from_secs(2));
-    // The other writes, for other output and for the record of its life, are small.
-    let bytes = written(keeper) - before;
-    let most =
-        xb::keeper::PRINT_BURST + xb::keeper::PRINT_RATE * begin.elapsed().as_secs() + (1 << 19);
+    let bytes = written(daemon) - before;
+    // The record of what is in the log, its index and the terminal take less than a tenth of it.
+    let most = (burst + OUTPUT_RATE * begin.elapsed().as_secs()) / 10 * 11 + (1 << 19);
     assert!(bytes <= most, "{bytes} bytes, of {most}");
     // Other guests' output is read meanwhile, and it is destroyed like any guest.
     host.ok(&["create", &host.config("web", "extra = \"echo hello; exec sleep 1000\"")]);

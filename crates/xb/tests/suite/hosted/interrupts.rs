@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM at each step, and waits with a time limit.
 
-use super::support::TestHost;
+use super::support::{DAEMONS, TestHost};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -66,7 +66,7 @@ fn sigterm_ends_create_at_once_and_leaves_nothing() {
     let image = host.image("a.img", 1 << 20);
     let disk = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
     let with_disk = host.config("with", &disk);
-    for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
+    for daemon in DAEMONS {
         ended_at(&host, &["create", &with_disk], daemon);
         ended_at(&host, &["create", &with_disk, "--wait"], daemon);
         if daemon != "xen-blockd" {
@@ -167,7 +167,7 @@ fn ctrl_c_at_each_step_of_create_leaves_nothing() {
     let disk = format!("disk = [\"{image},,xvda,w\"]\nextra = \"exec sleep 1000\"");
     let with_disk = host.config("with", &disk);
     let without = host.config("without", "extra = \"exec sleep 1000\"");
-    for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
+    for daemon in DAEMONS {
         interrupted_at(&host, &["create", &with_disk], daemon);
         interrupted_at(&host, &["create", &with_disk, "--wait"], daemon);
         if daemon != "xen-blockd" {

@@ -2,6 +2,7 @@
 //! nothing is left of them.
 
 mod commands;
+mod consoles;
 mod demo;
 mod devices;
 mod disks;

@@ -10,6 +10,10 @@ use tempfile::TempDir;
 /// The longest time that any operation may take.
 pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
+/// The daemons of a host.
+pub(crate) const DAEMONS: [&str; 5] =
+    ["broker", "xenstored", "xenconsoled", "keeper", "xen-blockd"];
+
 /// The program.
 pub(crate) const XB: &str = env!("CARGO_BIN_EXE_xb");
 
@@ -221,7 +225,7 @@ impl TestHost {
 impl Drop for TestHost {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for daemon in ["broker", "xenstored", "keeper", "xen-blockd"] {
+            for daemon in DAEMONS {
                 eprintln!("--- {daemon}: {}", self.log_of(daemon));
             }
         } else if ["broker", "xenstored", "xen-blockd"].iter().all(|daemon| self.runs(daemon)) {

@@ -21,7 +21,7 @@ impl Home {
         for folder in [&host.path(""), &bin] {
             std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
         }
-        for program in ["xb", "xen-hosted", "xenstored", "xen-blockd", "xenstore"] {
+        for program in ["xb", "xen-hosted", "xenstored", "xenconsoled", "xen-blockd", "xenstore"] {
             std::fs::copy(Path::new(XB).with_file_name(program), bin.join(program)).unwrap();
         }
         chown(&home, Some(USER), Some(USER)).unwrap();

@@ -137,7 +137,7 @@ fn options_are_options_in_every_program() {
     let host = TestHost::down("options");
     let empty = host.path("empty");
     std::fs::create_dir(&empty).unwrap();
-    for program in ["xb", "xen-hosted", "xenstored", "xen-blockd", "xenstore"] {
+    for program in ["xb", "xen-hosted", "xenstored", "xenconsoled", "xen-blockd", "xenstore"] {
         let run = |option: &str| {
             let path = std::path::Path::new(XB).with_file_name(program);
             Command::new(path).arg(option).current_dir(&empty).output().unwrap()
