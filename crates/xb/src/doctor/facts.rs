@@ -66,7 +66,7 @@ pub struct GuestFacts {
     pub granted: Option<u64>,
     /// True if the host's kernel may mount its disks.
     pub kernel_block: bool,
-    /// The process that reads its output.
+    /// The process that serves its console.
     pub console: ServiceProcess,
 }
 

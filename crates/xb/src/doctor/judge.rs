@@ -87,9 +87,13 @@ pub fn daemons(subject: &FaultSubject, folder: &Path, daemons: &[DaemonFacts]) -
 /// Judges a guest by itself.
 #[must_use]
 pub fn guest(subject: &FaultSubject, guest: &GuestFacts) -> Option<Finding> {
-    let cause = standing(guest).or_else(|| quota(guest)).or_else(|| {
-        let unserved = guest.console == ServiceProcess::Down && guest.domid != DomId::DOM0;
-        unserved.then_some(GuestFault::ConsoleUnserved)
+    let cause = standing(guest).or_else(|| quota(guest)).or_else(|| match guest.console {
+        _ if guest.domid == DomId::DOM0 => None,
+        ServiceProcess::Down => Some(GuestFault::ConsoleUnserved),
+        ServiceProcess::Stopped(pid) => {
+            Some(GuestFault::ConsoleStopped { pid: pid.as_raw_nonzero().get() })
+        }
+        _ => None,
     })?;
     let evidence = guest_evidence(guest, &cause);
     Some(Finding { subject: subject.clone(), cause: FaultCause::Guest(cause), evidence })

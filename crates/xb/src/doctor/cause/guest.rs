@@ -2,6 +2,7 @@
 
 use crate::doctor::facts::QuotaUse;
 use crate::doctor::subject::{FaultSubject, Remedy};
+use crate::host::service::CONSOLE_UNIT;
 use crate::text;
 
 /// A fault of the guest.
@@ -59,8 +60,13 @@ pub enum GuestFault {
         /// The frontend's text.
         text: String,
     },
-    /// Nothing reads what it prints.
+    /// Nothing serves its console.
     ConsoleUnserved,
+    /// The process that serves its console is stopped.
+    ConsoleStopped {
+        /// The process.
+        pid: i32,
+    },
 }
 
 impl GuestFault {
@@ -79,6 +85,7 @@ impl GuestFault {
             Self::Keeps => "guest-keeps",
             Self::Refuses { .. } => "guest-refuses",
             Self::ConsoleUnserved => "console-unserved",
+            Self::ConsoleStopped { .. } => "console-stopped",
         }
     }
 
@@ -124,7 +131,10 @@ impl GuestFault {
             Self::Refuses { text } => {
                 format!("the driver in {name} has given it up (it says: {})", text::foreign(text))
             }
-            Self::ConsoleUnserved => format!("nothing reads what {name} prints"),
+            Self::ConsoleUnserved => format!("nothing serves the console of {name}"),
+            Self::ConsoleStopped { pid } => {
+                format!("the process {pid} that serves the console of {name} is stopped")
+            }
         }
     }
 
@@ -152,8 +162,13 @@ impl GuestFault {
             Self::InUse { mounted: false } | Self::Keeps => {
                 of.detach("take it away all the same with")
             }
-            Self::ConsoleUnserved if of.hosted => of.xb("start the keeper with", "host up"),
-            Self::ConsoleUnserved => Remedy::new("start it with", "systemctl start xenconsoled"),
+            Self::ConsoleUnserved if of.hosted => of.xb("start it with", "host up"),
+            Self::ConsoleUnserved => {
+                Remedy::new("start it with", format!("systemctl start {CONSOLE_UNIT}"))
+            }
+            Self::ConsoleStopped { pid } => {
+                Remedy::new("let it go on with", format!("kill -CONT {pid}"))
+            }
         }
     }
 }

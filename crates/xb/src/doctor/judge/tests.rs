@@ -503,9 +503,12 @@ fn a_guest_and_a_host_have_causes_of_their_own() {
     assert_eq!(guest(&subject(&facts), &facts), None);
     facts.console = ServiceProcess::Down;
     let finding = guest(&subject(&facts), &facts).unwrap();
+    assert_eq!(finding.advice(), "nothing serves the console of web; start it with: xb host up");
+    facts.console = ServiceProcess::Stopped(Pid::from_raw(77).unwrap());
+    let finding = guest(&subject(&facts), &facts).unwrap();
     assert_eq!(
         finding.advice(),
-        "nothing reads what web prints; start the keeper with: xb host up"
+        "the process 77 that serves the console of web is stopped; let it go on with: kill -CONT 77"
     );
     let daemon = |service| DaemonFacts {
         name: "xenstored",

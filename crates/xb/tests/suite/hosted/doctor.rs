@@ -145,8 +145,15 @@ fn a_host_that_does_not_answer_is_diagnosed() {
     finds(&host, &[], "daemon-down", "the keeper (keeper) does not run", " host up");
     host.ok(&["host", "up"]);
     host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
-    host.kill("keeper");
-    finds(&host, &["web"], "console-unserved", "nothing reads what web prints", " host up");
+    let consoles = host.pid("xenconsoled").unwrap();
+    stop(&host, consoles);
+    let words =
+        format!("the process {} that serves the console of web is stopped", pid_of(consoles));
+    let remedy = format!("kill -CONT {}", pid_of(consoles));
+    finds(&host, &["web"], "console-stopped", &words, &remedy);
+    kill_process(consoles, Signal::CONT).unwrap();
+    host.kill("xenconsoled");
+    finds(&host, &["web"], "console-unserved", "nothing serves the console of web", " host up");
     host.ok(&["host", "up"]);
     is_well(&host, &["web"]);
     host.ok(&["destroy", "web"]);
