@@ -42,12 +42,22 @@ pub(crate) fn block(options: &[&str]) -> Result<ExitCode> {
     run(&workspace, &BLOCK_BENCH, BLOCK_BENCH[0], options)
 }
 
-/// `cargo xtask bench xb`, which has cargo build the daemons that it needs.
+/// `cargo xtask bench xb`.
 pub(crate) fn xb(options: &[&str]) -> Result<ExitCode> {
+    of_xb("guests", options)
+}
+
+/// `cargo xtask bench console`.
+pub(crate) fn console(options: &[&str]) -> Result<ExitCode> {
+    of_xb("consoles", options)
+}
+
+/// Runs a bench of the package `xb`, which has cargo build the daemons that it needs.
+fn of_xb(name: &str, options: &[&str]) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let (publication, options) = Publication::asked_for(options)?;
     let mut bench = cargo();
-    bench.args(["bench", "--package", "xb", "--bench", "guests", "--profile", profile(&options)]);
+    bench.args(["bench", "--package", "xb", "--bench", name, "--profile", profile(&options)]);
     bench.arg("--").args(options).current_dir(&workspace.root);
     publication.run(&workspace, bench)
 }

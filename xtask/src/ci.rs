@@ -111,6 +111,7 @@ const STAGES: &[&[CiStep]] = &[
     &[step("bench-platform", &["xtask", "bench", "platform", "--quick"])],
     &[step("bench-block", &["xtask", "bench", "block", "--quick"])],
     &[step("bench-xb", &["xtask", "bench", "xb", "--quick"])],
+    &[step("bench-console", &["xtask", "bench", "console", "--quick"])],
     &[step("xen", &["xtask", "xen"])],
 ];
 

@@ -44,8 +44,10 @@ cargo xtask COMMAND
   bench block [OPTION...] our block devices beside io_uring and qemu-nbd; --help lists the options
   bench platform WHAT     hosted domains beside what the machine costs: speed, create [COUNT]
   bench xb [--quick]      how long xb takes to create and list hosted guests
+  bench console [--quick|--long]
+                          consoles of hosted guests: keys, floods, idle ones, a daemon that is started again
   bench xen               our block backend beside the kernel's on real Xen, under QEMU
-  bench store|block|xb --readme [OPTION...]
+  bench store|block|xb|console --readme [OPTION...]
                           puts the new table into docs/performance.md and its figures into README.md
   bench --readme          takes README.md's figures from docs/performance.md, and runs no bench
   sim [--devices TYPE] [--seeds N] [--from SEED]
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         ["bench", "block", options @ ..] => bench::block(options),
         ["bench", "platform", options @ ..] => bench::platform(options),
         ["bench", "xb", options @ ..] => bench::xb(options),
+        ["bench", "console", options @ ..] => bench::console(options),
         ["bench", "xen", options @ ..] => xen::bench(options),
         [package @ ("sim" | "held"), options @ ..] => programs::run(package, options),
         ["deb", "--check"] => xen::check_debs(),
