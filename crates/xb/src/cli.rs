@@ -57,7 +57,7 @@ fn refuse_without_effect(options: &GlobalOptions, command: &Command) -> Result<(
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Bring a hosted host up or down, or see how it is.
+    /// Bring a hosted host up or down, see how it is, or read what its daemons have written.
     #[command(subcommand, after_help = "Example: xb host up")]
     Host(host::HostCommand),
     /// Create a guest from a configuration (xl.cfg or .toml) and start it.
@@ -139,7 +139,7 @@ impl Command {
     fn argument_uses(&self) -> (ArgumentUse, ArgumentUse) {
         match self {
             Self::Config(config::ConfigCommand::Check { .. })
-            | Self::Host(host::HostCommand::Status)
+            | Self::Host(host::HostCommand::Status | host::HostCommand::Log(_))
             | Self::Log(_) => (ArgumentUse::Yes, ArgumentUse::No),
             Self::Demo(_) => (ArgumentUse::No, ArgumentUse::Yes),
             Self::Store(_) => (ArgumentUse::Yes, ArgumentUse::No),

@@ -105,6 +105,12 @@ impl HostChoice {
     }
 }
 
+/// Returns the error that no hosted host is up in a folder.
+pub(crate) fn is_down(folder: &Folder) -> Error {
+    let dir = folder.path().display();
+    Error::NotFound(format!("no host is up in {dir}; start it with: xb --host {dir} host up"))
+}
+
 impl Host {
     /// Connects to a host.
     ///
@@ -121,17 +127,11 @@ impl Host {
     pub fn open_within(choice: HostChoice, within: Duration) -> Result<Self, Error> {
         match choice {
             HostChoice::Hosted(folder) => {
-                let down = || {
-                    let dir = folder.path().display();
-                    Error::NotFound(format!(
-                        "no host is up in {dir}; start it with: xb --host {dir} host up"
-                    ))
-                };
                 if folder.look()? != FolderContent::Host {
-                    return Err(down());
+                    return Err(is_down(&folder));
                 }
                 let control = match Control::connect_within(&folder.broker(), within) {
-                    Err(xen::Error::NoDev) => return Err(down()),
+                    Err(xen::Error::NoDev) => return Err(is_down(&folder)),
                     Err(xen::Error::Busy) => {
                         let most = xen_hosted::limits::PEERS_MAX;
                         return Err(Error::Refused(format!(

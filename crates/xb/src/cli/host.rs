@@ -1,5 +1,7 @@
 //! `xb host`.
 
+mod log;
+
 use super::options::GlobalOptions;
 use super::out;
 use crate::host::bring::{self, Startup};
@@ -29,6 +31,9 @@ pub(crate) enum HostCommand {
     /// Tell which daemons run.
     #[command(after_help = "Example: xb host status --json")]
     Status,
+    /// Show what the daemons have written.
+    #[command(after_help = "Example: xb host log xen-blockd --tail 20")]
+    Log(log::HostLogArguments),
 }
 
 /// Returns the help of `xb host up`.
@@ -37,29 +42,36 @@ fn up_about() -> String {
 }
 
 pub(crate) fn run(options: &GlobalOptions, command: &HostCommand) -> Result<u8, Error> {
-    let folder = options.choice().hosted("xb host")?;
-    let dir = folder.path().display();
-    folder.look()?;
     match command {
-        HostCommand::Up { image_dirs } => {
-            programs::make()?;
-            let startup = bring::up(&folder, image_dirs, options.limit())?;
-            if options.json {
-                let was_up = startup == Startup::WasUp;
-                return out::json(&json!({ "host": folder.path(), "up": true, "was_up": was_up }));
-            }
-            let so = if startup == Startup::WasUp { "was up already" } else { "is up" };
-            out::print(&format!("the host in {dir} {so}\n"))
-        }
+        HostCommand::Up { image_dirs } => up(options, &hosted(options)?, image_dirs),
         HostCommand::Down => {
+            let folder = hosted(options)?;
             down(&folder, options.within())?;
             if options.json {
                 return out::json(&json!({ "host": folder.path(), "up": false }));
             }
-            out::print(&format!("the host in {dir} is down\n"))
+            out::print(&format!("the host in {} is down\n", folder.path().display()))
         }
-        HostCommand::Status => status(options, &folder),
+        HostCommand::Status => status(options, &hosted(options)?),
+        HostCommand::Log(which) => log::run(options, which),
     }
+}
+
+fn hosted(options: &GlobalOptions) -> Result<Folder, Error> {
+    let folder = options.choice().hosted("xb host")?;
+    folder.look()?;
+    Ok(folder)
+}
+
+fn up(options: &GlobalOptions, folder: &Folder, image_dirs: &[PathBuf]) -> Result<u8, Error> {
+    programs::make()?;
+    let startup = bring::up(folder, image_dirs, options.limit())?;
+    if options.json {
+        let was_up = startup == Startup::WasUp;
+        return out::json(&json!({ "host": folder.path(), "up": true, "was_up": was_up }));
+    }
+    let so = if startup == Startup::WasUp { "was up already" } else { "is up" };
+    out::print(&format!("the host in {} {so}\n", folder.path().display()))
 }
 
 /// Takes down the whole host. Parts that do not run are no error. It waits for guests' disks for

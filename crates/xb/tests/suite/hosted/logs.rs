@@ -1,4 +1,5 @@
-//! `xb log`: logs by the writer of `xenconsoled`, and by the daemon of a hosted host.
+//! `xb log` and `xb host log`: logs by the writer of `xenconsoled`, by the daemon of a hosted host, and of
+//! the daemons.
 
 use super::support::{TestHost, WITHIN};
 use rustix::process::{Pid, Signal, kill_process};
@@ -325,4 +326,56 @@ fn a_hosted_guest_has_its_log_by_name_and_by_number() {
     assert_eq!(log(&domid.to_string()), "of another console\n");
     host.fails(&["log", "77"], 4, "there is no domain 77");
     host.fails(&["log", "../web"], 4, "there is no log of a guest ../web; xb list shows");
+}
+
+#[test]
+fn what_the_daemons_have_written_is_shown() {
+    let host = TestHost::up("host-log");
+    let all = host.ok(&["host", "log"]);
+    let headings: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("==> ")).collect();
+    assert_eq!(headings.len(), DAEMONS.len(), "{all}");
+    for (daemon, heading) in DAEMONS.iter().zip(headings) {
+        let path = host.path("h/log").join(format!("{daemon}.log"));
+        assert_eq!(heading, format!("{daemon} ({})", path.display()));
+        assert_eq!(host.ok(&["host", "log", daemon]), host.log_of(daemon));
+        let last = host.ok(&["host", "log", daemon, "--tail", "1"]);
+        assert!(last.lines().count() == 1 && host.log_of(daemon).ends_with(&last), "{last}");
+        let line = host.log_of(daemon).lines().next().unwrap().to_owned();
+        assert!(all.contains(&line), "{all}");
+    }
+    let text = host.ok(&["host", "log", "--json"]);
+    let objects: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let serving =
+        json!({ "daemon": "keeper", "text": host.log_of("keeper").lines().next().unwrap() });
+    assert!(objects.contains(&serving), "{text}");
+    host.fails(
+        &["host", "log", "nobody"],
+        4,
+        "there is no daemon nobody; there are: broker, xenstored, ",
+    );
+    // What comes, each line behind its daemon's name.
+    let mut follower = Follower::start(&mut host.command(&["host", "log", "-f", "--tail", "1"]));
+    for daemon in DAEMONS {
+        let line = follower.line();
+        assert!(line.starts_with(&format!("{daemon} | ")), "{line}");
+    }
+    for round in 0..3 {
+        for daemon in ["keeper", "xen-blockd"] {
+            let path = host.path("h/log").join(format!("{daemon}.log"));
+            let mut log = File::options().append(true).open(path).unwrap();
+            std::io::Write::write_all(&mut log, format!("round {round}\n").as_bytes()).unwrap();
+            let line = format!("{daemon} | round {round}");
+            while follower.line() != line {}
+        }
+    }
+    follower.end();
+    // A log that the keeper has bounded goes on.
+    let path = host.path("h/log/xen-blockd.log");
+    let mut log = File::options().append(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut log, &b"long\n".repeat(400_000)).unwrap();
+    host.until("it is set aside", || (path.metadata().unwrap().len() == 0).then_some(()));
+    assert_eq!(host.ok(&["host", "log", "xen-blockd", "-n", "2"]), "long\nlong\n");
+    host.ok(&["host", "down"]);
+    host.fails(&["host", "log"], 4, "no host is up in");
 }

@@ -116,6 +116,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
         &["host", "up"],
         &["host", "down"],
         &["host", "status"],
+        &["host", "log"],
         &["create"],
         &["list"],
         &["tree"],
