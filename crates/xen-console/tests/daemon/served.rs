@@ -2,6 +2,7 @@
 
 use crate::scene::{Scene, open_terminal, read_until, readable, text_line};
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 use testhost::{Guest, Host, until};
 use xen::domctl::DomainControl;
+use xen_console::log::{LogPiece, LogReader};
 use xenstore::Store;
 
 #[test]
@@ -59,6 +61,17 @@ fn a_daemon_that_is_killed_loses_and_doubles_nothing() {
     scene.logged("db", &text_line(lines - 1));
     let log = std::fs::read_to_string(scene.log("db")).unwrap();
     assert!(log == expected, "{} bytes of {}", log.len(), expected.len());
+    // One life over all kills, and a time of each byte.
+    let mut reader = LogReader::open(&scene.logs, OsStr::new("guest-db.log")).unwrap();
+    let lives: Vec<_> = reader.lives().unwrap().iter().map(|life| life.domid).collect();
+    assert_eq!(lives, [Some(guest.domid.0)]);
+    let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Some(piece) = reader.next(&mut buffer, u64::MAX).unwrap() {
+        if let LogPiece::Output { bytes, time_us: Some(_) } = piece {
+            read.extend_from_slice(bytes);
+        }
+    }
+    assert!(read == log.as_bytes(), "{} bytes of {}", read.len(), log.len());
     let _ = first;
     // The new daemon's terminal is served.
     guest.tell("echo");

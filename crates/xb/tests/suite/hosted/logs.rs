@@ -1,7 +1,7 @@
 //! `xb log` and `xb host log`: logs by the writer of `xenconsoled`, by the daemon of a hosted host, and of
 //! the daemons.
 
-use super::support::{TestHost, WITHIN};
+use super::support::{DAEMONS, TestHost, WITHIN};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
