@@ -68,6 +68,7 @@ fn calls() -> Vec<CheckedNumber> {
         row("__HYPERVISOR_xen_version", abi::HYPERVISOR_XEN_VERSION),
         row("__HYPERVISOR_sched_op", abi::HYPERVISOR_SCHED_OP),
         row("__HYPERVISOR_event_channel_op", abi::HYPERVISOR_EVENT_CHANNEL_OP),
+        row("__HYPERVISOR_grant_table_op", abi::HYPERVISOR_GRANT_TABLE_OP),
         row("__HYPERVISOR_sysctl", abi::HYPERVISOR_SYSCTL),
         row("__HYPERVISOR_domctl", abi::HYPERVISOR_DOMCTL),
         row("XENVER_version", abi::XENVER_VERSION),
@@ -75,6 +76,7 @@ fn calls() -> Vec<CheckedNumber> {
         row("sizeof(xen_extraversion_t)", abi::XEN_EXTRAVERSION_LEN),
         row("GNTCOPY_source_gref", abi::GNTCOPY_SOURCE_GREF),
         row("GNTCOPY_dest_gref", abi::GNTCOPY_DEST_GREF),
+        row("GNTTABOP_query_size", abi::GNTTABOP_QUERY_SIZE),
         row("EVTCHNOP_status", abi::EVTCHNOP_STATUS),
         row("EVTCHNSTAT_closed", abi::EVTCHNSTAT_CLOSED),
         row("EVTCHNSTAT_unbound", abi::EVTCHNSTAT_UNBOUND),
@@ -82,6 +84,7 @@ fn calls() -> Vec<CheckedNumber> {
         row("EVTCHNSTAT_virq", abi::EVTCHNSTAT_VIRQ),
         row("SCHEDOP_remote_shutdown", abi::SCHEDOP_REMOTE_SHUTDOWN),
         row("XEN_SYSCTL_readconsole", abi::XEN_SYSCTL_READCONSOLE),
+        row("XEN_SYSCTL_physinfo", abi::XEN_SYSCTL_PHYSINFO),
         row("XEN_SYSCTL_getdomaininfolist", abi::XEN_SYSCTL_GETDOMAININFOLIST),
         row("XEN_DOMCTL_destroydomain", abi::XEN_DOMCTL_DESTROYDOMAIN),
         row("XEN_DOMCTL_pausedomain", abi::XEN_DOMCTL_PAUSEDOMAIN),
@@ -96,6 +99,8 @@ fn calls() -> Vec<CheckedNumber> {
         row("XEN_DOMINF_dying", abi::XEN_DOMINF_DYING),
         row("XEN_DOMINF_shutdown", abi::XEN_DOMINF_SHUTDOWN),
         row("XEN_DOMINF_paused", abi::XEN_DOMINF_PAUSED),
+        row("XEN_DOMINF_blocked", abi::XEN_DOMINF_BLOCKED),
+        row("XEN_DOMINF_running", abi::XEN_DOMINF_RUNNING),
         row("XEN_DOMINF_shutdownshift", abi::XEN_DOMINF_SHUTDOWNSHIFT),
         row("XEN_DOMINF_shutdownmask", abi::XEN_DOMINF_SHUTDOWNMASK),
     ];
@@ -123,23 +128,12 @@ fn layouts(rows: &mut Vec<CheckedNumber>) {
         rows,
         "struct sched_remote_shutdown" = abi::sched_remote_shutdown { domain_id, reason }
     );
-    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_getdomaininfolist {
-        cmd,
-        interface_version,
-        first_domain = "u.getdomaininfolist.first_domain",
-        max_domains = "u.getdomaininfolist.max_domains",
-        buffer = "u.getdomaininfolist.buffer",
-        num_domains = "u.getdomaininfolist.num_domains",
-    });
-    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_readconsole {
-        cmd,
-        interface_version,
-        clear = "u.readconsole.clear",
-        incremental = "u.readconsole.incremental",
-        index = "u.readconsole.index",
-        buffer = "u.readconsole.buffer",
-        count = "u.readconsole.count",
-    });
+    layout!(
+        rows,
+        "struct gnttab_query_size" =
+            abi::gnttab_query_size { dom, nr_frames, max_nr_frames, status }
+    );
+    sysctls(rows);
     layout!(rows, "struct xen_domctl" = abi::xen_domctl { cmd, interface_version, domain, u });
     layout!(
         rows,
@@ -170,6 +164,42 @@ fn layouts(rows: &mut Vec<CheckedNumber>) {
             abi::xen_domctl_get_domain_state { state, caps, pad0, unique_id }
     );
     rows.extend(newer.into_iter().map(|row| row.since(XenVersion::V4_21)));
+}
+
+/// Adds the rows of `struct xen_sysctl`, whose union has a use for each call.
+fn sysctls(rows: &mut Vec<CheckedNumber>) {
+    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_getdomaininfolist {
+        cmd,
+        interface_version,
+        first_domain = "u.getdomaininfolist.first_domain",
+        max_domains = "u.getdomaininfolist.max_domains",
+        buffer = "u.getdomaininfolist.buffer",
+        num_domains = "u.getdomaininfolist.num_domains",
+    });
+    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_physinfo {
+        cmd,
+        interface_version,
+        threads_per_core = "u.physinfo.threads_per_core",
+        cores_per_socket = "u.physinfo.cores_per_socket",
+        nr_cpus = "u.physinfo.nr_cpus",
+        max_cpu_id = "u.physinfo.max_cpu_id",
+        nr_nodes = "u.physinfo.nr_nodes",
+        max_node_id = "u.physinfo.max_node_id",
+        cpu_khz = "u.physinfo.cpu_khz",
+        capabilities = "u.physinfo.capabilities",
+        arch_capabilities = "u.physinfo.arch_capabilities",
+        total_pages = "u.physinfo.total_pages",
+        free_pages = "u.physinfo.free_pages",
+    });
+    layout!(rows, "struct xen_sysctl" = abi::xen_sysctl_readconsole {
+        cmd,
+        interface_version,
+        clear = "u.readconsole.clear",
+        incremental = "u.readconsole.incremental",
+        index = "u.readconsole.index",
+        buffer = "u.readconsole.buffer",
+        count = "u.readconsole.count",
+    });
 }
 
 /// Adds the rows of the fields of unions, where the header has one for each use.

@@ -58,6 +58,9 @@ fn info_of(words: &[u64; INFO_WORDS]) -> Option<DomainInfo> {
         memory_kib,
         memory_max_kib,
         vcpus_online: u32::try_from(vcpus_online).ok()?,
+        vcpus: u32::try_from(vcpus_online).ok()?,
+        activity: None,
+        ssid: None,
         cpu_time_ns,
     })
 }
@@ -315,6 +318,9 @@ mod tests {
             memory_kib: 1,
             memory_max_kib: u64::MAX,
             vcpus_online: 1,
+            vcpus: 1,
+            activity: None,
+            ssid: None,
             cpu_time_ns: 3,
         };
         for state in [

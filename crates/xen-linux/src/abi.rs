@@ -95,6 +95,16 @@ pub struct ioctl_gntdev_grant_copy {
 // xen/include/public/grant_table.h
 pub const GNTCOPY_SOURCE_GREF: u16 = 1;
 pub const GNTCOPY_DEST_GREF: u16 = 2;
+pub const GNTTABOP_QUERY_SIZE: u64 = 6;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct gnttab_query_size {
+    pub dom: u16,
+    pub nr_frames: u32,
+    pub max_nr_frames: u32,
+    pub status: i16,
+}
 
 // <xen/gntalloc.h>
 pub const IOCTL_GNTALLOC_ALLOC_GREF: u32 = ioc(b'G', 5, size_of::<ioctl_gntalloc_alloc_gref>());
@@ -145,6 +155,7 @@ pub const IOCTL_XENBUS_BACKEND_EVTCHN: u32 = ioc(b'B', 0, 0);
 
 // xen/include/public/xen.h
 pub const HYPERVISOR_XEN_VERSION: u64 = 17;
+pub const HYPERVISOR_GRANT_TABLE_OP: u64 = 20;
 pub const HYPERVISOR_SCHED_OP: u64 = 29;
 pub const HYPERVISOR_EVENT_CHANNEL_OP: u64 = 32;
 pub const HYPERVISOR_SYSCTL: u64 = 35;
@@ -189,7 +200,29 @@ pub struct sched_remote_shutdown {
 /// Versions of the sysctl interface: Xen 4.17 to 4.20, and 4.21 to 4.23.
 pub const SYSCTL_VERSIONS: &[u32] = &[0x15, 0x16];
 pub const XEN_SYSCTL_READCONSOLE: u32 = 1;
+pub const XEN_SYSCTL_PHYSINFO: u32 = 3;
 pub const XEN_SYSCTL_GETDOMAININFOLIST: u32 = 6;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct xen_sysctl_physinfo {
+    pub cmd: u32,
+    pub interface_version: u32,
+    pub threads_per_core: u32,
+    pub cores_per_socket: u32,
+    pub nr_cpus: u32,
+    pub max_cpu_id: u32,
+    pub nr_nodes: u32,
+    pub max_node_id: u32,
+    pub cpu_khz: u32,
+    pub capabilities: u32,
+    pub arch_capabilities: u32,
+    pub pad: u32,
+    pub total_pages: u64,
+    pub free_pages: u64,
+    /// The rest of the union.
+    pub rest: [u64; 9],
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
@@ -237,6 +270,8 @@ pub const XEN_SCHEDULER_CREDIT2: u32 = 6;
 pub const XEN_DOMINF_DYING: u32 = 1;
 pub const XEN_DOMINF_SHUTDOWN: u32 = 1 << 2;
 pub const XEN_DOMINF_PAUSED: u32 = 1 << 3;
+pub const XEN_DOMINF_BLOCKED: u32 = 1 << 4;
+pub const XEN_DOMINF_RUNNING: u32 = 1 << 5;
 pub const XEN_DOMINF_SHUTDOWNSHIFT: u32 = 16;
 pub const XEN_DOMINF_SHUTDOWNMASK: u32 = 255;
 pub const GETDOMSTATE_EXIST: u16 = 1;

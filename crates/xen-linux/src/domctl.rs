@@ -3,7 +3,7 @@
 use crate::abi;
 use crate::privcmd::Privcmd;
 use std::rc::Rc;
-use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling};
+use xen::domctl::{DomainControl, DomainInfo, RunState, Scheduling, VcpuActivity};
 use xen::domwatch::ShutdownReason;
 use xen::{DomId, Error};
 
@@ -18,6 +18,26 @@ pub struct Domctl {
     sysctl: u32,
     /// Reused by each listing.
     list: Vec<abi::xen_domctl_getdomaininfo>,
+}
+
+/// The machine under a Xen host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PhysicalMachine {
+    /// Its memory, in KiB.
+    pub memory_kib: u64,
+    /// Memory that no domain has, in KiB.
+    pub memory_free_kib: u64,
+    /// Its processors.
+    pub processors: u32,
+}
+
+/// The grant table of a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GrantTableSize {
+    /// The frames that it has.
+    pub frames: u32,
+    /// The most that it may have.
+    pub frames_max: u32,
 }
 
 /// A call, to be filled in.
@@ -70,6 +90,28 @@ impl Domctl {
             |version| privcmd.domain_list(version, DomId::DOM0, &mut list).map(drop),
         )?;
         Ok(Self { privcmd: Rc::clone(privcmd), domctl, sysctl, list })
+    }
+
+    /// Returns the memory and processors of the machine.
+    ///
+    /// # Errors
+    /// [`Error::Perm`] for any domain but domain 0.
+    pub fn physical_machine(&self) -> Result<PhysicalMachine, Error> {
+        let info = self.privcmd.physinfo(self.sysctl)?;
+        Ok(PhysicalMachine {
+            memory_kib: info.total_pages.saturating_mul(PAGE_KIB),
+            memory_free_kib: info.free_pages.saturating_mul(PAGE_KIB),
+            processors: info.nr_cpus,
+        })
+    }
+
+    /// Returns the size of a domain's grant table.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] no such domain, or one that this may not ask about.
+    pub fn grant_table_size(&self, domid: DomId) -> Result<GrantTableSize, Error> {
+        let (frames, frames_max) = self.privcmd.grant_table_size(domid)?;
+        Ok(GrantTableSize { frames, frames_max })
     }
 
     fn call(&self, cmd: u32, domid: DomId) -> abi::xen_domctl {
@@ -129,6 +171,17 @@ pub(crate) fn shutdown_reason(info: &abi::xen_domctl_getdomaininfo) -> Option<Sh
     shutdown.then(|| ShutdownReason::from_code(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
+/// Returns the activity that flags of a domain stand for.
+fn activity(flags: u32) -> VcpuActivity {
+    if flags & abi::XEN_DOMINF_RUNNING != 0 {
+        VcpuActivity::Running
+    } else if flags & abi::XEN_DOMINF_BLOCKED != 0 {
+        VcpuActivity::Blocked
+    } else {
+        VcpuActivity::Ready
+    }
+}
+
 fn described(info: &abi::xen_domctl_getdomaininfo) -> DomainInfo {
     let state = if info.flags & abi::XEN_DOMINF_DYING != 0 {
         RunState::Dying
@@ -146,6 +199,10 @@ fn described(info: &abi::xen_domctl_getdomaininfo) -> DomainInfo {
         memory_kib: info.tot_pages.saturating_mul(PAGE_KIB),
         memory_max_kib: info.max_pages.saturating_mul(PAGE_KIB),
         vcpus_online: info.nr_online_vcpus,
+        // Up to the largest number in use; a domain without any has no such number.
+        vcpus: info.max_vcpu_id.wrapping_add(1),
+        activity: Some(activity(info.flags)),
+        ssid: Some(info.ssidref),
         cpu_time_ns: info.cpu_time,
     }
 }
@@ -262,6 +319,13 @@ mod tests {
     fn flags_say_how_a_domain_is() {
         let mut info = abi::xen_domctl_getdomaininfo { domain: 7, ..Default::default() };
         assert_eq!(described(&info).state, RunState::Running);
+        assert_eq!(described(&info).activity, Some(VcpuActivity::Ready));
+        info.flags = abi::XEN_DOMINF_BLOCKED;
+        assert_eq!(described(&info).activity, Some(VcpuActivity::Blocked));
+        info.flags |= abi::XEN_DOMINF_RUNNING;
+        assert_eq!(described(&info).activity, Some(VcpuActivity::Running));
+        info.max_vcpu_id = u32::MAX;
+        assert_eq!(described(&info).vcpus, 0, "it has none yet");
         info.flags = abi::XEN_DOMINF_PAUSED;
         assert_eq!(described(&info).state, RunState::Paused);
         info.flags = abi::XEN_DOMINF_SHUTDOWN | (3 << abi::XEN_DOMINF_SHUTDOWNSHIFT);

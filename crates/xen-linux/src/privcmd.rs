@@ -30,6 +30,10 @@ unsafe impl PlainData for abi::xen_sysctl_getdomaininfolist {}
 // SAFETY: as above.
 unsafe impl PlainData for abi::xen_sysctl_readconsole {}
 // SAFETY: as above.
+unsafe impl PlainData for abi::xen_sysctl_physinfo {}
+// SAFETY: as above.
+unsafe impl PlainData for abi::gnttab_query_size {}
+// SAFETY: as above.
 unsafe impl PlainData for abi::xen_domctl {}
 // SAFETY: as above.
 unsafe impl PlainData for abi::xen_domctl_getdomaininfo {}
@@ -104,6 +108,30 @@ impl Privcmd {
     /// `DOMCTL`.
     pub(crate) fn domctl(&self, call: &mut abi::xen_domctl) -> Result<(), Error> {
         self.call(abi::HYPERVISOR_DOMCTL, [0; 5], 0, call).map(drop)
+    }
+
+    /// `XEN_SYSCTL_physinfo`.
+    pub(crate) fn physinfo(&self, version: u32) -> Result<abi::xen_sysctl_physinfo, Error> {
+        let mut call = abi::xen_sysctl_physinfo {
+            cmd: abi::XEN_SYSCTL_PHYSINFO,
+            interface_version: version,
+            ..Default::default()
+        };
+        self.call(abi::HYPERVISOR_SYSCTL, [0; 5], 0, &mut call)?;
+        Ok(call)
+    }
+
+    /// `GNTTABOP_query_size`: the frames of a domain's grant table, and the most that it may have.
+    pub(crate) fn grant_table_size(&self, domid: DomId) -> Result<(u32, u32), Error> {
+        let mut query = abi::gnttab_query_size { dom: domid.0, ..Default::default() };
+        let arg = [abi::GNTTABOP_QUERY_SIZE, 0, 1, 0, 0];
+        self.call(abi::HYPERVISOR_GRANT_TABLE_OP, arg, 1, &mut query)?;
+        // The call itself succeeds where only the one query in it fails.
+        if query.status == 0 {
+            Ok((query.nr_frames, query.max_nr_frames))
+        } else {
+            Err(Error::Srch)
+        }
     }
 
     /// `XEN_SYSCTL_getdomaininfolist`: pushes the domains from number `first` on, as many as the

@@ -22,6 +22,17 @@ pub enum RunState {
     Dying,
 }
 
+/// The activity of a domain's virtual processors at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VcpuActivity {
+    /// One of them runs on a processor.
+    Running,
+    /// None runs, and one would if it got a processor.
+    Ready,
+    /// All of them wait for events.
+    Blocked,
+}
+
 /// The properties of a domain (`XEN_DOMCTL_getdomaininfo`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DomainInfo {
@@ -37,6 +48,12 @@ pub struct DomainInfo {
     pub memory_max_kib: u64,
     /// Processors that it uses.
     pub vcpus_online: u32,
+    /// Processors that it was made with.
+    pub vcpus: u32,
+    /// Their activity; `None` where the platform does not tell.
+    pub activity: Option<VcpuActivity>,
+    /// The identifier of its security label; `None` where the platform has none.
+    pub ssid: Option<u32>,
     /// Processor time that it has used, in ns.
     pub cpu_time_ns: u64,
 }

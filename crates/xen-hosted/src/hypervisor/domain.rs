@@ -111,6 +111,9 @@ impl Domain {
             memory_kib: memory.saturating_add(untouched) / 1024,
             memory_max_kib: self.config.memory_max_kib,
             vcpus_online: 1,
+            vcpus: 1,
+            activity: None,
+            ssid: None,
             cpu_time_ns: group.and_then(Group::cpu_time_ns).unwrap_or(self.cpu_time_ns),
         }
     }

@@ -40,6 +40,9 @@ impl SimulatedDomain {
             memory_kib: 4 * self.grants.len() as u64,
             memory_max_kib: self.memory_max_kib,
             vcpus_online: 1,
+            vcpus: 1,
+            activity: None,
+            ssid: None,
             cpu_time_ns: 0,
         }
     }
