@@ -607,8 +607,9 @@ impl Backend for BlockBackend {
         let stats = &self.stats;
         let (persistent, wrong, replayed) = (stats.persistent, stats.wrong, stats.replayed);
         let (throttled, connects) = (u8::from(stats.is_throttled()), self.rings.recent_connects());
+        let in_flight = self.in_flight();
         let mut text = format!(
-            "persistent {persistent} wrong {wrong} replayed {replayed} throttled {throttled} connects {connects}"
+            "persistent {persistent} in-flight {in_flight} wrong {wrong} replayed {replayed} throttled {throttled} connects {connects}"
         );
         for (name, of) in [
             ("read", &stats.read),

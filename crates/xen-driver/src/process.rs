@@ -27,19 +27,16 @@ use lock::lock;
 use log::Log;
 use platform::MachinePlatform;
 use report::write_line;
-use statistics::Statistics;
+use statistics::{CounterChange, LOOK_AROUND, Statistics};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use xen::DomId;
 use xenbus::{Driver, Error};
 use xenstore::Client;
 
 pub use report::ProgramFailure;
-
-/// The time between two looks for changes of devices; the statistics are written as often.
-const LOOK_AROUND: Duration = Duration::from_secs(5);
+pub use statistics::FRESH_EVERY;
 
 /// A backend's program.
 #[derive(Clone, Copy, Debug)]
@@ -114,10 +111,17 @@ impl BackendProgram {
         let watched = self.kernel.filter(|kernel| on_xen && kinds.contains(&kernel.kind));
         let (mut looked, mut loaded) = (coarse_time(), false);
         loop {
-            for news in server.turn(LOOK_AROUND)? {
+            let news = server.turn(statistics.patience())?;
+            let change = match (news.is_empty(), server.take_progress()) {
+                (false, _) => CounterChange::Devices,
+                (true, true) => CounterChange::Requests,
+                (true, false) => CounterChange::None,
+            };
+            for news in news {
                 log.write_news(&mut server, &kinds, &news);
             }
             log.write_complaints(&mut server, &kinds);
+            statistics.write_if_due(&mut server, &kinds, change);
             if coarse_time().saturating_sub(looked) + COARSE >= LOOK_AROUND {
                 server.announce_changes()?;
                 statistics.write(&mut server, &kinds);

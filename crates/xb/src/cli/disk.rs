@@ -37,7 +37,7 @@ pub(crate) enum DiskCommand {
         /// The domain's name or number.
         domain: String,
     },
-    /// Tell what the disks of a domain, or of all, have done; the backend counts anew every 5 seconds.
+    /// Tell what the disks of a domain, or of all, have done since they were connected.
     #[command(after_help = "Example: xb disk stats web --json")]
     Stats {
         /// The domain's name or number; all domains without it.

@@ -26,17 +26,22 @@ impl Histogram {
     /// An upper bound of what `share` (0.0 to 1.0) of all took, in µs; 0 where there was nothing.
     #[must_use]
     pub fn quantile_us(&self, share: f64) -> u64 {
-        let all: u64 = self.0.iter().sum();
-        let wanted = (all as f64 * share).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (bucket, count) in self.0.iter().enumerate() {
-            seen += count;
-            if seen >= wanted {
-                return 1 << bucket;
-            }
-        }
-        0
+        quantile_us(&self.0, share).unwrap_or(0)
     }
+}
+
+/// Returns an upper bound of what `share` (0.0 to 1.0) of all took, in µs, by the counts of their
+/// buckets; `None` where there was nothing.
+#[must_use]
+pub fn quantile_us(counts: &[u64], share: f64) -> Option<u64> {
+    let all = counts.iter().fold(0_u64, |all, count| all.saturating_add(*count));
+    let wanted = (all as f64 * share).ceil().max(1.0) as u64;
+    let mut seen = 0_u64;
+    let bucket = counts.iter().position(|count| {
+        seen = seen.saturating_add(*count);
+        seen >= wanted
+    })?;
+    1_u64.checked_shl(u32::try_from(bucket).ok()?)
 }
 
 #[cfg(test)]
@@ -54,5 +59,8 @@ mod tests {
         assert_eq!(histogram.buckets()[BUCKETS - 1], 1);
         assert_eq!(histogram.quantile_us(0.5), 4);
         assert_eq!(Histogram::default().quantile_us(0.99), 0);
+        assert_eq!(quantile_us(&[0, 3, 1], 0.5), Some(2));
+        assert_eq!(quantile_us(&[0, 0], 0.5), None);
+        assert_eq!(quantile_us(&[], 0.5), None);
     }
 }

@@ -60,6 +60,8 @@ pub struct BackendServer<D: DeviceSet> {
     tend_at: Option<Instant>,
     /// A backend may have a complaint that nobody was told of.
     complaints: bool,
+    /// Requests were taken or answered since this was last asked.
+    progressed: bool,
     /// When the clock was read last, and whether that will do for the turn that is next.
     clock: (Instant, ClockUse),
 }
@@ -100,6 +102,7 @@ impl<D: DeviceSet> BackendServer<D> {
             tend_again: false,
             tend_at: None,
             complaints: false,
+            progressed: false,
             clock: (now, ClockUse::Old),
         })
     }
@@ -179,6 +182,11 @@ impl<D: DeviceSet> BackendServer<D> {
         std::mem::take(&mut self.complaints)
     }
 
+    /// True if requests were taken or answered since this was last asked: counters have changed.
+    pub fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.progressed)
+    }
+
     /// Takes some of what the store has to tell, and looks at some of the devices that it is about, one of
     /// each kind in turn: a guest that writes its state without end has one look a turn like every other,
     /// and all rings are served in between.
@@ -230,6 +238,7 @@ impl<D: DeviceSet> BackendServer<D> {
                     Ok(worked) => {
                         if worked.moved > 0 || worked.more {
                             moved = TurnProgress::Something;
+                            self.progressed = true;
                         }
                         self.complaints |= worked.complains;
                         if let Some(shown) = worked.shown {
