@@ -17,6 +17,7 @@ mod out;
 mod outcomes;
 mod stats;
 mod store;
+mod top;
 mod tree;
 
 use crate::Error;
@@ -75,6 +76,9 @@ enum Command {
     /// Say why devices do not work, and which command helps; exit status 1 where anything is wrong.
     #[command(after_help = "Example: xb doctor web xvda")]
     Doctor(doctor::DoctorArguments),
+    /// Show what domains do, turn after turn: processors, memory, disks, events, grants, the store.
+    #[command(after_help = "Example: xb top --batch -n 2")]
+    Top(top::TopArguments),
     /// Stop domains where they are.
     #[command(after_help = "Example: xb pause web")]
     Pause(domain::SeveralDomains),
@@ -207,6 +211,8 @@ fn run(line: Line) -> Result<u8, Error> {
             return crate::keeper::run(&folder).map(|()| 0);
         }
         Command::Store(store) => return store::run(options, &store),
+        // It leaves nothing to undo: a signal may end it at once.
+        Command::Top(top) => return top::run(options, &top),
         Command::Demo(_) | Command::Host(host::HostCommand::Up { .. }) => {
             wait::catch_signals(Signals::All);
         }
@@ -237,6 +243,6 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Demo(demo) => demo::run(options, &demo),
         Command::Completions(completions) => complete::completions(&Line::command(), &completions),
         Command::Man(man) => complete::man(Line::command(), &man),
-        Command::Keeper | Command::GuestInit { .. } | Command::Store(_) => Ok(0),
+        Command::Keeper | Command::GuestInit { .. } | Command::Store(_) | Command::Top(_) => Ok(0),
     }
 }

@@ -11,6 +11,7 @@
 //! | `judge` | finds causes in facts |
 //! | `cause` | [`FaultCause`]: the causes, with their sentences and remedies |
 //! | `subject` | [`FaultSubject`]: the device, guest or host that a cause is about |
+//! | `rounds` | `DoctorRounds`: the domains of a host, some at a time |
 //! | `examine` | [`examine`]: all of it for a host; [`reason`] for what is waited for |
 
 pub mod cause;
@@ -18,6 +19,7 @@ mod examine;
 pub mod facts;
 pub mod judge;
 mod read;
+mod rounds;
 pub mod subject;
 
 pub use cause::FaultCause;
@@ -25,4 +27,6 @@ pub use examine::{
     Diagnosis, examine, examine_host, examine_processes, guest_reason, host_reason, reason,
 };
 pub use judge::Finding;
+pub(crate) use read::name_of;
+pub(crate) use rounds::DoctorRounds;
 pub use subject::{FaultSubject, Remedy};

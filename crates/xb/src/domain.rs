@@ -3,6 +3,7 @@
 
 mod ended;
 pub(crate) mod nodes;
+pub(crate) mod quota;
 
 use crate::host::Host;
 use crate::host::guest_end::GuestEnd;

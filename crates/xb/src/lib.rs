@@ -12,6 +12,7 @@
 //! | [`devices`] | their devices, of any kind; disks |
 //! | [`doctor`] | the diagnosis of devices that do not work |
 //! | [`lifecycle`] | guests: created with their devices, followed over restarts, taken down |
+//! | [`top`] | what domains do, turn after turn |
 //! | [`keeper`] | the process that acts when guests end |
 //! | [`guest`] | the built-in guest init |
 //! | [`wait`] | waiting, with an end and with Ctrl-C |
@@ -30,6 +31,7 @@ pub mod keeper;
 pub mod lifecycle;
 mod terminal;
 pub mod text;
+pub mod top;
 pub mod wait;
 
 pub use error::Error;

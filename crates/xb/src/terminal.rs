@@ -1,5 +1,9 @@
 //! The terminal of this program's user: raw while a console is shown, and afterwards as it was.
 
+pub(crate) mod keys;
+pub(crate) mod screen;
+pub(crate) mod signals;
+
 use rustix::fs::{Mode, OFlags};
 use rustix::termios::{
     OptionalActions, QueueSelector, Termios, Winsize, isatty, tcflush, tcgetattr, tcgetwinsize,

@@ -3,18 +3,16 @@
 use super::options::GlobalOptions;
 use crate::host::service::{self, CONSOLE_UNIT};
 use crate::host::{Host, HostPlatform};
+use crate::terminal::signals::TerminalSignals;
 use crate::terminal::{EscapeKey, PatientOutput, RawTerminal};
 use crate::text::clean;
 use crate::{Error, domain};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use xen::DomId;
 use xen_console::client::{ClientError, ConsoleClient};
@@ -85,7 +83,7 @@ pub(super) fn show(
     };
     drop(host);
     // Before the terminal is changed.
-    let signals = ConsoleSignals::catch()?;
+    let signals = TerminalSignals::catch()?;
     let terminal = RawTerminal::of_input().map_err(Error::io("the terminal"))?;
     let name = clean(name);
     if terminal.is_none() && !how.read_only {
@@ -142,7 +140,7 @@ struct ShownConsole {
     access: ClientAccess,
     terminal: Option<RawTerminal>,
     output: PatientOutput,
-    signals: ConsoleSignals,
+    signals: TerminalSignals,
     /// Bytes that were typed and that the daemon has no room for yet.
     typed: Vec<u8>,
 }
@@ -276,10 +274,7 @@ impl ShownConsole {
     ) -> io::Result<Option<ConsoleEnd>> {
         let input = io::stdin();
         let has_output = self.output.len() > 0;
-        let mut fds = vec![
-            PollFd::new(&self.signals.ends, PollFlags::IN),
-            PollFd::new(&self.signals.sizes, PollFlags::IN),
-        ];
+        let mut fds = self.signals.fds().map(|fd| fd_with(fd, PollFlags::IN)).to_vec();
         let mut add = |fd, flags| {
             fds.push(fd_with(fd, flags));
             fds.len() - 1
@@ -361,49 +356,5 @@ impl From<ClientError> for ShowFailure {
 impl From<io::Error> for ShowFailure {
     fn from(error: io::Error) -> Self {
         Self::Output(error)
-    }
-}
-
-/// The signals that end a console or change its size, as bytes in sockets.
-struct ConsoleSignals {
-    ends: UnixStream,
-    sizes: UnixStream,
-    /// The number of the last signal that ends the console; 0 before.
-    caught: Arc<AtomicUsize>,
-}
-
-impl ConsoleSignals {
-    fn catch() -> Result<Self, Error> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
-        let failed = || Error::io("signals");
-        let pair = || -> io::Result<(UnixStream, UnixStream)> {
-            let (reader, writer) = UnixStream::pair()?;
-            reader.set_nonblocking(true)?;
-            Ok((reader, writer))
-        };
-        let (ends, end) = pair().map_err(failed())?;
-        let (sizes, size) = pair().map_err(failed())?;
-        let caught = Arc::default();
-        for signal in [SIGTERM, SIGHUP, SIGINT, SIGQUIT] {
-            let number = usize::try_from(signal).unwrap_or(0);
-            let flag = Arc::clone(&caught);
-            signal_hook::flag::register_usize(signal, flag, number).map_err(failed())?;
-            let end = end.try_clone().map_err(failed())?;
-            signal_hook::low_level::pipe::register(signal, end).map_err(failed())?;
-        }
-        signal_hook::low_level::pipe::register(SIGWINCH, size).map_err(failed())?;
-        Ok(Self { ends, sizes, caught })
-    }
-
-    /// Returns the number of the signal that ends the console, if one has come.
-    fn number(&self) -> Option<u8> {
-        let number = self.caught.load(Ordering::SeqCst);
-        u8::try_from(number).ok().filter(|number| *number > 0)
-    }
-
-    /// True if the window has another size since the last call.
-    fn resized(&mut self) -> bool {
-        let mut bytes = [0; 64];
-        self.sizes.read(&mut bytes).is_ok_and(|count| count > 0)
     }
 }

@@ -9,12 +9,25 @@ pub(crate) use crate::text::clean;
 
 /// Prints a text; a closed pipe is not an error.
 pub(crate) fn print(text: &str) -> Result<u8, Error> {
+    print_while_read(text).map(|_| 0)
+}
+
+/// The outcome of printing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Printed {
+    /// All of it was written.
+    Whole,
+    /// Nobody reads the output any more.
+    ReaderGone,
+}
+
+/// Prints a text that others are to follow.
+pub(crate) fn print_while_read(text: &str) -> Result<Printed, Error> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::io("standard output")(error))
-        }
-        _ => Ok(0),
+        Ok(()) => Ok(Printed::Whole),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Printed::ReaderGone),
+        Err(error) => Err(Error::io("standard output")(error)),
     }
 }
 
@@ -41,6 +54,11 @@ pub(crate) fn failed(options: &super::options::GlobalOptions, why: &str, code: u
 /// Prints a value as JSON.
 pub(crate) fn json(value: &serde_json::Value) -> Result<u8, Error> {
     print(&(escaped(&format!("{value:#}")) + "\n"))
+}
+
+/// Prints a value as JSON on one line, which others are to follow.
+pub(crate) fn json_line(value: &serde_json::Value) -> Result<Printed, Error> {
+    print_while_read(&(escaped(&value.to_string()) + "\n"))
 }
 
 /// Escapes what JSON need not escape, and a terminal obeys: DEL, U+0080 to U+009F, and characters

@@ -67,8 +67,8 @@ pub fn examine(
     Ok(diagnosis)
 }
 
-/// The time between two looks at what may be about to come, to connect or to go.
-const SECOND_LOOK_AFTER: Duration = Duration::from_secs(1);
+/// The least time between two looks at what may be about to come, to connect or to go.
+pub(super) const SECOND_LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// Sleeps until it is time for the second look.
 fn pause() -> Result<(), Error> {
@@ -83,7 +83,7 @@ fn pause() -> Result<(), Error> {
 }
 
 /// Keeps those findings about progress that the first look had, too: nothing has gone on meanwhile.
-fn retain_agreed(findings: &mut Vec<Finding>, first: &[Finding]) {
+pub(super) fn retain_agreed(findings: &mut Vec<Finding>, first: &[Finding]) {
     let is_same =
         |one: &Finding, two: &Finding| one.subject == two.subject && one.cause == two.cause;
     findings.retain(|finding| {
@@ -101,6 +101,19 @@ fn look(host: &mut Host, domains: &[Domain], device: Option<&str>) -> Result<Dia
         unless_of_one(read, whole, &mut diagnosis.unknown)?;
     }
     Ok(diagnosis)
+}
+
+/// Examines a domain as it is now, with the counts of disks that are known already. A finding about
+/// progress is a fault only if a later look has it, too ([`retain_agreed`]).
+pub(super) fn glance(
+    host: &mut Host,
+    domid: DomId,
+    counted: &[DiskStats],
+) -> Result<Vec<Finding>, Error> {
+    let mut diagnosis = Diagnosis::default();
+    let read = examine_domain(host, domid, None, counted, &mut diagnosis);
+    unless_of_one(read, || format!("domain {domid}"), &mut diagnosis.unknown)?;
+    Ok(diagnosis.findings)
 }
 
 /// Notes an error that is about one domain or device as unknown, so that the others are examined.

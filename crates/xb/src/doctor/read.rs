@@ -8,6 +8,7 @@ use super::subject::FaultSubject;
 use crate::devices::disk::stats::{self, DiskStats};
 use crate::devices::disk::users;
 use crate::devices::{ReportedError, device_command};
+use crate::domain::quota::QuotaLine;
 use crate::host::daemons::{self, DAEMONS};
 use crate::host::folder::Folder;
 use crate::host::service::{self, ServiceProcess};
@@ -94,23 +95,15 @@ fn quotas(store: &mut Client, domid: DomId) -> Vec<QuotaUse> {
     answer.lines().filter_map(quota).collect()
 }
 
-/// Parses `nodes : 12 (max 14) limit 1000, refused 3 times, last 2 s ago`.
+/// Parses a line about a quota that has a limit.
 fn quota(line: &str) -> Option<QuotaUse> {
-    let (name, rest) = line.split_once(':')?;
-    let after = |word: &str| {
-        let mut words = rest.split_whitespace().skip_while(|one| *one != word).skip(1);
-        words.next()?.trim_end_matches(',').parse().ok()
-    };
-    Some(QuotaUse {
-        name: name.trim().to_owned(),
-        used: rest.split_whitespace().next()?.parse().ok()?,
-        limit: after("limit")?,
-        refused_s_ago: after("last"),
-    })
+    let QuotaLine { name, used, limit, refused } = QuotaLine::parse(line)?;
+    let refused_s_ago = refused.map(|(_, ago)| ago);
+    Some(QuotaUse { name: name.to_owned(), used, limit: limit?, refused_s_ago })
 }
 
 /// Returns a device's name: `xvda`, `vif 0`.
-pub(super) fn name_of(device: &NewDevice) -> String {
+pub(crate) fn name_of(device: &NewDevice) -> String {
     let (kind, devid) = (&device.kind, device.id.devid);
     if kind == "vbd" { vbd::name(devid) } else { format!("{kind} {devid}") }
 }

@@ -15,6 +15,7 @@ mod lists;
 mod logs;
 mod races;
 mod support;
+mod top;
 mod traces;
 mod user;
 mod words;
@@ -121,6 +122,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
         &["list"],
         &["tree"],
         &["doctor"],
+        &["top"],
         &["info"],
         &["pause"],
         &["unpause"],
