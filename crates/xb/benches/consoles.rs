@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{BenchHost, Result, head, publish, quantile, row};
+use support::{BenchHost, Result, head, processor_time, publish, quantile, row};
 use xen_console::client::ConsoleClient;
 use xen_console::service::wire::{ClientAccess, DaemonFrame, OutputStart};
 
@@ -163,28 +163,19 @@ fn measure_echo(host: &BenchHost, rounds: usize) -> Result<String> {
     Ok(table)
 }
 
-/// Returns the processor time that the daemon has used, in clock ticks.
-fn ticks(host: &BenchHost) -> Result<u64> {
-    let pid = std::fs::read_to_string(host.path("h/run/xenconsoled.pid"))?;
-    let pid = pid.split(' ').next().ok_or("a pid")?.to_owned();
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit(") ").next().ok_or("fields")?.split(' ');
-    // utime and stime are fields 14 and 15, see proc_pid_stat(5).
-    Ok(fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum())
-}
-
 /// Idle guests, and a new start of the daemon.
 fn measure_many(host: &BenchHost, guests: usize, idle: Duration) -> Result<String> {
     for number in 0..guests {
         host.create(&format!("g{number}"), "extra = \"exec sleep 100000\"");
     }
     std::thread::sleep(Duration::from_secs(2));
-    let before = ticks(host)?;
+    let daemon = host.pid("xenconsoled");
+    let before = processor_time(daemon);
     std::thread::sleep(idle);
-    let used = ticks(host)? - before;
+    let used = (processor_time(daemon) - before).as_secs_f64() * 1e3;
     let idle = idle.as_secs();
     let work = format!("processor time of the daemon in {idle} s, {guests} idle consoles");
-    let mut table = row(&work, used as f64, 0.0, "ticks");
+    let mut table = row(&work, used, 0.0, "ms");
     let mut store = xenstore::Client::connect(host.path("h/store"))?;
     let mut left = HashSet::new();
     for domid in xenstore::Store::list(&mut store, "/local/domain")? {

@@ -27,10 +27,24 @@ impl BenchHost {
         self.0.path().join(name)
     }
 
-    /// Runs a command to its end; its duration.
-    pub(crate) fn xb(&self, args: &[&str]) -> Duration {
+    /// Returns a command of `xb`.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xb"));
         command.arg("--host").arg(self.path("h")).args(args).env_remove("XB_HOST");
+        command
+    }
+
+    /// Returns the number of a daemon's process.
+    pub(crate) fn pid(&self, daemon: &str) -> u32 {
+        let path = self.path(&format!("h/run/{daemon}.pid"));
+        let text = std::fs::read_to_string(path).expect("a pid file");
+        let pid = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        pid.expect("a number in it")
+    }
+
+    /// Runs a command to its end; its duration.
+    pub(crate) fn xb(&self, args: &[&str]) -> Duration {
+        let mut command = self.command(args);
         let begin = Instant::now();
         let output = command.output().expect("xb runs");
         assert!(output.status.success(), "xb {args:?}: {output:?}");
@@ -48,12 +62,18 @@ impl BenchHost {
 
 impl Drop for BenchHost {
     fn drop(&mut self) {
-        let _ = Command::new(env!("CARGO_BIN_EXE_xb"))
-            .arg("--host")
-            .arg(self.path("h"))
-            .args(["host", "down"])
-            .output();
+        let _ = self.command(&["host", "down"]).output();
     }
+}
+
+/// Returns the processor time of a process: the sum of its threads' in `schedstat`.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let times = threads.flatten().filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+    });
+    times.sum()
 }
 
 /// Returns the part `share` of the sorted times, in ms: 0.5 is the median.

@@ -36,6 +36,7 @@ pub(crate) fn run(options: &GlobalOptions, which: Option<&str>) -> Result<u8, Er
             };
             let mut value = json!({
                 "domain": domain.name, "vdev": disk.vdev, "persistent_pages": of.persistent,
+                "in_flight": of.in_flight,
                 "wrong": of.wrong, "replayed": of.replayed,
                 "throttled": of.throttled, "connects": of.connects,
             });

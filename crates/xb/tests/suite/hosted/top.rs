@@ -4,7 +4,7 @@ use super::support::{TestHost, WITHIN};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Action, Termios, Winsize, tcflow, tcgetattr, tcsetwinsize};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -362,6 +362,13 @@ fn the_terminal_is_as_it_was_after_the_screen() {
         top.signal(signal);
         assert_eq!(top.ended(), Some(code));
     }
+    // The terminal is stopped, as by Ctrl-S: it gets its earlier mode all the same.
+    let mut top = start();
+    tcflow(&top.ours, Action::OOff).unwrap();
+    top.press(b"\x0cq");
+    let status = top.child.wait().unwrap();
+    assert_eq!((status.code(), mode(&top.ours)), (Some(0), top.before.clone()));
+    tcflow(&top.ours, Action::OOn).unwrap();
     // The store answers nobody.
     let store = host.pid("xenstored").unwrap();
     for end in ["q", "term"] {
