@@ -9,6 +9,7 @@
 //! | [`rates`] | two samples made into rows with rates |
 //! | [`read`] | takes samples |
 //! | `counters` | the counters of backends |
+//! | `qemu` | the counters of QEMU, over its monitor |
 //! | [`devices`] | the devices and rings of one domain |
 //! | [`xentop`] | the columns of `xentop -b` |
 //! | [`json`] | a turn as a JSON object |
@@ -22,6 +23,7 @@ mod counters;
 pub mod devices;
 pub mod json;
 pub(crate) mod live;
+mod qemu;
 pub mod rates;
 pub mod read;
 pub mod sample;

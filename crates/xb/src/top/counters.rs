@@ -1,6 +1,5 @@
 //! The counters of backends: those of `xen-blockd` in its file, those of Linux's own backends in
-//! sysfs, and those of `tapdisk` in shared memory. A backend in another domain, and QEMU, tell
-//! nothing here.
+//! sysfs, and those of `tapdisk` in shared memory. A backend in another domain tells nothing here.
 
 use super::sample::{DiskCounters, NetworkCounters, RequestSums};
 use crate::devices::disk::stats::{self, CountedDisks, DiskStats};

@@ -4,6 +4,7 @@
 //! toolstack has changed something about them, which a watch tells.
 
 use super::counters::{AllCounters, CounterSources};
+use super::qemu::QemuMonitors;
 use super::sample::{
     DiskSample, DomainKey, DomainSample, HostSample, NetworkSample, StoreSample, UseOfBound,
 };
@@ -32,6 +33,8 @@ const RECORDED: &str = "/libxl";
 const TOKEN: &str = "top";
 /// The kind of disks.
 const DISK_KIND: &str = "vbd";
+/// The kind of backends that QEMU serves.
+const QEMU_KIND: &str = "qdisk";
 /// The kind of network interfaces.
 const NETWORK_KIND: &str = "vif";
 
@@ -40,6 +43,8 @@ const NETWORK_KIND: &str = "vif";
 pub struct TopReader {
     host: Host,
     sources: CounterSources,
+    /// The QEMUs of a Xen host, which serve disks.
+    qemu: Option<QemuMonitors>,
     /// The memory of the machine in KiB, and its processors.
     machine: (Option<u64>, Option<u32>),
     /// The devices of each domain, as they were last listed.
@@ -72,7 +77,8 @@ impl TopReader {
         let sources = CounterSources::of(host.folder());
         host.store.watch(RECORDED, TOKEN)?;
         let machine = machine(&host.platform);
-        Ok(Self { host, sources, machine, devices: BTreeMap::new(), counted: Vec::new() })
+        let qemu = host.folder().is_none().then(QemuMonitors::default);
+        Ok(Self { host, sources, qemu, machine, devices: BTreeMap::new(), counted: Vec::new() })
     }
 
     /// The host that is looked at.
@@ -94,6 +100,7 @@ impl TopReader {
         let at = monotonic();
         let domains = domain::list(&mut self.host)?;
         let mut counters = self.sources.read(at);
+        self.qemu.iter_mut().for_each(QemuMonitors::begin_turn);
         let mut asked = Vec::with_capacity(domains.len());
         // All requests are sent before the first answer is read.
         for domain in &domains {
@@ -105,7 +112,11 @@ impl TopReader {
             let target_kib = target.and_then(|target| number(target.as_bytes()));
             let quota = answer(&mut self.host.store, asked.quota)?;
             let store = quota.map(|answer| store_sample(&answer)).unwrap_or_default();
-            samples.push(self.sample(domain, target_kib, store, &counters)?);
+            let mut sample = self.sample(domain, target_kib, store, &counters)?;
+            if let Some(qemu) = &mut self.qemu {
+                add_of_qemu(qemu, &mut sample, at);
+            }
+            samples.push(sample);
         }
         let there: BTreeSet<DomainKey> = samples.iter().map(DomainSample::key).collect();
         self.devices.retain(|key, _| there.contains(key));
@@ -184,6 +195,21 @@ impl TopReader {
             disks,
             networks,
         })
+    }
+}
+
+/// Adds what QEMU counts of a domain's disks that nobody else counts.
+fn add_of_qemu(qemu: &mut QemuMonitors, sample: &mut DomainSample, at: Duration) {
+    let is_of_qemu = |disk: &&mut DiskSample| {
+        disk.backend == DomId::DOM0 && disk.backend_kind == QEMU_KIND && disk.counters.is_none()
+    };
+    let mut disks = sample.disks.iter_mut().filter(is_of_qemu).peekable();
+    if disks.peek().is_none() {
+        return;
+    }
+    let mut counters = qemu.ask(sample.info.domid, at);
+    for disk in disks {
+        disk.counters = counters.remove(&disk.devid);
     }
 }
 
