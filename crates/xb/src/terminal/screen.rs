@@ -155,8 +155,8 @@ mod tests {
     #[test]
     fn a_screen_is_drawn_once_and_then_what_has_changed() {
         let mut terminal = Terminal::new(ScreenBytes::enter().unwrap()).unwrap();
-        let mut drawn = |text: &str| {
-            terminal.backend_mut().set_size(Some((20, 2)));
+        let mut drawn = |text: &str, size| {
+            terminal.backend_mut().set_size(size);
             let style = Style::new().fg(Color::Red);
             let draw = terminal.draw(|frame| {
                 frame.buffer_mut().set_string(0, 0, text, style);
@@ -164,11 +164,13 @@ mod tests {
             draw.unwrap();
             String::from_utf8(terminal.backend_mut().take()).unwrap()
         };
-        let first = drawn("one");
+        let first = drawn("one", Some((20, 2)));
         assert!(first.starts_with("\x1b[?1049h\x1b[?25l"), "{first:?}");
         assert!(first.contains("one"), "{first:?}");
-        let second = drawn("ore");
+        let second = drawn("ore", Some((20, 2)));
         assert!(second.contains('r') && !second.contains("ore"), "{second:?}");
+        let larger = drawn("ore", None);
+        assert!(larger.contains("\x1b[2J") && larger.contains("ore"), "{larger:?}");
         let last = String::from_utf8(ScreenBytes::leave()).unwrap();
         assert!(last.ends_with("\x1b[?1049l\x1b[?25h"), "{last:?}");
     }
