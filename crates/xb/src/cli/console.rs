@@ -18,10 +18,10 @@ use xen::DomId;
 use xen_console::client::{ClientError, ConsoleClient};
 use xen_console::service::wire::{ClientAccess, DaemonFrame, OutputStart};
 
-/// The time after which a console that is not there yet is spoken of.
+/// The time after which a console that is not there, or not there yet, is spoken of.
 const SAID_AFTER: Duration = Duration::from_secs(2);
 /// The time within which a daemon that has ended is expected to be started again.
-const BACK_WITHIN: Duration = Duration::from_secs(10);
+const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// The interval between two tries to reach it.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// The most bytes of output that are taken from the daemon before they are shown.
@@ -185,7 +185,13 @@ impl ShownConsole {
         error: &ClientError,
         end: Instant,
     ) -> Result<Result<ConsoleClient, ConsoleEnd>, Error> {
+        let (begin, mut is_said) = (Instant::now(), false);
         while Instant::now() < end {
+            if !is_said && begin.elapsed() >= SAID_AFTER {
+                is_said = true;
+                let name = &self.name;
+                eprint!("\r\nxb: nobody serves the console of {name} now; waiting\r\n");
+            }
             if let Some(end) =
                 self.wait(None, Some(TRY_AGAIN)).map_err(Error::io("the terminal"))?
             {

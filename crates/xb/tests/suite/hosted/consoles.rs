@@ -211,6 +211,7 @@ fn a_console_outlives_its_daemon() {
     host.kill("xenconsoled");
     // Nobody serves it: that is said at once.
     host.fails(&["console", "web", "--read-only"], 1, "nobody serves the console of web");
+    user.sees("nobody serves the console of web now; waiting");
     host.ok(&["host", "up"]);
     user.types(b"and on\n");
     user.sees("and on\r\nand on");
