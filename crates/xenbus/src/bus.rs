@@ -102,6 +102,12 @@ impl<D: Driver> Bus<D> {
         self.slots.get_mut(&id).map(DeviceSlot::driver_mut)
     }
 
+    /// The driver of a device, to look at.
+    #[must_use]
+    pub fn driver_ref(&self, id: Id) -> Option<&D> {
+        self.slots.get(&id).map(DeviceSlot::driver)
+    }
+
     /// All drivers, with their devices.
     pub fn drivers(&mut self) -> impl Iterator<Item = (Id, &mut D)> {
         self.slots.iter_mut().map(|(id, slot)| (*id, slot.driver_mut()))
@@ -279,7 +285,9 @@ impl<D: Driver> Bus<D> {
         match slots.entry(id) {
             Entry::Occupied(known) => known.into_mut().note(&nodes),
             Entry::Vacant(place) => {
-                if let Some(slot) = DeviceSlot::found(&mut around, id, nodes) {
+                if let Some(mut slot) = DeviceSlot::found(&mut around, id, nodes)
+                    && slot.is_served(&mut around)?
+                {
                     place.insert(slot).begin(&mut around)?;
                 }
             }

@@ -1,13 +1,13 @@
 //! A driver's view of its device: its own nodes, and the peer's.
 
 use crate::error::{Error, VALUE_MAX};
-use crate::path::Id;
+use crate::path::{self, Id};
 use crate::side::Side;
 use std::fmt::Display;
 use std::str::FromStr;
 use xen::DomId;
 use xen_io::xenbus::number;
-use xenstore::{Client, Store};
+use xenstore::{Client, NodeAccess, Perm, Store};
 
 /// Most nodes that a driver puts with one step.
 const PUTS_MAX: usize = 1024;
@@ -85,6 +85,44 @@ impl Device<'_> {
         Ok(self.store.try_read(format!("{}/{name}", self.peer_path))?)
     }
 
+    /// Returns a node of the other end's domain, such as its `name`. Its value is unchecked.
+    ///
+    /// # Errors
+    /// As [`Device::own`].
+    pub fn of_their_domain(&mut self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.store.try_read(format!("{}/{name}", path::home(self.peer)))?)
+    }
+
+    /// True if one of this end's nodes is there, and nobody may write it but this end's domain and domain 0.
+    ///
+    /// # Errors
+    /// As [`Device::own`].
+    pub fn own_is_guarded(&mut self, name: &str) -> Result<bool, Error> {
+        let (path, domid) = (format!("{}/{name}", self.path), self.domid);
+        Ok(guarded(self.store, &path, domid)? == Guard::Kept)
+    }
+
+    /// Writes a node among the other end's that it may read and not change, as libxl keeps some there: at once, and
+    /// nothing where the other end has no nodes any more. Permissions that let the other end change it are replaced.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn show(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        let Self { store, peer_path, peer, domid, .. } = self;
+        let (path, domid) = (format!("{peer_path}/{name}"), *domid);
+        let perms = [(NodeAccess::None, domid), (NodeAccess::Read, *peer)];
+        let perms = perms.map(|(access, DomId(id))| Perm { access, domid: id.into() });
+        store.transaction(|tx| {
+            if !tx.exists(*peer_path)? {
+                return Ok(());
+            }
+            let before = guarded(tx, &path, domid)?;
+            tx.write(&path, value.as_ref())?;
+            if before == Guard::Kept { Ok(()) } else { tx.set_perms(&path, &perms) }
+        })?;
+        Ok(())
+    }
+
     /// Returns a number in one of this end's nodes.
     ///
     /// # Errors
@@ -155,6 +193,30 @@ impl Device<'_> {
             _ => Ok(false),
         }
     }
+}
+
+/// The state of a node that other domains should not write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Guard {
+    /// Nobody else may write it.
+    Kept,
+    /// Others may write it, or it is not there.
+    Open,
+}
+
+/// Returns the guard of a node of `domid`. The first of its permissions names its owner, who may do all, and says what
+/// those may do that no other one names.
+fn guarded(store: &mut impl Store, path: &str, domid: DomId) -> Result<Guard, xenstore::Error> {
+    if !store.exists(path)? {
+        return Ok(Guard::Open);
+    }
+    let is_own = |perm: &Perm| [DomId::DOM0, domid].iter().any(|own| perm.domid == own.0.into());
+    let writes = |perm: &Perm| matches!(perm.access, NodeAccess::Write | NodeAccess::Both);
+    let perms = store.get_perms(path)?;
+    let Some((owner, others)) = perms.split_first() else { return Ok(Guard::Open) };
+    let kept =
+        is_own(owner) && !writes(owner) && others.iter().all(|perm| is_own(perm) || !writes(perm));
+    Ok(if kept { Guard::Kept } else { Guard::Open })
 }
 
 fn bad(path: String, value: &[u8], wanted: &'static str) -> Error {

@@ -17,6 +17,16 @@ pub enum Progress {
 /// One end of one device. What a method puts ([`Device::put`]) reaches the store in one transaction with
 /// the state that follows; where it is pending or fails, nothing does.
 pub trait Driver {
+    /// True if the device is for this driver. Asked when it is found, before anything of it is written or watched:
+    /// one that is for another program is left alone, and asked about again when its nodes change.
+    ///
+    /// # Errors
+    /// [`Error::Store`]. Unless the store is gone, the device is left alone.
+    fn serves(&mut self, device: &mut Device<'_>) -> Result<bool, Error> {
+        let _ = device;
+        Ok(true)
+    }
+
     /// Writes the nodes of this end: a backend's features (InitWait follows), or the rings that a
     /// frontend makes (Initialised follows).
     ///

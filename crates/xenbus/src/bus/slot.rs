@@ -76,6 +76,14 @@ impl<D: Driver> DeviceSlot<D> {
         self.course.note_unwanted();
     }
 
+    /// True if the device is for its driver.
+    pub(super) fn is_served(&mut self, around: &mut BusContext<'_, D>) -> Result<bool, Error> {
+        match self.call(around, Driver::serves).0 {
+            Err(gone) if gone.is_store_gone() => Err(gone),
+            served => Ok(served.unwrap_or(false)),
+        }
+    }
+
     /// Watches the peer, and closes what a driver that has ended has left.
     pub(super) fn begin(&mut self, around: &mut BusContext<'_, D>) -> Result<(), Error> {
         around.end.watch_peer(around.store, self.id, &self.peer_path)?;

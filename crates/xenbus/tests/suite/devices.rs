@@ -197,9 +197,7 @@ fn adding_writes_what_xl_writes() {
         (&format!("{libxl}/mode"), "w", "n0"),
     ] {
         assert_eq!(scene.read(path), value, "{path}");
-        let found: Vec<String> =
-            scene.tool.get_perms(path).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(found.join(" "), perms, "{path}");
+        assert_eq!(perms_of(&mut scene.tool, path), perms, "{path}");
     }
 }
 
@@ -249,6 +247,111 @@ fn a_device_that_is_made_anew_begins_anew() {
     toolstack::detach(&mut scene.tool, &device()).unwrap();
     let path = format!("{}/state", device().backend_path());
     scene.until("the backend to say so once more", |scene| scene.read(&path) == "6");
+}
+
+/// A backend that serves devices without a `type`, and shows the frontend what it has found.
+struct Choosy;
+
+impl Driver for Choosy {
+    fn serves(&mut self, device: &mut Device<'_>) -> Result<bool, Error> {
+        Ok(device.theirs("type")?.is_none())
+    }
+
+    fn open(&mut self, device: &mut Device<'_>) -> Result<Progress, Error> {
+        let mut found = String::from_utf8(device.of_their_domain("name")?.unwrap()).unwrap();
+        for node in ["kept", "theirs", "anyone", "absent"] {
+            found += if device.own_is_guarded(node)? { " guarded" } else { " open" };
+        }
+        device.show("found", &found)?;
+        device.show("fixed", "new")?;
+        Ok(Progress::Done)
+    }
+
+    fn connect(&mut self, _: &mut Device<'_>) -> Result<Progress, Error> {
+        Ok(Progress::Pending)
+    }
+
+    fn release(&mut self, _: &mut Device<'_>) -> Progress {
+        Progress::Done
+    }
+}
+
+/// Lets the bus act until the backend of the device is in InitWait.
+fn until_offered(store: &mut Client, bus: &mut Bus<Choosy>) {
+    let (end, mut log) = (Instant::now() + PATIENCE, Vec::new());
+    while bus.state(ID) != Some(State::InitWait) {
+        assert!(Instant::now() < end, "the backend does not offer the device: {log:?}");
+        turn(store, bus, &mut log);
+    }
+}
+
+fn perms_of(store: &mut Client, path: &str) -> String {
+    let perms: Vec<String> =
+        store.get_perms(path).unwrap().iter().map(ToString::to_string).collect();
+    perms.join(" ")
+}
+
+#[test]
+fn a_device_for_another_program_is_left_alone_until_it_is_for_this_one() {
+    let Some(scene) = Scene::new() else { return };
+    let (mut store, mut tool) = (Client::connect(scene.back.0.endpoint()).unwrap(), scene.tool);
+    let mut bus = Bus::start(&mut store, Side::Backend, DomId::DOM0, "choosy", |_| Choosy).unwrap();
+    tool.write("/local/domain/3/name", "web").unwrap();
+    let mut device = NewDevice::new("choosy", ID, DomId::DOM0);
+    device.frontend_nodes = vec![("type".into(), "other".into())];
+    let other = NewDevice::new("choosy", Id { devid: 8, ..ID }, DomId::DOM0);
+    toolstack::add(&mut tool, &device).unwrap();
+    toolstack::add(&mut tool, &other).unwrap();
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let (end, mut log) = (Instant::now() + PATIENCE, Vec::new());
+    while bus.state(other.id).is_none() {
+        assert!(Instant::now() < end, "{log:?}");
+        turn(&mut store, &mut bus, &mut log);
+    }
+    for state in ["3", "4", "5", "6", "1"] {
+        tool.write(format!("{front}/state"), state).unwrap();
+        tool.write(format!("{back}/state"), "4").unwrap();
+        turn(&mut store, &mut bus, &mut log);
+        assert_eq!(bus.ids().collect::<Vec<_>>(), [other.id], "{log:?}");
+        assert_eq!(tool.read(format!("{back}/state")).unwrap(), b"4");
+        assert!(!tool.exists(format!("{back}/error")).unwrap());
+    }
+    tool.rm(format!("{front}/type")).unwrap();
+    tool.write(format!("{back}/state"), "1").unwrap();
+    until_offered(&mut store, &mut bus);
+    assert!(tool.exists(format!("{front}/found")).unwrap());
+}
+
+#[test]
+fn what_is_shown_to_a_frontend_stays_as_it_was_written() {
+    let Some(scene) = Scene::new() else { return };
+    let (mut store, mut tool) = (Client::connect(scene.back.0.endpoint()).unwrap(), scene.tool);
+    tool.write("/local/domain/3/name", "web").unwrap();
+    let mut device = NewDevice::new("choosy", ID, DomId::DOM0);
+    device.frontend_fixed = vec![("fixed".into(), "old".into())];
+    device.backend_nodes =
+        ["kept", "theirs", "anyone"].map(|name| (name.into(), "x".into())).into();
+    let (front, back) = (device.frontend_path(), device.backend_path());
+    let perms = |words: &[&str]| -> Vec<xenstore::Perm> {
+        words.iter().map(|word| xenstore::Perm::parse(word.as_bytes()).unwrap()).collect()
+    };
+    toolstack::add(&mut tool, &device).unwrap();
+    tool.transaction(|tx| {
+        tx.set_perms(format!("{back}/theirs"), &perms(&["n3"]))?;
+        tx.set_perms(format!("{back}/anyone"), &perms(&["n0", "w4"]))?;
+        // One that the frontend's domain could change is replaced.
+        tx.write(format!("{front}/found"), "forged")?;
+        tx.set_perms(format!("{front}/found"), &perms(&["n3", "r0"]))?;
+        tx.set_perms(format!("{front}/fixed"), &perms(&["n0", "r3", "r4"]))
+    })
+    .unwrap();
+    let mut bus = Bus::start(&mut store, Side::Backend, DomId::DOM0, "choosy", |_| Choosy).unwrap();
+    until_offered(&mut store, &mut bus);
+    let read = |tool: &mut Client, node: &str| tool.read(format!("{front}/{node}")).unwrap();
+    assert_eq!(read(&mut tool, "found"), b"web guarded open open open");
+    assert_eq!(perms_of(&mut tool, &format!("{front}/found")), "n0 r3");
+    assert_eq!(read(&mut tool, "fixed"), b"new");
+    assert_eq!(perms_of(&mut tool, &format!("{front}/fixed")), "n0 r3 r4");
 }
 
 /// A backend that needs several calls to give back its resources.
