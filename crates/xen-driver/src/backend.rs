@@ -11,6 +11,7 @@
 //! | [`rings`] | the rings of one device: connected, taken over, given back |
 //! | [`ring`] | one ring: requests taken, answered, shown, each recorded |
 //! | [`pages`] | the guest's pages, mapped for one request or for good |
+//! | [`connects`] | a limit of how often a frontend may connect |
 //! | [`throttle`] | limits of bytes and requests a second |
 //! | [`histogram`] | how long requests took |
 //! | `record` | what was taken and not answered, in memory that outlives the process |
@@ -18,6 +19,7 @@
 //!
 //! `record::memory`, `pages::page` and `waiter` are the only modules of the crate with `unsafe`.
 
+pub mod connects;
 pub mod devices;
 pub mod histogram;
 pub mod pages;

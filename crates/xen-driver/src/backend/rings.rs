@@ -4,12 +4,12 @@
 //! [`Rings::connect`] or [`Rings::take_over`], and ends with [`Rings::give_back`].
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::connects::ConnectLimit;
 use super::record::{self, DeviceRecord, REQUEST_BYTES_MAX, RingRecord, Shape};
 use super::ring::Ring;
 use super::{Platform, TurnOutcome};
 use crate::channel::Channel;
 use rustix::io::Errno;
-use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -90,8 +90,8 @@ impl Queue<1, 1> {
 pub struct Rings {
     platform: Platform,
     options: RingOptions,
-    /// When the frontend has connected lately, the first first.
-    connects: VecDeque<Instant>,
+    /// The count of the frontend's connects.
+    connects: ConnectLimit,
     /// When a process that was killed was first seen to have the frontend's port still.
     bound_since: Option<Instant>,
     /// Locked while the device is connected.
@@ -123,7 +123,8 @@ impl Rings {
     /// The rings of a device that was found.
     #[must_use]
     pub fn new(platform: Platform, options: RingOptions) -> Self {
-        let (connects, bound_since, record) = (VecDeque::new(), None, None);
+        let connects = ConnectLimit::new(options.connects_max);
+        let (bound_since, record) = (None, None);
         Self { platform, options, connects, bound_since, record, how: AttachMode::Fresh }
     }
 
@@ -142,18 +143,14 @@ impl Rings {
         if !device.hotplug_done()? {
             return Ok(false);
         }
-        let (now, (most, within)) = (Instant::now(), self.options.connects_max);
-        self.connects.retain(|at| now.saturating_duration_since(*at) < within);
-        let seldom = self.connects.len() < most as usize;
-        Ok(seldom && self.leave_nothing(device) == Progress::Done)
+        Ok(self.connects.allows_another() && self.leave_nothing(device) == Progress::Done)
     }
 
     /// Returns the number of times that the frontend has connected lately, up to
     /// [`RingOptions::connects_max`]: at that number it has to wait.
     #[must_use]
     pub fn recent_connects(&self) -> usize {
-        let (_, within) = self.options.connects_max;
-        self.connects.iter().filter(|at| at.elapsed() < within).count()
+        self.connects.recent()
     }
 
     /// Maps the rings and binds the ports that the frontend has named. Leaves nothing where it fails.
@@ -166,7 +163,7 @@ impl Rings {
         names: &QueueNames<R, C>,
         entries: [EntryFormat; R],
     ) -> Result<Vec<Queue<R, C>>, Error> {
-        self.connects.push_back(Instant::now());
+        self.connects.note();
         let queues = self.attach(device, &QueuePlan { names, entries }, AttachMode::Fresh);
         if queues.is_err() {
             self.give_up();
