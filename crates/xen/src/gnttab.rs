@@ -190,6 +190,11 @@ impl OfferedPage {
     pub fn page(&self) -> &SharedPage {
         &self.page
     }
+    /// The page alone; dropping that ends the grant.
+    #[must_use]
+    pub fn into_page(self) -> SharedPage {
+        self.page
+    }
 }
 
 /// Grants pages of this domain to others.
