@@ -49,6 +49,13 @@ pub fn play(parts: &[(&str, fn())]) {
     std::process::exit(0);
 }
 
+/// Has a guest play another part than `guest`.
+pub fn set_part(config: &mut DomainConfig, part: &str) {
+    let is_part = |word: &OsString| word.as_encoded_bytes().starts_with(PART.as_bytes());
+    config.env.retain(|word| !is_part(word));
+    config.env.push(format!("{PART}={part}").into());
+}
+
 /// Returns a command that runs this executable to play a part: `test` is the test that calls
 /// [`play`].
 #[must_use]
@@ -212,7 +219,7 @@ fn at(mut command: Command, dir: &Path) -> Command {
 impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for name in ["broker.log", "store.log", "backend.log"] {
+            for name in ["broker.log", "store.log", "backend.log", "consoled.log"] {
                 eprintln!("--- {name}:\n{}", self.log(name));
             }
         }
