@@ -68,9 +68,23 @@ impl ConsoleClient {
         access: ClientAccess,
         start: OutputStart,
     ) -> Result<Self, ClientError> {
+        Self::open_numbered(path, (domain, 0), access, start)
+    }
+
+    /// Asks as [`ConsoleClient::open`] does for the console of this number; 0 is the first one. A
+    /// daemon that knows first consoles alone ends the connection.
+    ///
+    /// # Errors
+    /// As [`ConsoleClient::open`].
+    pub fn open_numbered(
+        path: &Path,
+        (domain, number): (&[u8], u32),
+        access: ClientAccess,
+        start: OutputStart,
+    ) -> Result<Self, ClientError> {
         let socket = connect_at_once(path).map_err(|errno| ClientError::Socket(errno.into()))?;
         let (frames, mut unsent) = (FrameBuffer::default(), Vec::new());
-        ClientFrame::Open { access, start, domain }.put(&mut unsent);
+        ClientFrame::Open { access, start, number, domain }.put(&mut unsent);
         let mut client = Self { socket, frames, unsent, closed: false };
         client.flush()?;
         Ok(client)

@@ -1,8 +1,9 @@
 //! The system calls and capabilities that the daemon keeps once it serves.
 //!
 //! Domains come and go during service, so files below the folder of logs and pseudoterminals are
-//! opened behind the filter. The filter takes away: programs, threads, executable memory, tracing,
-//! mounting, sockets that are not there yet, and requests to devices other than the listed ones.
+//! opened behind the filter, and so are the sockets of channels. The filter takes away: programs,
+//! threads, executable memory, tracing, mounting, sockets other than those of the Unix domain, and
+//! requests to devices other than the listed ones.
 
 use confine::{Calls, capabilities};
 use rustix::thread::CapabilitySet;
@@ -30,6 +31,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_connect,
     libc::SYS_accept4,
     libc::SYS_getsockopt,
+    // The sockets of channels.
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_fchmod,
     libc::SYS_close,
     libc::SYS_dup,
     // In the background, the standard streams become /dev/null.

@@ -7,6 +7,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`backlog`] | the newest output of a console, for readers that each have their own place |
+//! | [`bus_front`] | the frontend of a guest's further consoles and channels |
 //! | [`client`] | a client of a console, for programs that show it |
 //! | [`feed`] | the way of output from the ring and the FIFO into the log and the backlog |
 //! | [`fifo`] | the FIFO that a hosted guest prints into |
@@ -22,6 +23,7 @@
 //! | [`log`] | the log of a console, bounded in size, with an index of times and lives |
 
 pub mod backlog;
+pub mod bus_front;
 pub mod client;
 pub mod feed;
 pub mod fifo;

@@ -1,4 +1,4 @@
-//! The command line of `xenconsoled`: C's options, and three of our own.
+//! The command line of `xenconsoled`: C's options, and four of our own.
 //!
 //! Source: `tools/console/daemon/main.c` (`main`, `usage`), getopt_long(3).
 
@@ -38,6 +38,7 @@ enum ConsoledSetting {
     ReplaceEscape,
     LogMax,
     LogCount,
+    LogChannels,
     Guests,
 }
 
@@ -67,7 +68,10 @@ impl Entry for ConsoledRow {
     fn may_be_abbreviated(&self) -> bool {
         !matches!(
             self.setting,
-            ConsoledSetting::LogMax | ConsoledSetting::LogCount | ConsoledSetting::Guests
+            ConsoledSetting::LogMax
+                | ConsoledSetting::LogCount
+                | ConsoledSetting::LogChannels
+                | ConsoledSetting::Guests
         )
     }
 }
@@ -82,7 +86,7 @@ const fn row(
 }
 
 /// C's options in C's order, which messages show, and then ours.
-static OPTIONS: [ConsoledRow; 13] = [
+static OPTIONS: [ConsoledRow; 14] = [
     row(Some(b'h'), "help", Argument::None, ConsoledSetting::Help),
     row(Some(b'V'), "version", Argument::None, ConsoledSetting::Version),
     row(Some(b'v'), "verbose", Argument::None, ConsoledSetting::Verbose),
@@ -95,6 +99,7 @@ static OPTIONS: [ConsoledRow; 13] = [
     row(None, "replace-escape", Argument::None, ConsoledSetting::ReplaceEscape),
     row(None, "log-max", Argument::Required, ConsoledSetting::LogMax),
     row(None, "log-count", Argument::Required, ConsoledSetting::LogCount),
+    row(None, "log-channels", Argument::None, ConsoledSetting::LogChannels),
     row(None, "guests", Argument::Required, ConsoledSetting::Guests),
 ];
 
@@ -133,6 +138,8 @@ pub struct ConsoledOptions {
     pub log_max: u64,
     /// The number of logs above which those of ended guests are removed.
     pub log_count: u64,
+    /// True if channels are logged where guests are.
+    pub log_channels: bool,
     /// The folder of the guests of a hosted host, each with the FIFO that it prints into, as it was
     /// given.
     pub guests: Option<PathBuf>,
@@ -153,6 +160,7 @@ impl Default for ConsoledOptions {
             pid_file: PID_FILE.into(),
             log_max: LOG_MAX,
             log_count: LOG_COUNT,
+            log_channels: false,
             guests: None,
             warnings: Vec::new(),
         }
@@ -219,6 +227,7 @@ pub fn usage(name: &OsStr) -> Vec<u8> {
     let own = format!(
         "  --log-max=BYTES   - set a log aside as NAME.1 when it has this size (default {LOG_MAX})\n  \
          --log-count=N     - keep this many logs (default {LOG_COUNT})\n  \
+         --log-channels    - log the channels of guests, too\n  \
          --guests=DIR      - read the FIFOs DIR/NAME/output, which hosted guests print into\n"
     );
     let common: &[u8] = b" [-h] [-V] [-v] [-i] [--log=none|guest|hv|all] [--log-dir=DIR] \
@@ -283,6 +292,7 @@ impl ConsoledOptions {
             },
             ConsoledSetting::LogMax => self.log_max = number(row, &word, LOG_MAX_LEAST)?,
             ConsoledSetting::LogCount => self.log_count = number(row, &word, 1)?,
+            ConsoledSetting::LogChannels => self.log_channels = true,
             ConsoledSetting::Guests => self.guests = Some(OsString::from_vec(word).into()),
         }
         Ok(())

@@ -8,7 +8,9 @@ use crate::options::ConsoledOptions;
 use crate::record::ConsoleRecord;
 use crate::serve::console::time_us;
 use crate::serve::devices::ConsoleDevices;
-use crate::serve::{ConsoleSettings, FirstConsoles};
+use crate::serve::rate::GuestRates;
+use crate::serve::settings::UsedLogNames;
+use crate::serve::{ConsoleSettings, FirstConsoles, FurtherConsoles};
 use crate::service::ConsoleService;
 use daemon::{BackgroundStart, Level, Log, PidFile, SignalSockets};
 use rustix::fs::{Mode, OFlags};
@@ -26,6 +28,7 @@ use xen_driver::backend::{Backend, DeviceSet};
 use xen_driver::process::lock::lock;
 use xen_driver::process::platform::{MachinePlatform, own_domid};
 use xenbus::bus::{DeviceEvent, DeviceNews};
+use xenbus::{Id, State};
 use xenstore::Client;
 
 /// The name of the program.
@@ -107,13 +110,16 @@ fn serve(options: &ConsoledOptions) -> Result<(), Failure> {
         None
     });
     let evtchn = Rc::clone(&platform.evtchn);
-    let consoles = FirstConsoles::start(&mut store, domid, platform, settings)?;
+    let (settings, outputs) = (Rc::new(settings), guest_outputs(options, &mut log));
+    let shared = (platform.clone(), Rc::clone(&settings));
+    let first = FirstConsoles::start(&mut store, domid, shared.0, shared.1, outputs)?;
+    let further = FurtherConsoles::start(&mut store, domid, platform, settings)?;
     let path = run_dir.join(SOCKET);
     let service = ConsoleService::bind(&path).map_err(|error| {
         let text = format!("{}: {error}; clients cannot connect there", path.display());
         log.line(Level::Error, "", &text);
     });
-    let devices = ConsoleDevices::new(consoles, hypervisor, service.ok(), signals);
+    let devices = ConsoleDevices::new(first, further, hypervisor, service.ok(), signals);
     let mut server = BackendServer::start(store, evtchn, devices)?;
     let _pid_file = match options.interactive {
         true => None,
@@ -143,10 +149,10 @@ fn run_loop(server: &mut BackendServer<ConsoleDevices>, log: &mut Log) -> Result
             report(log, &news);
         }
         if server.take_complaints() {
-            for (domid, console) in server.devices().backends() {
+            for (id, console) in server.devices().backends() {
                 if let Some(complaint) = console.complaint() {
-                    let text = format!("console: {complaint}");
-                    log.limited(Level::Warn, Some(domid.0), &text, time_us());
+                    let text = format!("{}: {complaint}", console_words(id));
+                    log.limited(Level::Warn, Some(id.frontend.0), &text, time_us());
                 }
             }
         }
@@ -167,14 +173,25 @@ fn run_loop(server: &mut BackendServer<ConsoleDevices>, log: &mut Log) -> Result
 
 /// Writes a line about what has happened to a console.
 fn report(log: &mut Log, news: &DeviceNews) {
-    let DomId(domid) = news.id.frontend;
+    let (DomId(domid), is_first) = (news.id.frontend, news.id.devid == 0);
     let (level, text) = match &news.event {
-        DeviceEvent::State(_) => (Level::Info, "console: served".to_owned()),
-        DeviceEvent::Removed => (Level::Info, "console: the domain is gone".to_owned()),
-        DeviceEvent::Error(error) => (Level::Warn, format!("console: {error}")),
+        DeviceEvent::State(State::Connected) => (Level::Info, "served".to_owned()),
+        DeviceEvent::State(state) => (Level::Debug, state.to_string()),
+        DeviceEvent::Removed if is_first => (Level::Info, "the domain is gone".to_owned()),
+        DeviceEvent::Removed => (Level::Info, "its device is gone".to_owned()),
+        DeviceEvent::Error(error) => (Level::Warn, error.to_string()),
         _ => return,
     };
+    let text = format!("{}: {text}", console_words(news.id));
     log.limited(level, Some(domid), &text, time_us());
+}
+
+/// The words for a console of a domain in the log.
+fn console_words(id: Id) -> String {
+    match id.devid {
+        0 => "console".to_owned(),
+        number => format!("console {number}"),
+    }
 }
 
 /// The limits and places of all consoles. What cannot be opened costs logs, and no console.
@@ -191,16 +208,10 @@ fn settings(options: &ConsoledOptions, run_dir: &Path, log: &mut Log) -> Console
             format!("{}: {error}; started again, output may be logged twice", run_dir.display());
         log.line(Level::Warn, "", &text);
     });
-    let outputs = options.guests.as_deref().map(OutputFolder::open).transpose();
-    let outputs = outputs.unwrap_or_else(|error| {
-        let folder = options.guests.as_deref().unwrap_or(Path::new("")).display();
-        let text = format!("no FIFO of a guest is read: {folder}: {error}");
-        log.line(Level::Error, "", &text);
-        None
-    });
     ConsoleSettings {
         log_folder: log_folder.map(Rc::new),
         log_guests: options.log.guest,
+        log_channels: options.log_channels,
         log_limits: LogLimits { bytes_max: options.log_max, reserve: LOG_RESERVE, mode: LOG_MODE },
         log_count: options.log_count,
         guest_format: LineFormat {
@@ -209,9 +220,20 @@ fn settings(options: &ConsoledOptions, run_dir: &Path, log: &mut Log) -> Console
         },
         zone: LocalZone::of_process(),
         record_folder: record_folder.ok(),
-        outputs,
         overflow: options.overflow,
+        rates: GuestRates::default(),
+        log_names: UsedLogNames::default(),
     }
+}
+
+/// Opens the folder of the FIFOs that guests print into, on a hosted host.
+fn guest_outputs(options: &ConsoledOptions, log: &mut Log) -> Option<OutputFolder> {
+    let folder = options.guests.as_deref()?;
+    let opened = OutputFolder::open(folder).map_err(|error| {
+        let text = format!("no FIFO of a guest is read: {}: {error}", folder.display());
+        log.line(Level::Error, "", &text);
+    });
+    opened.ok()
 }
 
 /// Opens the folder of the logs, which is made if the one that it is in is there.

@@ -57,6 +57,14 @@ impl ConsoleRecord {
         }
     }
 
+    /// Forgets the state.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn clear(&self) -> io::Result<()> {
+        self.file.set_len(0)
+    }
+
     /// Returns the state that an earlier process has written; none if there is none.
     #[must_use]
     pub fn read(&self) -> Option<LoggedState> {
@@ -151,6 +159,9 @@ mod tests {
         file.set_len(48).unwrap();
         pwrite(&file, &[1], 0).unwrap();
         assert_eq!(record.read(), None, "of another version");
+        record.write(STATE).unwrap();
+        record.clear().unwrap();
+        assert_eq!(record.read(), None);
     }
 
     #[test]

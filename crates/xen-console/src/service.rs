@@ -16,7 +16,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use wire::{ClientAccess, ClientFrame, DaemonFrame, Filled, FrameBuffer, OutputStart, PAYLOAD_MAX};
+use xen::DomId;
 use xen_driver::backend::DescriptorId;
+use xenbus::Id;
 
 /// The most clients at once.
 pub const CLIENTS_MAX: usize = 1024;
@@ -32,8 +34,18 @@ const SCREENFUL: (usize, usize) = (24, 8 << 10);
 pub struct ConsoleId {
     /// The domain's number.
     pub domid: u16,
+    /// The number of the console among those of the domain; 0 for the first one.
+    pub number: u32,
     /// The number of consoles before it in this process.
     pub count: u64,
+}
+
+impl ConsoleId {
+    /// Returns the domain and the number of the console, as a device has them.
+    #[must_use]
+    pub fn device(self) -> Id {
+        Id { frontend: DomId(self.domid), devid: self.number }
+    }
 }
 
 /// The output of a console.
@@ -47,8 +59,8 @@ pub struct ConsoleOutput<'c> {
 
 /// The consoles that clients can open.
 pub trait OpenConsoles {
-    /// Returns the console of a domain with this name or number, if it is served.
-    fn find(&self, domain: &[u8]) -> Option<ConsoleId>;
+    /// Returns the console of this number, of a domain with this name or number, if it is served.
+    fn find(&self, domain: &[u8], number: u32) -> Option<ConsoleId>;
 
     /// Returns the output of a console.
     fn output(&self, console: ConsoleId) -> ConsoleOutput<'_>;
@@ -182,7 +194,7 @@ enum ClientState {
     /// It has opened nothing yet.
     New,
     /// It waits for the console of a domain.
-    Waiting { access: ClientAccess, start: OutputStart, domain: Vec<u8> },
+    Waiting { access: ClientAccess, start: OutputStart, number: u32, domain: Vec<u8> },
     /// It has a console open, and has its output before this place.
     Open { access: ClientAccess, console: ConsoleId, place: u64 },
     /// It gets what is left, and is closed.
@@ -246,8 +258,9 @@ impl ServedClient {
         }
         while let Some(frame) = self.frames.client_frame().map_err(|_| ClientLost)? {
             match (frame, &self.state) {
-                (ClientFrame::Open { access, start, domain }, ClientState::New) => {
-                    self.state = ClientState::Waiting { access, start, domain: domain.to_vec() };
+                (ClientFrame::Open { access, start, number, domain }, ClientState::New) => {
+                    let domain = domain.to_vec();
+                    self.state = ClientState::Waiting { access, start, number, domain };
                 }
                 (
                     ClientFrame::Input(typed),
@@ -289,8 +302,8 @@ impl ServedClient {
 
     /// Opens the console that the client waits for, if it is there.
     fn find(&mut self, consoles: &mut impl OpenConsoles) {
-        let ClientState::Waiting { access, start, domain } = &self.state else { return };
-        let Some(console) = consoles.find(domain) else { return };
+        let ClientState::Waiting { access, start, number, domain } = &self.state else { return };
+        let Some(console) = consoles.find(domain, *number) else { return };
         let Some(backlog) = consoles.output(console).backlog else { return };
         let place = match start {
             OutputStart::Now => backlog.end(),
@@ -372,7 +385,7 @@ mod tests {
     struct NoConsoles;
 
     impl OpenConsoles for NoConsoles {
-        fn find(&self, _: &[u8]) -> Option<ConsoleId> {
+        fn find(&self, _: &[u8], _: u32) -> Option<ConsoleId> {
             None
         }
 

@@ -76,7 +76,7 @@ impl GuestFolder {
     /// Returns the path of the guest's log.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.logs.join(log_name(self.name.as_bytes()))
+        self.logs.join(log_name(self.name.as_bytes(), 0))
     }
 
     /// Watches the logs of all guests, one of which is replaced when it is full.
@@ -102,7 +102,7 @@ impl GuestFolder {
     /// # Errors
     /// There is no log of it, or it cannot be read.
     pub fn printed(&self) -> std::io::Result<Vec<u8>> {
-        let mut reader = LogReader::open(&self.logs, log_name(self.name.as_bytes()).as_ref())?;
+        let mut reader = LogReader::open(&self.logs, log_name(self.name.as_bytes(), 0).as_ref())?;
         let (mut bytes, mut block) = (Vec::new(), vec![0; BLOCK]);
         reader.seek(reader.lives()?.back().map_or(0, |life| life.place))?;
         while let Some(piece) = reader.next(&mut block, u64::MAX)? {

@@ -128,7 +128,7 @@ fn help_begins_with_the_lines_of_c() {
              [-o, --overflow-data=discard|keep] [--replace-escape]\n  \
              --replace-escape  - replace ESC character with dot when writing console log\n";
     let own = text.strip_prefix(c).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(own.lines().count(), 3, "{own}");
+    assert_eq!(own.lines().count(), 4, "{own}");
     assert!(own.contains("--log-max=BYTES") && own.contains("(default 1024)"), "{own}");
-    assert!(own.contains("--guests=DIR"), "{own}");
+    assert!(own.contains("--guests=DIR") && own.contains("--log-channels"), "{own}");
 }

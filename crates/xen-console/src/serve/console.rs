@@ -1,66 +1,20 @@
 //! One console: its ring, its FIFO, its log, its terminal.
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::settings::{MOVES_RATE, OUTPUT_BURST, OUTPUT_RATE};
+use super::rate::GuestRate;
+use super::terminal::Terminal;
 use crate::backlog::Backlog;
 use crate::feed::{ConsoleFeed, FeedOutcome};
 use crate::fifo::{CHUNK_MAX, OutputFifo};
 use crate::log::LogOutcome;
 use crate::options::Overflow;
-use crate::pty::Pty;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime};
 use xen::Port;
 use xen_driver::Channel;
-use xen_driver::backend::throttle::{RateLimits, Throttle};
-use xen_driver::backend::{Backend, DescriptorId, TurnOutcome};
+use xen_driver::backend::{Backend, TurnOutcome};
 use xen_io::console::{INPUT_SIZE, OUTPUT_SIZE};
 use xenbus::Error;
-
-/// The most bytes that a terminal gets in a turn; other consoles have theirs in between.
-const TERMINAL_TURN: usize = 16 << 10;
-
-/// The terminal of a console, and the place of its reader in the output.
-#[derive(Debug)]
-pub struct Terminal {
-    pty: Pty,
-    name: DescriptorId,
-    /// The place behind the last byte that the terminal has.
-    place: u64,
-    /// It may have something that was typed.
-    readable: bool,
-    /// It may have room.
-    writable: bool,
-}
-
-impl Terminal {
-    /// Opens a terminal whose reader begins at `place`.
-    ///
-    /// # Errors
-    /// No pseudoterminal can be had.
-    pub fn open(place: u64) -> std::io::Result<Self> {
-        let (pty, name) = (Pty::open()?, DescriptorId::new());
-        Ok(Self { pty, name, place, readable: true, writable: true })
-    }
-
-    /// Returns the pseudoterminal.
-    #[must_use]
-    pub fn pty(&self) -> &Pty {
-        &self.pty
-    }
-
-    /// Returns its descriptor, which is read and written until it blocks.
-    #[must_use]
-    pub fn stream(&self) -> (DescriptorId, BorrowedFd<'_>) {
-        (self.name, self.pty.as_fd())
-    }
-
-    /// Takes the news that the descriptor can be read or written again.
-    pub fn ready(&mut self) {
-        (self.readable, self.writable) = (true, true);
-    }
-}
 
 /// The source of a chunk of output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +30,7 @@ pub struct ServedConsole {
     feed: ConsoleFeed,
     terminal: Option<Terminal>,
     overflow: Overflow,
-    rate: Throttle,
+    rate: GuestRate,
     /// The source whose turn it is.
     next: OutputSource,
     /// Sentences for the daemon's log.
@@ -97,12 +51,8 @@ impl ServedConsole {
         feed: ConsoleFeed,
         terminal: Option<Terminal>,
         overflow: Overflow,
+        rate: GuestRate,
     ) -> Self {
-        let limits = RateLimits {
-            bytes_per_second: Some(OUTPUT_RATE),
-            requests_per_second: Some(MOVES_RATE),
-        };
-        let rate = Throttle::with_burst(limits, OUTPUT_BURST, Instant::now());
         let next = OutputSource::Ring;
         Self { channel, feed, terminal, overflow, rate, next, complaint: None }
     }
@@ -141,6 +91,7 @@ impl ServedConsole {
         self.show_all();
         self.feed.end_ring();
         self.channel = None;
+        self.rate.leave();
         if let Some(terminal) = &mut self.terminal {
             terminal.ready();
         }
@@ -212,13 +163,17 @@ impl ServedConsole {
     /// Moves output into the log and the backlog, from both sources in turn. Returns the number of
     /// bytes.
     fn take_output(&mut self, now: Instant) -> Result<usize, Error> {
-        let mut moved = 0_usize;
+        let (mut moved, mut waits) = (0_usize, false);
         let sources = match self.next {
             OutputSource::Ring => [OutputSource::Ring, OutputSource::Fifo],
             OutputSource::Fifo => [OutputSource::Fifo, OutputSource::Ring],
         };
         for source in sources {
-            if self.rate.ready(now).is_err() {
+            if !self.has_output_of(source)? {
+                continue;
+            }
+            waits = !self.rate.admits(now);
+            if waits {
                 break;
             }
             let count = match source {
@@ -233,6 +188,9 @@ impl ServedConsole {
                 };
             }
             moved = moved.saturating_add(count);
+        }
+        if !waits {
+            self.rate.leave();
         }
         Ok(moved)
     }
@@ -264,7 +222,7 @@ impl ServedConsole {
     /// Counts output that was moved. Returns the number of its bytes.
     fn note_moved(&mut self, outcome: FeedOutcome, now: Instant) -> usize {
         if outcome.moved > 0 {
-            self.rate.spend(outcome.moved as u64, now);
+            self.rate.spend(outcome.moved, now);
         }
         match outcome.logged {
             Some(LogOutcome::FirstLost) => {
@@ -283,14 +241,23 @@ impl ServedConsole {
         self.fifo().is_some_and(OutputFifo::is_ready) && self.has_room(CHUNK_MAX)
     }
 
+    /// True if a source has output that can be taken, as far as the guest's rate allows it.
+    fn has_output_of(&self, source: OutputSource) -> Result<bool, Error> {
+        if source == OutputSource::Fifo {
+            return Ok(self.prints());
+        }
+        let Some(ring) = self.feed.ring().filter(|_| self.has_room(OUTPUT_SIZE)) else {
+            return Ok(false);
+        };
+        let output = ring.peek_output(&mut [0]).map_err(broken)?;
+        Ok(output.len > 0)
+    }
+
     /// True unless output is kept for its reader, who is to read before the guest may go on with a
     /// chunk of that size.
     fn has_room(&self, chunk: usize) -> bool {
-        let Some(terminal) = &self.terminal else { return true };
-        let backlog = self.feed.backlog();
-        let unread = backlog.end().saturating_sub(terminal.place);
-        self.overflow == Overflow::Discard
-            || unread.saturating_add(chunk as u64) <= backlog.capacity() as u64
+        let terminal = self.terminal.as_ref();
+        terminal.is_none_or(|terminal| terminal.has_room(self.feed.backlog(), chunk, self.overflow))
     }
 
     /// Writes output to the terminal until it has all, or no room.
@@ -301,36 +268,13 @@ impl ServedConsole {
     /// Writes output to the terminal, as far as it has room. True if there is more that it may have room for.
     fn show_output(&mut self) -> bool {
         let Some(terminal) = &mut self.terminal else { return false };
-        let mut left = TERMINAL_TURN;
-        while terminal.writable && left > 0 {
-            let slice = self.feed.backlog().from(terminal.place);
-            if slice.missed > 0 {
-                let words = format!("\r\n[{} bytes of output were not read]\r\n", slice.missed);
-                // Where there is no room for the words, they are due once there is.
-                match terminal.pty.write(words.as_bytes()) {
-                    Ok(0) => terminal.writable = false,
-                    _ => terminal.place = terminal.place.saturating_add(slice.missed),
-                }
-                continue;
-            }
-            let bytes = slice.bytes.get(..slice.bytes.len().min(left)).unwrap_or_default();
-            if bytes.is_empty() {
-                return false;
-            }
-            match terminal.pty.write(bytes) {
-                Ok(0) | Err(_) => terminal.writable = false,
-                Ok(count) => {
-                    terminal.place = terminal.place.saturating_add(count as u64);
-                    left = left.saturating_sub(count);
-                }
-            }
-        }
-        terminal.writable
+        terminal.show(self.feed.backlog())
     }
 
     /// Gives the guest what was typed, as far as its ring has room. Returns the number of bytes.
     fn give_input(&mut self) -> Result<usize, Error> {
-        let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.readable) else {
+        let terminal = self.terminal.as_mut();
+        let Some(terminal) = terminal.filter(|terminal| terminal.is_readable()) else {
             return Ok(0);
         };
         let (Some(channel), Some(ring)) = (&self.channel, self.feed.ring()) else { return Ok(0) };
@@ -340,10 +284,7 @@ impl ServedConsole {
             // The guest notifies once it has read some.
             return Ok(0);
         };
-        let count = terminal.pty.read(into).unwrap_or(0);
-        if count < room {
-            terminal.readable = false;
-        }
+        let count = terminal.read(into);
         let put = ring.write_input(typed.get(..count).unwrap_or_default()).map_err(broken)?;
         if put > 0 {
             channel.notify()?;
@@ -363,21 +304,15 @@ impl ServedConsole {
 impl Backend for ServedConsole {
     fn work(&mut self, now: Instant, _: Option<Duration>) -> Result<TurnOutcome, Error> {
         let moved = self.take_output(now)?.saturating_add(self.give_input()?);
-        let more = self.show_output();
+        // Where a client of a channel has come, its descriptor is to be watched before the loop sleeps.
+        let more = self.show_output() || self.terminal().is_some_and(Terminal::is_changed);
         let moved = u32::try_from(moved).unwrap_or(u32::MAX);
         let complains = self.complaint.is_some();
         Ok(TurnOutcome { moved, more, complains, ..TurnOutcome::default() })
     }
 
     fn final_check(&mut self) -> Result<bool, Error> {
-        if self.prints() {
-            return Ok(true);
-        }
-        let Some(ring) = self.feed.ring().filter(|_| self.has_room(OUTPUT_SIZE)) else {
-            return Ok(false);
-        };
-        let output = ring.peek_output(&mut [0]).map_err(broken)?;
-        Ok(output.len > 0)
+        Ok(self.has_output_of(OutputSource::Fifo)? || self.has_output_of(OutputSource::Ring)?)
     }
 
     fn ports(&self) -> impl Iterator<Item = Port> {
@@ -385,7 +320,7 @@ impl Backend for ServedConsole {
     }
 
     fn limited_until(&self, now: Instant) -> Option<Instant> {
-        self.rate.ready(now).err()
+        self.rate.limited_until(now)
     }
 
     fn complaint(&mut self) -> Option<String> {

@@ -2,27 +2,64 @@
 
 use super::console::{ServedConsole, time_us};
 use super::first::FirstConsoles;
+use super::further::FurtherConsoles;
 use crate::hypervisor::{HypervisorLog, ReaderError};
-use crate::service::ConsoleService;
+use crate::service::{ConsoleId, ConsoleOutput, ConsoleService, OpenConsoles};
 use daemon::SignalSockets;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
-use xen::DomId;
 use xen_driver::backend::{DescriptorId, DeviceSet, TendOutcome};
-use xenbus::Error;
 use xenbus::bus::DeviceNews;
+use xenbus::{Error, Id};
 use xenstore::{Client, Event};
 
 /// All that the daemon's loop serves.
 #[derive(Debug)]
 pub struct ConsoleDevices {
-    consoles: FirstConsoles,
+    consoles: AllConsoles,
     hypervisor: Option<ServedHypervisor>,
     service: Option<ConsoleService>,
     signals: SignalSockets,
     hang_up: DescriptorId,
     terminate: DescriptorId,
     notices: DaemonNotices,
+}
+
+/// The consoles of all domains.
+#[derive(Debug)]
+struct AllConsoles {
+    first: FirstConsoles,
+    further: FurtherConsoles,
+}
+
+impl OpenConsoles for AllConsoles {
+    fn find(&self, domain: &[u8], number: u32) -> Option<ConsoleId> {
+        if number == 0 {
+            return self.first.find(domain, number);
+        }
+        self.further.find(Id { frontend: self.first.domain(domain)?, devid: number })
+    }
+
+    fn output(&self, console: ConsoleId) -> ConsoleOutput<'_> {
+        match console.number {
+            0 => self.first.output(console),
+            _ => self.further.output(console),
+        }
+    }
+
+    fn type_in(&mut self, console: ConsoleId, bytes: &[u8]) -> usize {
+        match console.number {
+            0 => self.first.type_in(console, bytes),
+            _ => self.further.type_in(console, bytes),
+        }
+    }
+
+    fn set_size(&mut self, console: ConsoleId, columns: u16, rows: u16) {
+        match console.number {
+            0 => self.first.set_size(console, columns, rows),
+            _ => self.further.set_size(console, columns, rows),
+        }
+    }
 }
 
 /// The log of the hypervisor's console, and the name of its descriptor.
@@ -49,7 +86,8 @@ impl ConsoleDevices {
     /// Serves these consoles, the hypervisor's output where it is logged, and these signals.
     #[must_use]
     pub fn new(
-        consoles: FirstConsoles,
+        first: FirstConsoles,
+        further: FurtherConsoles,
         hypervisor: Option<HypervisorLog>,
         service: Option<ConsoleService>,
         signals: SignalSockets,
@@ -61,6 +99,7 @@ impl ConsoleDevices {
         });
         let (hang_up, terminate) = (DescriptorId::new(), DescriptorId::new());
         let notices = DaemonNotices::default();
+        let consoles = AllConsoles { first, further };
         Self { consoles, hypervisor, service, signals, hang_up, terminate, notices }
     }
 
@@ -71,7 +110,8 @@ impl ConsoleDevices {
 
     /// Opens all logs again, for whoever has renamed them.
     pub fn reopen_logs(&mut self) {
-        self.consoles.reopen_logs();
+        self.consoles.first.reopen_logs();
+        self.consoles.further.reopen_logs();
         if let Some(hypervisor) = &mut self.hypervisor {
             // The one that was open stays in use otherwise.
             let _ = hypervisor.log.log().reopen();
@@ -97,42 +137,59 @@ impl ConsoleDevices {
 
 impl DeviceSet for ConsoleDevices {
     type Backend = ServedConsole;
-    type Key = DomId;
+    /// The domain of a console and its number there; 0 for the first one.
+    type Key = Id;
 
     fn note(&mut self, store: &mut Client, event: &Event) -> Result<bool, Error> {
-        self.consoles.note(store, event)
+        let AllConsoles { first, further } = &mut self.consoles;
+        Ok(first.note(store, event)? || further.note(store, event)?)
     }
 
     fn is_due(&self) -> bool {
-        self.consoles.is_due()
+        self.consoles.first.is_due() || self.consoles.further.is_due()
     }
 
     fn look_next(&mut self, store: &mut Client) -> Result<bool, Error> {
-        self.consoles.look_next(store)
+        let looked = self.consoles.first.look_next(store)?;
+        Ok(self.consoles.further.look_next(store)? || looked)
     }
 
-    fn note_device(&mut self, domid: DomId) {
-        self.consoles.note_device(domid);
+    fn note_device(&mut self, id: Id) {
+        match id.devid {
+            0 => self.consoles.first.note_device(id.frontend),
+            _ => self.consoles.further.note_device(id),
+        }
     }
 
-    fn waiting(&self) -> impl Iterator<Item = DomId> {
-        self.consoles.waiting()
+    fn waiting(&self) -> impl Iterator<Item = Id> {
+        let first = self.consoles.first.waiting().map(|frontend| Id { frontend, devid: 0 });
+        first.chain(self.consoles.further.waiting())
     }
 
-    fn backends(&mut self) -> impl Iterator<Item = (DomId, &mut ServedConsole)> {
-        self.consoles.backends()
+    fn backends(&mut self) -> impl Iterator<Item = (Id, &mut ServedConsole)> {
+        let AllConsoles { first, further } = &mut self.consoles;
+        let first = first.backends();
+        let first = first.map(|(frontend, console)| (Id { frontend, devid: 0 }, console));
+        first.chain(further.backends())
     }
 
-    fn backends_ref(&self) -> impl Iterator<Item = (DomId, &ServedConsole)> {
-        self.consoles.backends_ref()
+    fn backends_ref(&self) -> impl Iterator<Item = (Id, &ServedConsole)> {
+        let first = self.consoles.first.backends_ref();
+        let first = first.map(|(frontend, console)| (Id { frontend, devid: 0 }, console));
+        first.chain(self.consoles.further.backends_ref())
     }
 
-    fn fail(&mut self, store: &mut Client, domid: DomId, error: Error) -> Result<(), Error> {
-        self.consoles.fail(store, domid, error)
+    fn fail(&mut self, store: &mut Client, id: Id, error: Error) -> Result<(), Error> {
+        match id.devid {
+            0 => self.consoles.first.fail(store, id.frontend, error),
+            _ => self.consoles.further.fail(store, id, error),
+        }
     }
 
     fn take_news(&mut self) -> Vec<DeviceNews> {
-        self.consoles.take_news()
+        let mut news = self.consoles.first.take_news();
+        news.extend(self.consoles.further.take_news());
+        news
     }
 
     fn streams(&self) -> impl Iterator<Item = (DescriptorId, BorrowedFd<'_>)> {
@@ -144,7 +201,8 @@ impl DeviceSet for ConsoleDevices {
         let hypervisor =
             hypervisor.filter_map(|hypervisor| Some((hypervisor.stream, hypervisor.log.fd()?)));
         let service = self.service.iter().flat_map(ConsoleService::streams);
-        signals.into_iter().chain(hypervisor).chain(service).chain(self.consoles.streams())
+        let consoles = self.consoles.first.streams().chain(self.consoles.further.streams());
+        signals.into_iter().chain(hypervisor).chain(service).chain(consoles)
     }
 
     fn ready(&mut self, stream: DescriptorId) {
@@ -157,8 +215,10 @@ impl DeviceSet for ConsoleDevices {
             self.hypervisor.as_mut().filter(|hypervisor| hypervisor.stream == stream)
         {
             hypervisor.ready = true;
+        } else if self.consoles.further.has_stream(stream) {
+            self.consoles.further.ready(stream);
         } else if !self.service.as_mut().is_some_and(|service| service.ready(stream)) {
-            self.consoles.ready(stream);
+            self.consoles.first.ready(stream);
         }
     }
 
@@ -167,8 +227,9 @@ impl DeviceSet for ConsoleDevices {
         // Before the consoles, which write the sizes of windows that clients have said.
         let served = self.service.as_mut().map(|service| service.serve(&mut self.consoles));
         let served = served.unwrap_or_default();
-        let mut outcome = self.consoles.tend(store, now)?;
-        outcome.streams_changed |= served.streams_changed;
+        let mut outcome = self.consoles.first.tend(store, now)?;
+        let further = self.consoles.further.tend(store, now)?;
+        outcome.streams_changed |= served.streams_changed | further.streams_changed;
         outcome.more |= served.more;
         Ok(outcome)
     }

@@ -3,23 +3,24 @@
 //! A domain's first console is there before the guest runs, and the guest writes nothing to the
 //! store for it. The daemon maps its page, binds its port, and writes the path of a terminal.
 
-use super::console::{ServedConsole, Terminal, time_us};
+use super::console::{ServedConsole, time_us};
+use super::files::open_files;
 use super::nodes::{self, ConsoleNodes, DomainNodes};
 use super::outputs::GuestOutputs;
-use super::ring::{ConnectFailure, is_free, open_ring};
-use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name, numbered_log_name};
+use super::ring::{ConnectFailure, is_free, open_ring, wake_guest};
+use super::settings::{BACKLOG_MAX, BACKLOG_MIN, ConsoleSettings, log_name};
 use super::slot::{ConsoleSlot, ConsoleState, EndedConsole, RingState};
+use super::terminal::{ReaderKind, Terminal};
 use crate::backlog::Backlog;
-use crate::feed::{ConsoleFeed, ConsoleFiles, ConsoleSources};
-use crate::fifo::OutputFifo;
-use crate::log::ConsoleLog;
-use crate::record::ConsoleRecord;
+use crate::feed::{ConsoleFeed, ConsoleSources};
+use crate::fifo::{OutputFifo, OutputFolder};
 use crate::service::{ConsoleId, ConsoleOutput, OpenConsoles};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen::DomId;
+use xen::{DomId, GrantRef};
 use xen_driver::Channel;
 use xen_driver::backend::{DescriptorId, DeviceSet, Platform, TendOutcome};
 use xen_io::console::ConsoleBackRing;
@@ -35,16 +36,16 @@ const RELEASED: &str = "@releaseDomain";
 /// process may still have its port, or the builder of the domain has not granted its page yet.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The time for which clients can read the output of a domain that is gone.
-const KEPT_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const KEPT_WITHIN: Duration = Duration::from_secs(10);
 /// The most such domains.
-const ENDED_MAX: usize = 64;
+pub(super) const ENDED_MAX: usize = 64;
 
 /// The first consoles of all domains but this one.
 #[derive(Debug)]
 pub struct FirstConsoles {
     own_domid: DomId,
     platform: Platform,
-    settings: ConsoleSettings,
+    settings: Rc<ConsoleSettings>,
     domains: BTreeMap<DomId, ConsoleSlot>,
     /// Domains whose nodes are to be looked at.
     due: BTreeSet<DomId>,
@@ -78,7 +79,8 @@ enum ScanRange {
 }
 
 impl FirstConsoles {
-    /// Watches the list of domains; the first events come at once.
+    /// Watches the list of domains; the first events come at once. `outputs` has the FIFOs that guests
+    /// print into, on a hosted host.
     ///
     /// # Errors
     /// The store is gone.
@@ -86,9 +88,10 @@ impl FirstConsoles {
         store: &mut Client,
         own_domid: DomId,
         platform: Platform,
-        mut settings: ConsoleSettings,
+        settings: Rc<ConsoleSettings>,
+        outputs: Option<OutputFolder>,
     ) -> Result<Self, Error> {
-        let outputs = settings.outputs.take().map(GuestOutputs::new);
+        let outputs = outputs.map(GuestOutputs::new);
         for path in [INTRODUCED, RELEASED] {
             store.watch(path, path)?;
         }
@@ -146,7 +149,7 @@ impl FirstConsoles {
         // The first event comes at once.
         store.watch(nodes::folder(domid), token(domid))?;
         self.count = self.count.saturating_add(1);
-        let id = ConsoleId { domid: domid.0, count: self.count };
+        let id = ConsoleId { domid: domid.0, number: 0, count: self.count };
         self.domains.insert(domid, ConsoleSlot::new(id));
         Ok(())
     }
@@ -172,7 +175,9 @@ impl FirstConsoles {
         }
         self.touched.remove(&domid);
         self.windows.remove(&domid);
-        self.settings.remove_record(domid.0);
+        self.settings.remove_record(id(domid));
+        self.settings.log_names.release(id(domid));
+        self.settings.rates.forget(domid);
         self.due.remove(&domid);
         nodes::unless_gone(store.unwatch(nodes::folder(domid), token(domid)))
     }
@@ -220,7 +225,7 @@ impl FirstConsoles {
         };
         slot.about = about;
         self.find_fifo(store, domid)?;
-        match open_ring(&self.platform, domid, &nodes) {
+        match open_ring(&self.platform, domid, nodes.port, GrantRef::CONSOLE) {
             Ok(ring) => {
                 let console = self.prepare(domid, Some(ring));
                 self.serve(store, domid, nodes, console, RingState::Served)?;
@@ -264,6 +269,20 @@ impl FirstConsoles {
         Ok(())
     }
 
+    /// Returns the domain of this name or number.
+    #[must_use]
+    pub fn domain(&self, words: &[u8]) -> Option<DomId> {
+        match parse(words) {
+            Some(domid) => self.domains.contains_key(&domid).then_some(domid),
+            // A domain without a name has none that could be asked for.
+            None if words.is_empty() => None,
+            None => {
+                let mut named = self.domains.iter().filter(|(_, slot)| slot.name == words);
+                named.next().map(|(domid, _)| *domid)
+            }
+        }
+    }
+
     /// Returns the domain of a console, while it is there.
     fn slot(&self, console: ConsoleId) -> Option<&ConsoleSlot> {
         self.domains.get(&DomId(console.domid)).filter(|slot| slot.id == console)
@@ -298,7 +317,7 @@ impl FirstConsoles {
         }
         slot.fifo_tried = Some(slot.name.clone());
         let naming = nodes::naming(store, domid)?;
-        let earlier = self.settings.open_record(domid.0).and_then(|record| record.read());
+        let earlier = self.settings.open_record(id(domid)).and_then(|record| record.read());
         let earlier = earlier.filter(|state| Some(state.life) == slot.about.life(domid));
         match outputs.open(domid, &slot.name, naming, earlier) {
             Ok(fifo) => {
@@ -344,61 +363,30 @@ impl FirstConsoles {
             (slot.about.clone(), slot.kept.take(), slot.fifo.take())
         });
         let life = about.life(domid).unwrap_or_default();
-        let record = self.settings.open_record(domid.0);
-        let log = about.name.as_deref().map(|name| self.open_log(domid, name));
-        let log = log.transpose().unwrap_or_else(|error| {
+        let log = about.name.as_deref().map(|name| log_name(name, 0));
+        self.logs_opened |= log.is_some();
+        let (files, failed) = open_files(&self.settings, id(domid), log, life);
+        if let Some(error) = failed {
             self.news.push(failure(domid, format!("its log cannot be opened: {error}")));
-            None
-        });
-        let mut format = self.settings.guest_format();
-        let log = log.flatten().map(|mut log| {
-            // An index that cannot be written costs times, and no output.
-            let _ = note_life(&mut log, record.as_ref(), life, domid);
-            if let Some(format) = &mut format {
-                log.append(format.opened(time_us()), time_us());
-            }
-            log
-        });
+        }
         let kept = kept.map(|console| console.into_kept());
         let (terminal, backlog, kept_fifo) = kept.unwrap_or_else(|| {
             let limit = about.console.and_then(|nodes| usize::try_from(nodes.limit?).ok());
             let limit = limit.unwrap_or(BACKLOG_MAX).clamp(BACKLOG_MIN, BACKLOG_MAX);
             (None, Backlog::new(limit), None)
         });
-        let files = ConsoleFiles { log, record, format };
         let (channel, ring) = ring.unzip();
         let sources = ConsoleSources { ring, fifo: kept_fifo.or(fifo) };
         let feed = ConsoleFeed::new(sources, files, backlog, life);
-        let was_served = feed.ring().is_some_and(|ring| ring.was_served().unwrap_or(true));
-        if let Some(channel) = channel.as_ref().filter(|_| was_served) {
-            // An earlier daemon may have been killed between the move of an index and its event. That
-            // the channel is gone is found by the first turn.
-            let _ = channel.notify();
-        }
-        let terminal = terminal.map_or_else(|| Terminal::open(0).map(Some), |kept| Ok(Some(kept)));
+        wake_guest(channel.as_ref(), feed.ring());
+        let open = || Terminal::open(ReaderKind::People, 0).map(Some);
+        let terminal = terminal.map_or_else(open, |kept| Ok(Some(kept)));
         let terminal = terminal.unwrap_or_else(|error| {
             self.news.push(failure(domid, format!("it has no terminal: {error}")));
             None
         });
-        ServedConsole::new(channel, feed, terminal, self.settings.overflow)
-    }
-
-    /// Opens the log of a guest of this name.
-    fn open_log(&mut self, domid: DomId, name: &[u8]) -> std::io::Result<Option<ConsoleLog>> {
-        let mut name = log_name(name);
-        let used = |name: &str, domains: &BTreeMap<DomId, ConsoleSlot>| {
-            domains.iter().any(|(other, slot)| *other != domid && slot.log_name == name)
-        };
-        while used(&name, &self.domains) {
-            // Two guests of one name would write into one log.
-            name = numbered_log_name(&name, domid.0);
-        }
-        let log = self.settings.open_log(&name)?;
-        if let Some(slot) = self.domains.get_mut(&domid) {
-            slot.log_name = name;
-        }
-        self.logs_opened = true;
-        Ok(log)
+        let rate = self.settings.rates.of(domid);
+        ServedConsole::new(channel, feed, terminal, self.settings.overflow, rate)
     }
 
     /// Writes the path of a console's terminal for clients, where that is due. What the store refuses
@@ -408,8 +396,9 @@ impl FirstConsoles {
         let ConsoleState::Served { console, terminal_due, .. } = &mut slot.state else {
             return Ok(());
         };
-        let Some(terminal) = console.terminal().filter(|_| *terminal_due) else { return Ok(()) };
-        let path = terminal.pty().path().as_os_str().as_bytes();
+        let pty = console.terminal().and_then(Terminal::pty).filter(|_| *terminal_due);
+        let Some(pty) = pty else { return Ok(()) };
+        let path = pty.path().as_os_str().as_bytes();
         match nodes::write_terminal(store, domid, path).map_err(Error::from) {
             Ok(()) => *terminal_due = false,
             Err(error) if error.is_store_gone() => return Err(error),
@@ -430,7 +419,7 @@ impl FirstConsoles {
         ring: RingState,
     ) -> Result<(), Error> {
         if let Some(terminal) = console.terminal() {
-            self.streams.insert(terminal.stream().0, domid);
+            self.streams.extend(terminal.streams().map(|(stream, _)| (stream, domid)));
             self.streams_changed = true;
         }
         let console = Box::new(console);
@@ -564,7 +553,7 @@ impl DeviceSet for FirstConsoles {
         let outputs = self.outputs.iter().map(GuestOutputs::stream);
         // Also those that wait for a ring that follows: they stay open.
         let consoles = self.domains.values().filter_map(ConsoleSlot::console);
-        outputs.chain(consoles.filter_map(ServedConsole::terminal).map(Terminal::stream))
+        outputs.chain(consoles.filter_map(ServedConsole::terminal).flat_map(Terminal::streams))
     }
 
     fn ready(&mut self, stream: DescriptorId) {
@@ -593,9 +582,7 @@ impl DeviceSet for FirstConsoles {
         }
         // Once for many guests that come together.
         if !self.is_due() && std::mem::take(&mut self.logs_opened) {
-            let used: BTreeSet<&str> =
-                self.domains.values().map(|slot| slot.log_name.as_str()).collect();
-            self.logs_opened = self.settings.trim_logs(|name| used.contains(name));
+            self.logs_opened = self.settings.trim_logs();
         }
         self.write_windows(store, now, &mut outcome)?;
         outcome.streams_changed = std::mem::take(&mut self.streams_changed);
@@ -604,13 +591,9 @@ impl DeviceSet for FirstConsoles {
 }
 
 impl OpenConsoles for FirstConsoles {
-    fn find(&self, domain: &[u8]) -> Option<ConsoleId> {
-        let slot = match parse(domain) {
-            Some(domid) => self.domains.get(&domid),
-            // A domain without a name has none that could be asked for.
-            None if domain.is_empty() => None,
-            None => self.domains.values().find(|slot| slot.name == domain),
-        };
+    fn find(&self, domain: &[u8], number: u32) -> Option<ConsoleId> {
+        let domid = self.domain(domain).filter(|_| number == 0)?;
+        let slot = self.domains.get(&domid);
         slot.filter(|slot| matches!(slot.state, ConsoleState::Served { .. })).map(|slot| slot.id)
     }
 
@@ -638,26 +621,16 @@ impl OpenConsoles for FirstConsoles {
         let domid = DomId(console.domid);
         let slot = self.domains.get_mut(&domid).filter(|slot| slot.id == console);
         let Some(slot) = slot else { return };
-        if let Some(terminal) = slot.console().and_then(ServedConsole::terminal) {
+        let terminal = slot.console().and_then(ServedConsole::terminal);
+        if let Some(pty) = terminal.and_then(Terminal::pty) {
             // It is for programs that ask the terminal; without it they have 80 by 24.
-            let _ = terminal.pty().set_size(columns, rows);
+            let _ = pty.set_size(columns, rows);
         }
         if columns > 0 && rows > 0 {
             slot.window.set((columns, rows));
             self.windows.insert(domid);
         }
     }
-}
-
-/// Notes in the index of a log that a life of the domain begins, or that an earlier process's goes on.
-fn note_life(
-    log: &mut ConsoleLog,
-    record: Option<&ConsoleRecord>,
-    life: u64,
-    domid: DomId,
-) -> std::io::Result<()> {
-    let recorded = record.and_then(ConsoleRecord::read).map(|state| state.life);
-    if recorded == Some(life) { log.resume(time_us()) } else { log.begin_life(domid.0, time_us()) }
 }
 
 fn id(domid: DomId) -> Id {

@@ -9,7 +9,7 @@ use xenbus::Error;
 use xenstore::{Client, MsgType, NodeAccess, Store, TransactionId};
 
 /// The value of `type` that leaves a console to this daemon; absent, it is the same.
-const OWN_TYPE: &[u8] = b"xenconsoled";
+pub(super) const OWN_TYPE: &[u8] = b"xenconsoled";
 
 /// The nodes of a first console that is to be served here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,19 +62,25 @@ impl DomainNodes {
         Ok(Self { console, name, machine })
     }
 
-    /// Returns the identity of the console in a domain's life (FNV-1a); none without a console.
-    /// Numbers of domains are used again; the path of the virtual machine has its UUID. A domain that
-    /// is reset has another port.
+    /// Returns the identity of the console in a domain's life; none without a console. A domain that is
+    /// reset has another port.
     #[must_use]
     pub fn life(&self, domid: DomId) -> Option<u64> {
         let nodes = self.console.as_ref()?;
         let numbers = [u64::from(domid.0), nodes.port.0.into(), nodes.frame];
-        let numbers = numbers.into_iter().flat_map(u64::to_le_bytes);
-        let bytes = numbers.chain(self.machine.as_deref().unwrap_or_default().iter().copied());
-        Some(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        }))
+        Some(identity(&numbers, self.machine.as_deref()))
     }
+}
+
+/// Returns the identity (FNV-1a) of what these numbers name in the life of a domain. Numbers of domains
+/// are used again; the path of the virtual machine has its UUID.
+#[must_use]
+pub fn identity(numbers: &[u64], machine: Option<&[u8]>) -> u64 {
+    let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+    let bytes = numbers.chain(machine.unwrap_or_default().iter().copied());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Those who may write a domain's name.

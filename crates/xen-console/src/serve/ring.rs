@@ -1,7 +1,6 @@
-//! The ring of a first console: its page, its port.
+//! The ring of a console: its page, its port.
 
 use super::console::{BrokenRing, broken};
-use super::nodes::ConsoleNodes;
 use xen::gnttab::PageAccess;
 use xen::{DomId, GrantRef, Port};
 use xen_driver::Channel;
@@ -23,25 +22,44 @@ impl From<Error> for ConnectFailure {
     }
 }
 
+impl From<ConnectFailure> for Error {
+    fn from(failure: ConnectFailure) -> Self {
+        match failure {
+            ConnectFailure::Ring(error) | ConnectFailure::Other(error) => error,
+        }
+    }
+}
+
 impl From<BrokenRing> for ConnectFailure {
     fn from(BrokenRing(error): BrokenRing) -> Self {
         Self::Ring(error)
     }
 }
 
-/// Maps the page and binds the port.
+/// Maps the page that a guest has granted, and binds its port.
 pub(super) fn open_ring(
     platform: &Platform,
     domid: DomId,
-    nodes: &ConsoleNodes,
+    port: Port,
+    grant: GrantRef,
 ) -> Result<(Channel, ConsoleBackRing), ConnectFailure> {
-    let channel = Channel::bind(&platform.evtchn, domid, nodes.port)?;
-    let mapped = platform.grants.borrow_mut().map(domid, GrantRef::CONSOLE, PageAccess::ReadWrite);
+    let channel = Channel::bind(&platform.evtchn, domid, port)?;
+    let mapped = platform.grants.borrow_mut().map(domid, grant, PageAccess::ReadWrite);
     let page = mapped.map_err(Error::platform("mapping the console's page"))?.into_page();
     let ring = ConsoleBackRing::new(page);
     // Before anything is written: a guest may have broken it while no daemon ran.
     ring.peek_output(&mut []).map_err(broken)?;
     Ok((channel, ring))
+}
+
+/// Notifies the guest of a ring that an earlier daemon has served: it may have been killed between the
+/// move of an index and its event.
+pub(super) fn wake_guest(channel: Option<&Channel>, ring: Option<&ConsoleBackRing>) {
+    let was_served = ring.is_some_and(|ring| ring.was_served().unwrap_or(true));
+    if let Some(channel) = channel.filter(|_| was_served) {
+        // That the channel is gone is found by the first turn.
+        let _ = channel.notify();
+    }
 }
 
 /// True if the guest's port can be bound: no end of it is here.

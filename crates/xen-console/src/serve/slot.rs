@@ -16,8 +16,6 @@ pub(super) struct ConsoleSlot {
     /// The domain's name.
     pub(super) name: Vec<u8>,
     pub(super) state: ConsoleState,
-    /// The name of its log; empty before it has one.
-    pub(super) log_name: String,
     /// The console whose ring has ended, for the one that follows.
     pub(super) kept: Option<Box<ServedConsole>>,
     /// The domain's nodes when it last had a console.
@@ -75,7 +73,6 @@ impl ConsoleSlot {
             id,
             name: Vec::new(),
             state: ConsoleState::Absent,
-            log_name: String::new(),
             kept: None,
             about: DomainNodes::default(),
             fifo: None,

@@ -12,6 +12,7 @@
 //! | 1 open | client | 1 byte of access, 1 byte of where to begin, the domain's name or number |
 //! | 2 input | client | bytes that were typed |
 //! | 3 size | client | columns and rows of its window, 2 bytes each |
+//! | 4 open a further console | client | as 1 open, with the number of the console, 4 bytes, before the domain |
 //! | 17 opened | daemon | the domain's number, 2 bytes; the place of the first byte, 8 bytes |
 //! | 18 output | daemon | bytes of the guest |
 //! | 19 missed | daemon | the number of bytes that the client has not got, 8 bytes |
@@ -54,6 +55,8 @@ pub enum ClientFrame<'f> {
         access: ClientAccess,
         /// The first byte that it wants.
         start: OutputStart,
+        /// The number of the console: 0 is the domain's first one.
+        number: u32,
         /// The domain's name or number.
         domain: &'f [u8],
     },
@@ -95,6 +98,8 @@ pub struct FrameFault;
 const OPEN: u8 = 1;
 const INPUT: u8 = 2;
 const SIZE: u8 = 3;
+/// A daemon of an earlier version does not know it, and closes the connection.
+const OPEN_FURTHER: u8 = 4;
 const OPENED: u8 = 17;
 const OUTPUT: u8 = 18;
 const MISSED: u8 = 19;
@@ -105,7 +110,7 @@ impl<'f> ClientFrame<'f> {
     /// Appends the frame to `bytes`. A payload beyond [`PAYLOAD_MAX`] is cut.
     pub fn put(&self, bytes: &mut Vec<u8>) {
         match self {
-            Self::Open { access, start, domain } => {
+            Self::Open { access, start, number, domain } => {
                 let access = match access {
                     ClientAccess::Watch => 0,
                     ClientAccess::Type => 1,
@@ -115,7 +120,13 @@ impl<'f> ClientFrame<'f> {
                     OutputStart::Screenful => 1,
                     OutputStart::Oldest => 2,
                 };
-                put(bytes, OPEN, &[&[access, start], domain]);
+                match number {
+                    0 => put(bytes, OPEN, &[&[access, start], domain]),
+                    _ => {
+                        let number = number.to_le_bytes();
+                        put(bytes, OPEN_FURTHER, &[&[access, start], &number, domain]);
+                    }
+                }
             }
             Self::Input(typed) => put(bytes, INPUT, &[typed]),
             Self::Size { columns, rows } => {
@@ -126,19 +137,9 @@ impl<'f> ClientFrame<'f> {
 
     fn parse(kind: u8, payload: &'f [u8]) -> Result<Self, FrameFault> {
         match (kind, payload) {
-            (OPEN, [access, start, domain @ ..]) => {
-                let access = match access {
-                    0 => ClientAccess::Watch,
-                    1 => ClientAccess::Type,
-                    _ => return Err(FrameFault),
-                };
-                let start = match start {
-                    0 => OutputStart::Now,
-                    1 => OutputStart::Screenful,
-                    2 => OutputStart::Oldest,
-                    _ => return Err(FrameFault),
-                };
-                Ok(Self::Open { access, start, domain })
+            (OPEN, [access, start, domain @ ..]) => Self::open([*access, *start], 0, domain),
+            (OPEN_FURTHER, [access, start, a, b, c, d, domain @ ..]) => {
+                Self::open([*access, *start], u32::from_le_bytes([*a, *b, *c, *d]), domain)
             }
             (INPUT, typed) => Ok(Self::Input(typed)),
             (SIZE, [a, b, c, d]) => Ok(Self::Size {
@@ -147,6 +148,21 @@ impl<'f> ClientFrame<'f> {
             }),
             _ => Err(FrameFault),
         }
+    }
+
+    fn open([access, start]: [u8; 2], number: u32, domain: &'f [u8]) -> Result<Self, FrameFault> {
+        let access = match access {
+            0 => ClientAccess::Watch,
+            1 => ClientAccess::Type,
+            _ => return Err(FrameFault),
+        };
+        let start = match start {
+            0 => OutputStart::Now,
+            1 => OutputStart::Screenful,
+            2 => OutputStart::Oldest,
+            _ => return Err(FrameFault),
+        };
+        Ok(Self::Open { access, start, number, domain })
     }
 }
 
@@ -273,11 +289,18 @@ impl FrameBuffer {
 mod tests {
     use super::*;
 
-    const CLIENT: [ClientFrame<'static>; 4] = [
+    const CLIENT: [ClientFrame<'static>; 5] = [
         ClientFrame::Open {
             access: ClientAccess::Type,
             start: OutputStart::Screenful,
+            number: 0,
             domain: b"web",
+        },
+        ClientFrame::Open {
+            access: ClientAccess::Watch,
+            start: OutputStart::Oldest,
+            number: 0x0102_0304,
+            domain: b"7",
         },
         ClientFrame::Input(b"id\n"),
         ClientFrame::Input(b""),
@@ -327,11 +350,22 @@ mod tests {
     }
 
     #[test]
+    fn a_first_console_is_opened_as_earlier_versions_did() {
+        let mut bytes = Vec::new();
+        CLIENT[0].put(&mut bytes);
+        assert_eq!(bytes, b"\x01\0\x05\0\x01\x01web");
+        bytes.clear();
+        CLIENT[1].put(&mut bytes);
+        assert_eq!(bytes, b"\x04\0\x07\0\0\x02\x04\x03\x02\x017");
+    }
+
+    #[test]
     fn a_peer_that_keeps_to_no_frame_is_refused() {
         for bytes in [
             &[1, 1, 0, 0][..],
             &[1, 0, 0, 255],
             &[1, 0, 0, 0],
+            &[4, 0, 5, 0, 0, 0, 1, 0, 0],
             &[1, 0, 2, 0, 9, 0],
             &[3, 0, 1, 0, 0],
             &[99, 0, 0, 0],

@@ -172,7 +172,6 @@ pub(crate) fn text_line(number: u32) -> String {
 }
 
 /// A host with a daemon that logs guests.
-/// A host with a daemon that logs guests.
 pub(crate) struct Scene {
     pub(crate) host: Host,
     pub(crate) daemon: Program,
@@ -353,9 +352,18 @@ impl WatchingClient {
         access: ClientAccess,
         start: OutputStart,
     ) -> Self {
+        Self::open_numbered(scene, (&guest.domid.to_string(), 0), access, start)
+    }
+
+    pub(crate) fn open_numbered(
+        scene: &Scene,
+        (domain, number): (&str, u32),
+        access: ClientAccess,
+        start: OutputStart,
+    ) -> Self {
         let socket = scene.host.dir.path().join("host/xenconsoled/socket");
-        let domain = guest.domid.to_string();
-        let client = ConsoleClient::open(&socket, domain.as_bytes(), access, start).unwrap();
+        let console = (domain.as_bytes(), number);
+        let client = ConsoleClient::open_numbered(&socket, console, access, start).unwrap();
         Self { client, seen: Vec::new(), missed: 0, opened: false, ended: false }
     }
 

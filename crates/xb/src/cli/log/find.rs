@@ -61,7 +61,7 @@ impl FoundLog {
     /// Opens the log that `xenconsoled` writes; where domains have had one name at once, that of the
     /// domain with this number.
     fn of_console(dir: &Path, name: &str, domid: Option<u16>) -> Result<Option<Self>, Error> {
-        let plain = log_name(name.as_bytes());
+        let plain = log_name(name.as_bytes(), 0);
         let open = |file: &str| Self::open(dir, file, name);
         let found = open(&plain)?;
         if let Some(domid) = domid
