@@ -48,6 +48,7 @@ pub(crate) fn guest() {
         bus,
         platform,
         forged: BTreeMap::new(),
+        poured: 0,
     };
     let commands = commands();
     loop {
@@ -88,10 +89,19 @@ struct BusGuest {
     platform: Platform,
     /// Rings that were made by hand.
     forged: BTreeMap<u32, (OfferedPage, Channel)>,
+    /// The consoles up to this number are flooded all the time.
+    poured: u32,
 }
 
 impl BusGuest {
     fn turn(&mut self) {
+        let bytes = text_line(0).repeat(64);
+        for number in 1..=self.poured {
+            let id = self.id(number);
+            if let Some(console) = self.bus.driver(id) {
+                while console.write(bytes.as_bytes()).unwrap() > 0 {}
+            }
+        }
         self.guest.turn(&mut [&mut self.bus], Duration::from_millis(2), &[]).unwrap();
     }
 
@@ -109,6 +119,7 @@ impl BusGuest {
                 }
             }
             "echo" => self.echo(number),
+            "pour" => self.poured = number,
             "connected" => {
                 self.until(|guest| guest.bus.state(guest.id(number)) == Some(State::Connected));
             }
@@ -648,6 +659,35 @@ fn a_guest_with_the_most_consoles_has_no_more_of_the_daemon() {
     }
     guest.heard("done flood");
     scene.logged("many.console-2", &text_line(499_999));
+}
+
+#[test]
+fn a_flood_on_one_console_leaves_the_others_of_its_guest_their_turns() {
+    let Some(mut scene) = Scene::start("further_turns", &[]) else { return };
+    let mut guest = scene.bus_guest("busy");
+    for number in 1..=NUMBER_MAX {
+        scene.connect_console(&mut guest, number);
+    }
+    // The daemon comes to the last one behind all others in each of its turns.
+    let last = NUMBER_MAX;
+    guest.tell(&format!("pour {}", last - 1));
+    let logs: Vec<_> =
+        (1..last).map(|number| scene.log(&format!("busy.console-{number}"))).collect();
+    let len = || -> u64 {
+        logs.iter().map(|log| std::fs::metadata(log).map_or(0, |log| log.len())).sum()
+    };
+    until("the flood is beyond what is taken at once", || len() > 9 << 20);
+    let begin = len();
+    for round in 0..10 {
+        let before = len();
+        guest.tell(&format!("say {last} {round}"));
+        scene.logged(&format!("busy.console-{last}"), &format!("{round}\n"));
+        until("the flood goes on", || len() > before);
+    }
+    // A turn of all is 32 KiB. Without turns, each word waits for some MiB.
+    let passed = len() - begin;
+    assert!(passed < 8 << 20, "{passed} bytes of the flood have passed before ten words");
+    scene.destroy(&guest);
 }
 
 #[test]

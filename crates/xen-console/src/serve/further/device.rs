@@ -134,8 +134,9 @@ impl ConsoleUse {
 /// process makes files where that domain could not.
 fn socket_path(device: &mut Device<'_>) -> Result<PathBuf, Error> {
     let path = format!("{}/path", device.path());
+    let is_guarded = device.own_is_guarded("path")?;
     let value = device.own("path")?.ok_or_else(|| Error::Missing { path: path.clone() })?;
-    if !device.own_is_guarded("path")? {
+    if !is_guarded {
         return Err(Error::Driver(format!(
             "another domain may write {path}, so no socket is made there; \
              let domain {} alone write it",
