@@ -42,6 +42,9 @@ pub(crate) struct ConsoleArguments {
 /// The ways in which a console may be shown.
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct ConsoleChoices {
+    /// The number of the console among those of the domain; 0 is its first one.
+    #[arg(long, short, value_name = "N", default_value_t = 0)]
+    number: u32,
     /// Show output, and type nothing.
     #[arg(long, short)]
     read_only: bool,
@@ -52,7 +55,7 @@ pub(super) struct ConsoleChoices {
 
 impl Default for ConsoleChoices {
     fn default() -> Self {
-        Self { read_only: false, escape: EscapeKey::DEFAULT }
+        Self { number: 0, read_only: false, escape: EscapeKey::DEFAULT }
     }
 }
 
@@ -96,6 +99,7 @@ pub(super) fn show(
     let mut shown = ShownConsole {
         socket,
         domain: domid.to_string(),
+        number: how.number,
         name,
         remedy,
         escape: how.escape,
@@ -133,6 +137,7 @@ enum ConsoleEnd {
 struct ShownConsole {
     socket: PathBuf,
     domain: String,
+    number: u32,
     name: String,
     /// The remedy where no daemon serves.
     remedy: String,
@@ -149,8 +154,8 @@ impl ShownConsole {
     /// Shows the console until its end, also over a new start of the daemon.
     fn show(&mut self, start: OutputStart) -> Result<ConsoleEnd, Error> {
         let mut client = self.open(start).map_err(|error| {
-            let (name, remedy) = (&self.name, &self.remedy);
-            Error::Refused(format!("nobody serves the console of {name}: {error}; {remedy}"))
+            let (console, remedy) = (self.words(), &self.remedy);
+            Error::Refused(format!("nobody serves {console}: {error}; {remedy}"))
         })?;
         let mut was_open = Instant::now();
         loop {
@@ -171,12 +176,21 @@ impl ShownConsole {
     }
 
     fn open(&self, start: OutputStart) -> Result<ConsoleClient, ClientError> {
-        ConsoleClient::open(&self.socket, self.domain.as_bytes(), self.access, start)
+        let console = (self.domain.as_bytes(), self.number);
+        ConsoleClient::open_numbered(&self.socket, console, self.access, start)
     }
 
     fn is_gone(&self, error: &ClientError) -> Error {
-        let (name, remedy) = (&self.name, &self.remedy);
-        Error::Refused(format!("the console of {name} is gone: {error}; {remedy}"))
+        let (console, remedy) = (self.words(), &self.remedy);
+        Error::Refused(format!("{console} is gone: {error}; {remedy}"))
+    }
+
+    /// Returns the words for the console in a sentence.
+    fn words(&self) -> String {
+        match self.number {
+            0 => format!("the console of {}", self.name),
+            number => format!("console {number} of {}", self.name),
+        }
     }
 
     /// Waits for a daemon that is started again, at most until `end`.
@@ -189,8 +203,7 @@ impl ShownConsole {
         while Instant::now() < end {
             if !is_said && begin.elapsed() >= SAID_AFTER {
                 is_said = true;
-                let name = &self.name;
-                eprint!("\r\nxb: nobody serves the console of {name} now; waiting\r\n");
+                eprint!("\r\nxb: nobody serves {} now; waiting\r\n", self.words());
             }
             if let Some(end) =
                 self.wait(None, Some(TRY_AGAIN)).map_err(Error::io("the terminal"))?
@@ -246,7 +259,7 @@ impl ShownConsole {
             self.typed.drain(..count);
             if !is_open && !is_said && begin.elapsed() >= SAID_AFTER {
                 is_said = true;
-                eprint!("xb: the console of {} is not there yet; waiting\r\n", self.name);
+                eprint!("xb: {} is not there yet; waiting\r\n", self.words());
             }
             let within = (!is_open && !is_said).then_some(SAID_AFTER);
             if let Some(end) = self.wait(Some(client), within)? {
