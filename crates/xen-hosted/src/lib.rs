@@ -94,7 +94,7 @@ mod sys;
 use crate::descriptors::MissingDescriptor;
 use crate::link::Link;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -117,6 +117,9 @@ impl Rights {
     /// The rights of a guest: it may be a frontend, a backend, or both.
     pub(crate) const GUEST: Self =
         Self(Self::EVENT_CHANNELS.0 | Self::GRANT_MAP.0 | Self::GRANT_OFFER.0);
+
+    /// The rights of a process that a guest has connected: it may be a backend.
+    pub(crate) const GUEST_PROCESS: Self = Self(Self::EVENT_CHANNELS.0 | Self::GRANT_MAP.0);
 
     /// True if `other` is among them.
     pub(crate) fn has(self, other: Self) -> bool {
@@ -211,6 +214,20 @@ impl Platform {
         Self::over(socket).map_err(GuestError::Broker)
     }
 
+    /// Returns the platform of a process that a guest has connected
+    /// ([`Platform::connect_process`]): [`PROCESS_VARIABLE`] says that standard input is its
+    /// connection. `None` where it does not.
+    ///
+    /// # Errors
+    /// [`Error::NoDev`] where the broker is gone.
+    pub fn process() -> Result<Option<Self>, Error> {
+        if std::env::var_os(PROCESS_VARIABLE).is_none_or(|value| value != PROCESS_BY_INPUT) {
+            return Ok(None);
+        }
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(Error::from)?;
+        Self::over(socket).map(Some)
+    }
+
     /// Makes the platform of the domain that has handed on its `socket` to the broker. For the
     /// broker, the process that holds the socket is that domain: a domain of several processes may
     /// pass it to one of them.
@@ -249,6 +266,15 @@ impl Platform {
     #[must_use]
     pub fn offers(&self) -> gnttab::Offers {
         gnttab::Offers::new(Arc::clone(&self.link))
+    }
+
+    /// Makes a further connection of this guest, for one of its processes: a backend, which can end
+    /// and be started again while the guest goes on.
+    ///
+    /// # Errors
+    /// [`Error::Perm`] in domain 0, [`Error::NoSpc`] where the guest has as many as it may have.
+    pub fn connect_process(&self) -> Result<OwnedFd, Error> {
+        self.link.call(&proto::BrokerRequest::Connect)?.fd()
     }
 
     /// Returns the watch on domains.
@@ -339,6 +365,11 @@ pub struct StorePlatform {
     /// The watch on their creation and end.
     pub domains: domwatch::BrokerWatch,
 }
+
+/// The variable that tells a guest's process that it was given a connection of its own.
+pub const PROCESS_VARIABLE: &str = "XEN_HOSTED_PROCESS";
+/// Its value: the connection is standard input.
+pub const PROCESS_BY_INPUT: &str = "stdin";
 
 /// The variable that names the host's directory to a process of domain 0 that is started for the
 /// host.

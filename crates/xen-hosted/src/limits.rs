@@ -54,6 +54,8 @@ pub const REQUESTS_A_TURN: u32 = 16;
 pub const ANSWER_WITHIN_S: u64 = 30;
 /// Connections of domain 0's processes.
 pub const PEERS_MAX: usize = 4096;
+/// Connections of a guest's processes besides that of its first.
+pub const PROCESS_CONNECTIONS_MAX: usize = 4;
 /// Default memory of a domain, in KiB.
 pub const MEMORY_DEFAULT_KIB: u64 = 64 * 1024;
 /// The least memory that a domain can have, in KiB.

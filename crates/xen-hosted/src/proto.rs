@@ -64,6 +64,8 @@ pub(crate) enum BrokerRequest {
     },
     /// The changes of domains since the last such request.
     Changes,
+    /// A further connection of the guest, for one of its processes. Descriptor: its socket.
+    Connect,
     /// The configuration of a new domain, encoded by [`crate::domain::DomainConfig`].
     Create(Vec<u8>),
     List {
@@ -160,6 +162,7 @@ impl BrokerRequest {
                 vec![7, peer.0.into(), (*writable).into(), (*at).into()]
             }
             Self::Changes => vec![8],
+            Self::Connect => vec![28],
             Self::Create(config) => {
                 let mut bytes = 9_u64.to_ne_bytes().to_vec();
                 bytes.extend_from_slice(config);
@@ -213,6 +216,7 @@ impl BrokerRequest {
                 Self::OfferArena { peer: domid(*peer)?, writable: cut(*writable)?, at: cut(*at)? }
             }
             [8] => Self::Changes,
+            [28] => Self::Connect,
             [10, from] => Self::List { from: domid(*from)? },
             [11, of] => Self::Info { domid: domid(*of)? },
             [12, of] => Self::Pause { domid: domid(*of)? },
@@ -366,6 +370,7 @@ mod tests {
             BrokerRequest::ArenaMapped { slot: 1 },
             BrokerRequest::Release { granter: of, slot: 1, number: u64::MAX },
             BrokerRequest::Changes,
+            BrokerRequest::Connect,
             BrokerRequest::Create(b"any bytes".to_vec()),
             BrokerRequest::List { from: of },
             BrokerRequest::Info { domid: of },

@@ -4,6 +4,11 @@ use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
+/// The folder of a domain's further programs.
+pub const PROGRAMS: &str = "/opt";
+/// The most further programs of a domain.
+const PROGRAMS_MAX: usize = 8;
+
 /// The files that a domain sees, all of them read-only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Files {
@@ -78,6 +83,9 @@ pub struct DomainConfig {
     pub terminal: ConsoleTerminal,
     /// The longest time that it may exist.
     pub lifetime: Lifetime,
+    /// Programs of the host, by their paths, that it finds below [`PROGRAMS`], by their names, where
+    /// it sees [`Files::System`] and has namespaces. They need not lie where it sees files.
+    pub programs: Vec<OsString>,
     /// The program's arguments, its name first.
     pub args: Vec<OsString>,
     /// The program's variables, `NAME=value`; those that describe its
@@ -97,6 +105,7 @@ impl Default for DomainConfig {
             devices: Devices::None,
             terminal: ConsoleTerminal::None,
             lifetime: Lifetime::OfTheHost,
+            programs: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -135,10 +144,11 @@ impl DomainConfig {
             lifetime,
             self.args.len() as u64,
             self.env.len() as u64,
+            self.programs.len() as u64,
         ] {
             bytes.extend_from_slice(&word.to_ne_bytes());
         }
-        for string in self.args.iter().chain(&self.env) {
+        for string in self.args.iter().chain(&self.env).chain(&self.programs) {
             bytes.extend_from_slice(string.as_bytes());
             bytes.push(0);
         }
@@ -178,8 +188,8 @@ impl DomainConfig {
             1 => Lifetime::Held,
             _ => return None,
         };
-        let (args, env) =
-            (usize::try_from(words.next()?).ok()?, usize::try_from(words.next()?).ok()?);
+        let mut count = || usize::try_from(words.next()?).ok();
+        let (args, env, programs) = (count()?, count()?, count()?);
         let mut strings = strings.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let mut take = |count: usize| -> Option<Vec<OsString>> {
             let list: Vec<OsString> =
@@ -188,10 +198,12 @@ impl DomainConfig {
         };
         config.args = take(args)?;
         config.env = take(env)?;
+        config.programs = take(programs)?;
         let bounded = config.memory_max_kib >= MEMORY_MIN_KIB
             && config.memory_max_kib <= u64::MAX / 1024
             && config.tasks_max > 0
             && config.weight > 0
+            && config.programs.len() <= PROGRAMS_MAX
             && !config.args.is_empty();
         bounded.then_some(config)
     }
@@ -221,6 +233,7 @@ mod tests {
         config.terminal = ConsoleTerminal::Private;
         config.lifetime = Lifetime::Held;
         config.cap = 50;
+        config.programs.push("/usr/bin/true".into());
         assert_eq!(DomainConfig::decode(&config.encode()), Some(config.clone()));
         config.weight = 0;
         assert_eq!(DomainConfig::decode(&config.encode()), None);

@@ -12,7 +12,7 @@ mod script;
 mod terminal;
 pub(crate) mod user;
 
-pub use config::{ConsoleTerminal, Devices, DomainConfig, Files, Lifetime};
+pub use config::{ConsoleTerminal, Devices, DomainConfig, Files, Lifetime, PROGRAMS};
 pub use filter::system_calls;
 pub(crate) use missing_feature::MISSING_FEATURES;
 pub use missing_feature::MissingFeature;

@@ -1,13 +1,17 @@
 //! A domain's root: an empty file system with mounts of all that the domain may see.
 
-use super::config::{Devices, DomainConfig, Files};
+use super::config::{Devices, DomainConfig, Files, PROGRAMS};
 use super::script::Script;
 use crate::sys;
 use rustix::fs::{Mode, OFlags, mkdir, open, symlink};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use std::ffi::CString;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount,
+    open_tree,
+};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 /// The path at which the new root is assembled, inside the domain's own mount namespace.
 pub(super) const ROOT: &str = "/tmp";
@@ -22,6 +26,7 @@ pub(super) fn build(config: &DomainConfig, script: Option<&OwnedFd>) -> Result<(
     rustix::mount::mount_change("/", private)?;
     // Kept open: the files to be mounted may lie below the path of the new root.
     let host = open("/", OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())?;
+    let programs = open_programs(config)?;
     let script = script.map(Script::text).transpose()?;
     let size = 16 + script.as_ref().map_or(0, |text| text.len().div_ceil(4096) * 4);
     let options = CString::new(format!("size={size}k,nr_inodes=64,mode=0755"));
@@ -48,6 +53,16 @@ pub(super) fn build(config: &DomainConfig, script: Option<&OwnedFd>) -> Result<(
             }
         }
     }
+    if !programs.is_empty() {
+        mkdir(format!("{ROOT}{PROGRAMS}"), Mode::from_raw_mode(0o755))?;
+    }
+    for (name, program) in &programs {
+        let to = format!("{ROOT}{PROGRAMS}/{name}");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        drop(open(&to, flags, Mode::from_raw_mode(0o755))?);
+        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(program, "", rustix::fs::CWD, &to, empty)?;
+    }
     if let Some(text) = &script {
         Script::put(ROOT, text)?;
     }
@@ -57,6 +72,19 @@ pub(super) fn build(config: &DomainConfig, script: Option<&OwnedFd>) -> Result<(
         &root,
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
     )
+}
+
+/// Opens the further programs of a domain, each as a mount of its own, by their names.
+fn open_programs(config: &DomainConfig) -> Result<Vec<(String, OwnedFd)>, Errno> {
+    if config.files != Files::System {
+        return Ok(Vec::new());
+    }
+    let open = |path: &OsString| {
+        let name = Path::new(path).file_name().and_then(OsStr::to_str).ok_or(Errno::INVAL)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Ok((name.to_owned(), open_tree(rustix::fs::CWD, path, flags)?))
+    };
+    config.programs.iter().map(open).collect()
 }
 
 /// Mounts the writable file system for the sockets of the domain's devices and for its programs'

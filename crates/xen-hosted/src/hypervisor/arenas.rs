@@ -3,7 +3,7 @@
 
 use super::answer::{AnswerResult, words};
 use super::arena::{ARENA_LEN, Arena};
-use super::domain::Stage;
+use super::domain::{Domain, Stage};
 use super::parties::Parties;
 use super::peer::DeliveryPolicy;
 use super::poll::PeerId;
@@ -37,6 +37,12 @@ impl DomainArenas {
     fn free_slot(&self) -> usize {
         self.own.iter().position(Option::is_none).unwrap_or(self.own.len())
     }
+}
+
+/// Returns the number of arenas that the connections of a guest have looked up.
+fn mapped_count(parties: &Parties, domid: DomId) -> usize {
+    let connections = parties.domains.get(domid).into_iter().flat_map(Domain::connections);
+    connections.filter_map(|id| parties.peers.get(id)).map(|peer| peer.mapped.len()).sum()
 }
 
 /// The arenas of all domains.
@@ -76,14 +82,13 @@ impl Arenas {
     /// For the same reason the arenas that it has looked up are added: their granter may leave or
     /// empty them, and that must not kill the domain that uses them.
     pub(super) fn process_memory(&self, parties: &Parties, domid: DomId, max: u64) -> u64 {
-        let peer = parties.domains.get(domid).and_then(|domain| domain.peer);
-        let mapped = peer.and_then(|id| parties.peers.get(id)).map_or(0, |peer| peer.mapped.len());
+        let mapped = mapped_count(parties, domid);
         let left = max.saturating_sub(self.charged(domid));
         left.saturating_add(ARENA_LEN.saturating_mul(mapped as u64))
     }
 
     /// Sets the memory that a domain's processes may have.
-    fn apply_memory(&self, parties: &Parties, domid: DomId) {
+    pub(super) fn apply_memory(&self, parties: &Parties, domid: DomId) {
         if let Some(domain) = parties.domains.get(domid)
             && let Some(group) = &domain.group
         {
@@ -208,7 +213,7 @@ impl Arenas {
         parties.domains.living(granter).ok_or(Error::Srch)?;
         let arena = self.tables.get_mut(&granter).and_then(|table| table.get_mut(slot));
         let arena = arena.ok_or(Error::NoEnt)?;
-        let held = parties.peers.get(id).map_or(0, |peer| peer.mapped.len());
+        let held = mapped_count(parties, domid);
         if domid != DomId::DOM0 && held >= MAPPED_ARENAS_MAX && !arena.is_held_by(id) {
             return Err(Error::NoSpc);
         }

@@ -77,8 +77,11 @@ impl Broker {
     fn accounts(&self, domid: DomId) -> AnswerResult {
         let domain = self.parties.domains.get(domid).ok_or(Error::Srch)?;
         let info = domain.info(domid, self.arenas.untouched(domid));
-        let peer = domain.peer.and_then(|id| self.parties.peers.get(id));
-        let count = |counter| peer.map_or(0, |peer| read_counter(&peer.counters, counter));
+        let count = |counter| {
+            let peers = domain.connections().filter_map(|id| self.parties.peers.get(id));
+            let counts = peers.map(|peer| read_counter(&peer.counters, counter));
+            counts.fold(0, u64::saturating_add)
+        };
         words([
             info.cpu_time_ns,
             info.memory_kib,

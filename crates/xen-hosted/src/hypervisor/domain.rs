@@ -59,6 +59,8 @@ pub(super) struct Domain {
     pub(super) group: Option<Group>,
     /// Its own connection; domain 0 has many, and none here.
     pub(super) peer: Option<PeerId>,
+    /// The connections of its other processes.
+    pub(super) processes: Vec<PeerId>,
     /// The number of ports of others that name it, and of mappings of its arenas. While there are
     /// any, its number is not given to another.
     pub(super) named: u64,
@@ -82,11 +84,17 @@ impl Domain {
             process: None,
             group: None,
             peer: None,
+            processes: Vec::new(),
             named: 0,
             refused: 0,
             notified_before: 0,
             cpu_time_ns: 0,
         }
+    }
+
+    /// Returns all connections of a guest.
+    pub(super) fn connections(&self) -> impl Iterator<Item = PeerId> {
+        self.peer.iter().chain(&self.processes).copied()
     }
 
     pub(super) fn run_state(&self) -> RunState {

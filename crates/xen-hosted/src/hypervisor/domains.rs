@@ -101,9 +101,9 @@ impl Domains {
         self.all.insert(domid, domain);
     }
 
-    /// Returns the number of domains, dead ones included.
-    pub(super) fn count(&self) -> usize {
-        self.all.len()
+    /// Returns the number of connections of guests.
+    pub(super) fn connections(&self) -> usize {
+        self.all.values().map(|domain| domain.connections().count()).sum()
     }
 
     pub(super) fn get(&self, domid: DomId) -> Option<&Domain> {

@@ -79,11 +79,11 @@ impl Broker {
         let Some(domain) = self.parties.domains.get_mut(domid) else { return };
         domain.stage = Stage::Dying;
         domain.kill(domid, self.sandboxes.connections());
-        let peer = domain.peer;
+        let connections: Vec<PeerId> = domain.connections().collect();
         self.bindings.free_all(&mut self.parties, domid);
         self.bindings.leave(domid);
         self.arenas.end_all(&mut self.parties, domid);
-        if let Some(id) = peer {
+        for id in connections {
             self.drop_peer(id);
         }
         self.finish(domid);
@@ -136,11 +136,15 @@ impl Broker {
                 let _ = self.destroy(domid);
             }
         }
-        if let Some(domain) = self.parties.domains.get_mut(peer.domid)
-            && domain.peer == Some(id)
-        {
-            domain.peer = None;
-            self.finish(peer.domid);
+        if peer.domid != DomId::DOM0 {
+            self.arenas.apply_memory(&self.parties, peer.domid);
+        }
+        if let Some(domain) = self.parties.domains.get_mut(peer.domid) {
+            domain.processes.retain(|process| *process != id);
+            if domain.peer == Some(id) {
+                domain.peer = None;
+                self.finish(peer.domid);
+            }
         }
     }
 }

@@ -5,9 +5,10 @@ use super::bindings::FIRST_PORTS;
 use super::broker::{Broker, now_ms};
 use super::peer::{PeerConnection, ServiceState};
 use super::poll::PeerId;
+use super::process::pair;
 use crate::Rights;
 use crate::counters::IDENTITIES_LEN;
-use crate::limits::{CREATE_MAX, PACKET_MAX, REQUESTS_A_TURN};
+use crate::limits::{CREATE_MAX, PACKET_MAX, PROCESS_CONNECTIONS_MAX, REQUESTS_A_TURN};
 use crate::proto::{self, BrokerRequest};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -127,6 +128,7 @@ impl Broker {
             }
             BrokerRequest::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
             BrokerRequest::Changes => parties.peers.changes(id),
+            BrokerRequest::Connect => self.connect_process(domid),
             BrokerRequest::Create(config) => self.create(id, &config, fds),
             // These are not requests of such a connection.
             BrokerRequest::Release { .. }
@@ -134,6 +136,22 @@ impl Broker {
             | BrokerRequest::SandboxFailed { .. } => Err(Error::Inval),
             of_control => self.control(id, &of_control),
         }
+    }
+
+    /// Makes a connection for a process of a guest. It ends as one of a process of domain 0 does: its
+    /// ports close, and its mappings are removed.
+    fn connect_process(&mut self, domid: DomId) -> AnswerResult {
+        let domain = self.parties.domains.living_guest(domid).map_err(|_| Error::Perm)?;
+        if domain.processes.len() >= PROCESS_CONNECTIONS_MAX {
+            return Err(Error::NoSpc);
+        }
+        let (broker_end, link) = pair()?;
+        let ports_max = self.bindings.ports_max(domid);
+        let peer = self.parties.peers.add(broker_end, domid, Rights::GUEST_PROCESS, ports_max)?;
+        if let Some(domain) = self.parties.domains.get_mut(domid) {
+            domain.processes.push(peer);
+        }
+        Ok(Some((Vec::new(), vec![link])))
     }
 
     fn hello(&self, id: PeerId) -> AnswerResult {
@@ -174,7 +192,10 @@ fn needed(request: &BrokerRequest) -> Rights {
         | BrokerRequest::Close { .. }
         | BrokerRequest::Status { .. } => Rights::EVENT_CHANNELS,
         BrokerRequest::FindArena { .. } | BrokerRequest::Release { .. } => Rights::GRANT_MAP,
-        BrokerRequest::OfferArena { .. } | BrokerRequest::ArenaMapped { .. } => Rights::GRANT_OFFER,
+        // A process that a guest has connected connects no others.
+        BrokerRequest::OfferArena { .. }
+        | BrokerRequest::ArenaMapped { .. }
+        | BrokerRequest::Connect => Rights::GRANT_OFFER,
         BrokerRequest::BindVirq { .. } | BrokerRequest::Changes => Rights::DOMAIN_WATCH,
         BrokerRequest::Create(_)
         | BrokerRequest::List { .. }

@@ -374,7 +374,7 @@ const ROWS: &[FilterRow] = &[
     ),
     FilterRow::any(
         SandboxSet::Namespaces,
-        calls![SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigqueueinfo],
+        calls![SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigqueueinfo SYS_pidfd_open SYS_pidfd_send_signal],
         "it sees no processes but its own; `RLIMIT_SIGPENDING` bounds what waits",
     ),
     FilterRow::when(
