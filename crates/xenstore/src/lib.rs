@@ -30,6 +30,7 @@
 //! | [`store`] | [`Store`]: reading and writing nodes, inside and outside transactions |
 //! | [`transaction`] | [`Transaction`] and the bounds of its retries |
 //! | [`watch`] | watch events |
+//! | [`share`] | one connection for several processes of a domain |
 //! | [`walk`] | every node of a subtree in order: bulk read, or many requests in flight |
 //! | [`perms`] | [`Perm`]: the access of a domain to a node |
 //! | [`transport`] | the places of the store, and the transports to it |
@@ -38,6 +39,7 @@
 pub mod client;
 pub mod error;
 pub mod perms;
+pub mod share;
 pub mod store;
 pub mod transaction;
 pub mod transport;
