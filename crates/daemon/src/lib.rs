@@ -8,7 +8,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `background` | [`BackgroundStart`]: the child that serves, and the parent that waits for it |
-//! | `service` | [`sd_notify`]: readiness, told to systemd |
+//! | [`service`] | [`sd_notify`]: readiness, told to systemd; [`LifeSigns`]: signs of life |
 //! | `log` | [`Log`]: lines on standard error or in syslog, so many about each domain |
 //! | `pid_file` | [`PidFile`]: the pid of the running daemon, and its lock |
 //! | `parents` | [`create_parents`]: the directories of its files |
@@ -20,7 +20,7 @@ mod error;
 mod log;
 mod parents;
 mod pid_file;
-mod service;
+pub mod service;
 mod signals;
 
 pub use background::{BackgroundStart, leave_session};
@@ -28,5 +28,5 @@ pub use error::Error;
 pub use log::{Level, Log, connect_syslog};
 pub use parents::create_parents;
 pub use pid_file::PidFile;
-pub use service::sd_notify;
+pub use service::{LifeSigns, sd_notify};
 pub use signals::SignalSockets;

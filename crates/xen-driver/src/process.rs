@@ -2,7 +2,7 @@
 //!
 //! [`BackendProgram::serve`] takes the platform of the machine, real Xen's or a hosted host's, locks what one process alone may
 //! serve, gives up its privileges, and serves until the process is ended. Ended in whatever way and started again, it
-//! goes on where it was.
+//! goes on where it was. Whoever has started it hears when it serves, and signs of life from its loop (sd_notify(3)).
 //!
 //! | module | what it is |
 //! |---|---|
@@ -23,6 +23,8 @@ mod statistics;
 
 use crate::backend::{Backend, BackendServer, Buses, Platform};
 use clock::{COARSE, coarse_time};
+use daemon::service::READY;
+use daemon::{LifeSigns, sd_notify};
 use lock::lock;
 use log::Log;
 use platform::MachinePlatform;
@@ -105,13 +107,18 @@ impl BackendProgram {
         };
         let mut statistics = Statistics::create(self.name, &record_dir);
         let mut log = Log::new(self.name);
+        let mut signs = LifeSigns::from_environment();
         self.give_up_privileges()?;
         let mut server = begin(ProgramStart { store, domid, kinds: &kinds, platform, record_dir })?;
         self.write_line(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
+        // Who does not hear it finds the line above.
+        let _ = sd_notify(READY);
+        let turn_max =
+            signs.as_ref().map_or(LOOK_AROUND, |signs| signs.interval().min(LOOK_AROUND));
         let watched = self.kernel.filter(|kernel| on_xen && kinds.contains(&kernel.kind));
         let (mut looked, mut loaded) = (coarse_time(), false);
         loop {
-            let news = server.turn(statistics.patience())?;
+            let news = server.turn(statistics.patience().min(turn_max))?;
             let change = match (news.is_empty(), server.take_progress()) {
                 (false, _) => CounterChange::Devices,
                 (true, true) => CounterChange::Requests,
@@ -119,6 +126,9 @@ impl BackendProgram {
             };
             for news in news {
                 log.write_news(&mut server, &kinds, &news);
+            }
+            if let Some(signs) = &mut signs {
+                signs.give(coarse_time());
             }
             log.write_complaints(&mut server, &kinds);
             statistics.write_if_due(&mut server, &kinds, change);

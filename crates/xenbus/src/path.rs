@@ -63,6 +63,12 @@ pub fn error(domid: DomId, device: &str) -> String {
     format!("{home}error/{}/error", below.trim_start_matches('/'))
 }
 
+/// Returns the path above a node; empty for one without any.
+#[must_use]
+pub fn above(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(above, _)| above)
+}
+
 /// The device below `root` that a path belongs to; `None` for `root` itself and whatever is no device.
 #[must_use]
 pub fn device_at(side: Side, domid: DomId, root: &str, path: &[u8]) -> Option<Id> {

@@ -207,9 +207,9 @@ fn remove(tx: &mut impl Store, device: &NewDevice) -> Result<(), xenstore::Error
     for path in [&libxl, &front, &back] {
         tx.remove(path)?;
     }
-    let above = back.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
-    if tx.exists(&above)? && tx.directory(&above)?.is_empty() {
-        tx.remove(&above)?;
+    let above = path::above(&back);
+    if tx.exists(above)? && tx.directory(above)?.is_empty() {
+        tx.remove(above)?;
     }
     Ok(())
 }

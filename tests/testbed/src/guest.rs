@@ -28,6 +28,17 @@ pub fn create(directory: &Path, domid: DomId) -> Result<(SharedPage, DatagramCha
     Ok((page::map(&file)?, DatagramChannel { domid, socket, daemon: directory.join("evtchn") }))
 }
 
+/// Returns the nodes that libxl makes for a domain before it runs, as far as a device needs them:
+/// each with its path and its permissions, as the store writes them.
+#[must_use]
+pub fn nodes(domid: DomId) -> Vec<(String, Vec<String>)> {
+    let home = format!("/local/domain/{domid}");
+    let (fixed, own) = (vec!["n0".to_owned(), format!("r{domid}")], vec![format!("n{domid}")]);
+    [("", &fixed), ("/device", &fixed), ("/error", &own), ("/data", &own)]
+        .map(|(name, perms)| (format!("{home}{name}"), perms.clone()))
+        .to_vec()
+}
+
 /// The guest's end of the channel.
 #[derive(Debug)]
 pub struct DatagramChannel {

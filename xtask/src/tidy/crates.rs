@@ -32,7 +32,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("xenbus", &["xenstore-client", "xenstore-core", "xen-io", "xen-platform"]),
     (
         "xen-driver",
-        &["xenbus", "xenstore-client", "xen-io", "xen-platform", "xen-linux", "xen-hosted"],
+        &[
+            "xenbus",
+            "xenstore-client",
+            "xen-io",
+            "xen-platform",
+            "xen-linux",
+            "xen-hosted",
+            "daemon",
+        ],
     ),
     ("xen-block", DRIVER),
     ("xen-net", DRIVER),
@@ -66,6 +74,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "xen-platform",
             "xen-linux",
             "xen-hosted",
+            "daemon",
         ],
     ),
 ];

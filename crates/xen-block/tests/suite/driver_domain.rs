@@ -44,20 +44,17 @@ struct GuestFrontends {
     evtchn: Rc<RefCell<loopback::evtchn::Channels>>,
 }
 
-/// Creates the domain's nodes, with the owners that `libxl__domain_make` gives them; returns its
-/// connection to the store.
+/// Creates the domain's nodes; returns its connection to the store.
 fn domain(daemon: &Daemon, tool: &mut Client, domid: DomId) -> Client {
     let (page, channel) = testbed::guest::create(&daemon.guests(), domid).unwrap();
     tool.introduce(domid.0, 1, 1).unwrap();
-    let home = format!("/local/domain/{domid}");
-    let (fixed, own) = (vec!["n0".to_owned(), format!("r{domid}")], vec![format!("n{domid}")]);
-    for (name, perms) in [("", &fixed), ("/device", &fixed), ("/error", &own), ("/data", &own)] {
+    for (path, perms) in testbed::guest::nodes(domid) {
         let perms: Vec<Perm> =
             perms.iter().map(|perm| Perm::parse(perm.as_bytes()).unwrap()).collect();
-        tool.write(format!("{home}{name}"), "").unwrap();
-        tool.set_perms(format!("{home}{name}"), &perms).unwrap();
+        tool.write(&path, "").unwrap();
+        tool.set_perms(&path, &perms).unwrap();
     }
-    tool.write(format!("{home}/domid"), domid.to_string()).unwrap();
+    tool.write(format!("/local/domain/{domid}/domid"), domid.to_string()).unwrap();
     Client::over_ring(page, testbed::guest::STORE_PORT, Box::new(channel))
 }
 

@@ -24,6 +24,8 @@ pub struct GuestConnections {
     /// The ring of the guest's first console, and the port at which the guest waits for it. None on Xen, where the guest's
     /// kernel has it.
     pub console: Option<(SharedPage, Port)>,
+    /// The hosted platform; `None` on Xen.
+    pub hosted: Option<xen_hosted::Platform>,
 }
 
 impl fmt::Debug for GuestConnections {
@@ -40,7 +42,7 @@ impl GuestConnections {
     /// This is no guest, or the store or the platform cannot be reached.
     pub fn open() -> Result<Self, ProgramFailure> {
         match xen_hosted::Platform::guest() {
-            Ok(platform) => Self::over(&platform),
+            Ok(platform) => Self::over(platform),
             Err(GuestError::Missing(missing)) if xen_linux::machine() == Machine::Bare => {
                 Err(format!("no domain of a Xen host, and none of a hosted one: {missing}").into())
             }
@@ -54,10 +56,10 @@ impl GuestConnections {
     /// # Errors
     /// This is no such program, or its broker cannot be reached.
     pub fn hosted() -> Result<Self, ProgramFailure> {
-        Self::over(&xen_hosted::Platform::guest()?)
+        Self::over(xen_hosted::Platform::guest()?)
     }
 
-    fn over(hosted: &xen_hosted::Platform) -> Result<Self, ProgramFailure> {
+    fn over(hosted: xen_hosted::Platform) -> Result<Self, ProgramFailure> {
         let failed = |what| move |error| format!("{what}: {error}");
         let evtchn = hosted
             .channels()
@@ -70,7 +72,8 @@ impl GuestConnections {
         let console = hosted.console_ring(&mut grants).map_err(failed("the console's ring"))?;
         let (evtchn, grants) = (Rc::new(RefCell::new(evtchn)), Rc::new(RefCell::new(grants)));
         let platform = Platform { evtchn, grants };
-        Ok(Self { domid: hosted.domid(), store, platform, console: Some(console) })
+        let (domid, console) = (hosted.domid(), Some(console));
+        Ok(Self { domid, store, platform, console, hosted: Some(hosted) })
     }
 
     fn on_xen() -> Result<Self, ProgramFailure> {
@@ -78,7 +81,8 @@ impl GuestConnections {
         let grants = Rc::new(RefCell::new(xen_linux::gntalloc::Gntalloc::open()?));
         let mut store = Client::open()?;
         let domid = own_domid(&mut store)?;
-        Ok(Self { domid, store, platform: Platform { evtchn, grants }, console: None })
+        let platform = Platform { evtchn, grants };
+        Ok(Self { domid, store, platform, console: None, hosted: None })
     }
 
     /// The guest that has these.

@@ -10,6 +10,9 @@ use xen_hosted::{HOST_VARIABLE, HostDir, Role};
 use xen_linux::Machine;
 use xenstore::{Client, Store};
 
+/// The folder of a backend's files in a hosted guest.
+const GUEST_DIR: &str = "/tmp";
+
 /// The means of a machine.
 #[derive(Debug)]
 pub struct MachinePlatform {
@@ -29,20 +32,17 @@ impl MachinePlatform {
     /// # Errors
     /// This machine is neither a Xen host nor a hosted one, or does not let this process be a backend.
     pub fn open(name: &str) -> Result<Self, ProgramFailure> {
+        if let Some(hosted) = xen_hosted::Platform::process()? {
+            let dir = Path::new(GUEST_DIR).join(name);
+            return Self::over(&hosted, dir.clone(), dir);
+        }
         if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
             let host = HostDir::new(dir);
             let hosted = xen_hosted::Platform::connect(&host, Role::Backend).map_err(|error| {
                 let dir = host.path().display();
                 format!("no broker serves the host in {dir}: {error}; xen-hosted {dir} starts one")
             })?;
-            let evtchn = Rc::new(RefCell::new(hosted.channels()?));
-            let grants = Rc::new(RefCell::new(hosted.grants()));
-            return Ok(Self {
-                platform: Platform { evtchn, grants },
-                domid: Some(hosted.domid()),
-                run_dir: host.path().join(name),
-                lock_dir: host.path().to_owned(),
-            });
+            return Self::over(&hosted, host.path().join(name), host.path().to_owned());
         }
         if xen_linux::machine() == Machine::Bare {
             return Err(format!("no Xen here, and {HOST_VARIABLE} names no hosted host").into());
@@ -56,6 +56,18 @@ impl MachinePlatform {
             lock_dir: run_dir.clone(),
             run_dir,
         })
+    }
+
+    /// Returns the means of a process of a hosted host.
+    fn over(
+        hosted: &xen_hosted::Platform,
+        run_dir: PathBuf,
+        lock_dir: PathBuf,
+    ) -> Result<Self, ProgramFailure> {
+        let evtchn = Rc::new(RefCell::new(hosted.channels()?));
+        let grants = Rc::new(RefCell::new(hosted.grants()));
+        let platform = Platform { evtchn, grants };
+        Ok(Self { platform, domid: Some(hosted.domid()), run_dir, lock_dir })
     }
 }
 

@@ -159,7 +159,7 @@ impl DomainConfig {
     /// is impossible.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
-        let (head, strings) = rest.split_first_chunk::<80>()?;
+        let (head, strings) = rest.split_first_chunk::<88>()?;
         let (words, _) = head.as_chunks::<8>();
         let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
         let mut config = Self { handle: *handle, ..Self::default() };
