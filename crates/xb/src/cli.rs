@@ -21,6 +21,7 @@ mod top;
 mod tree;
 
 use crate::Error;
+use crate::guest::GuestRole;
 use crate::host::HostChoice;
 use crate::wait::{self, Signals};
 use clap::error::ErrorKind;
@@ -112,6 +113,9 @@ enum Command {
     /// Check configurations, and convert between xl.cfg and TOML.
     #[command(subcommand, after_help = "Example: xb config convert web.cfg")]
     Config(config::ConfigCommand),
+    /// Supervise the backends of a driver domain, in place of xl devd, or of a hosted host.
+    #[command(after_help = "Example: xb devd")]
+    Devd,
     /// Show everything once: a host, guests, disks, a backend that is stopped, killed and comes back.
     #[command(after_help = "Example: xb demo --keep")]
     Demo(demo::Demo),
@@ -128,6 +132,8 @@ enum Command {
         /// The command line to run.
         #[arg(help = "What to run", default_value = "")]
         line: String,
+        #[arg(long, help = "Serve devices of others, too")]
+        driver_domain: bool,
     },
 }
 
@@ -151,6 +157,7 @@ impl Command {
             | Self::Config(config::ConfigCommand::Convert { .. })
             | Self::Completions(_)
             | Self::Man(_)
+            | Self::Devd
             | Self::Keeper
             | Self::GuestInit { .. } => (ArgumentUse::No, ArgumentUse::No),
             _ => (ArgumentUse::Yes, ArgumentUse::Yes),
@@ -205,11 +212,15 @@ fn explain(options: &GlobalOptions, error: Error) -> String {
 fn run(line: Line) -> Result<u8, Error> {
     let options = &line.options;
     match line.command {
-        Command::GuestInit { line } => return crate::guest::run(&line),
+        Command::GuestInit { line, driver_domain } => {
+            let role = if driver_domain { GuestRole::DriverDomain } else { GuestRole::Plain };
+            return crate::guest::run(&line, role);
+        }
         Command::Keeper => {
             let folder = options.choice().hosted("the keeper")?;
             return crate::keeper::run(&folder).map(|()| 0);
         }
+        Command::Devd => return crate::devd::run(options.place()?).map(|()| 0),
         Command::Store(store) => return store::run(options, &store),
         // It leaves nothing to undo: a signal may end it at once.
         Command::Top(top) => return top::run(options, &top),
@@ -243,6 +254,10 @@ fn run(line: Line) -> Result<u8, Error> {
         Command::Demo(demo) => demo::run(options, &demo),
         Command::Completions(completions) => complete::completions(&Line::command(), &completions),
         Command::Man(man) => complete::man(Line::command(), &man),
-        Command::Keeper | Command::GuestInit { .. } | Command::Store(_) | Command::Top(_) => Ok(0),
+        Command::Devd
+        | Command::Keeper
+        | Command::GuestInit { .. }
+        | Command::Store(_)
+        | Command::Top(_) => Ok(0),
     }
 }

@@ -5,6 +5,8 @@
 
 mod attach;
 mod attached;
+mod backend_choice;
+pub mod backend_domain;
 mod detach;
 mod device;
 pub mod disk;
@@ -13,6 +15,7 @@ mod reported;
 
 pub use attach::{add, attach, await_connected};
 pub use attached::{AttachedDevice, list, list_of_kind};
+pub use backend_choice::BackendChoiceError;
 pub use detach::{CLOSES_WITHIN, Force, detach};
 pub use device::AttachableDevice;
 pub use reported::ReportedError;

@@ -1,5 +1,6 @@
 //! The errors of the toolstack, as sentences that help and exit codes.
 
+use crate::devices::BackendChoiceError;
 use std::fmt;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ pub(crate) const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
 pub enum Error {
     /// A configuration makes no sense.
     Config(crate::config::Error),
+    /// A domain that cannot serve a device was named for that.
+    BackendChoice(BackendChoiceError),
     /// The store refused, or is gone.
     Store(xenstore::Error),
     /// The hypervisor refused.
@@ -67,7 +70,9 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             error if error.is_late() => 3,
-            Self::NotFound(_) | Self::Destroyed { .. } => 4,
+            Self::NotFound(_)
+            | Self::Destroyed { .. }
+            | Self::BackendChoice(BackendChoiceError::NoDomain { .. }) => 4,
             Self::Interrupted => 130,
             _ => 1,
         }
@@ -117,6 +122,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => error.fmt(f),
+            Self::BackendChoice(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
             Self::Platform { what, error } => write!(f, "{what}: {error}"),
             Self::NotFound(text)
@@ -142,6 +148,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Config(error) => Some(error),
+            Self::BackendChoice(error) => Some(error),
             Self::Store(error) => Some(error),
             Self::Platform { error, .. } => Some(error),
             _ => None,
@@ -152,6 +159,12 @@ impl std::error::Error for Error {
 impl From<xenstore::Error> for Error {
     fn from(error: xenstore::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<BackendChoiceError> for Error {
+    fn from(error: BackendChoiceError) -> Self {
+        Self::BackendChoice(error)
     }
 }
 

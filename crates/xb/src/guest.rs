@@ -6,17 +6,17 @@
 //! domain has shut down where it is 0, and crashed else, as a machine whose init has ended.
 
 use crate::Error;
-use rustix::event::{PollFd, PollFlags, poll};
+use crate::devd::{BackendPlace, GUEST_STORE, Supervisor};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use rustix::time::Timespec;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use xen::DomId;
 use xen_block::front::Options;
 use xen_block::front::disks::{Disks, TELLS_READY};
 use xen_block::front::fuse::Fuse;
@@ -28,7 +28,8 @@ use xen_hosted::domain::SHUTDOWN_STATUS;
 use xen_io::xenbus::State;
 use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::negotiate::QueueLimits;
-use xenstore::{Event, Store};
+use xenstore::share::SharedStore;
+use xenstore::{Client, Event, Store};
 
 /// The longest time that a program may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -45,8 +46,19 @@ const DISK: Options =
     Options { rings: QueueLimits { order_max: 1, queues_max: 1 }, segments_max: 64, buffers: 120 };
 /// The longest sleep; every event of interest ends it.
 const SLEEP: Duration = Duration::from_secs(3600);
+/// The time after which a process that does not read what the store tells it is tried again.
+const UNREAD_AGAIN: Duration = Duration::from_millis(10);
 /// The watch on requests of the toolstack.
 const CONTROL: &str = "control/shutdown";
+
+/// The role of a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestRole {
+    /// It uses devices.
+    Plain,
+    /// It serves devices of others, too.
+    DriverDomain,
+}
 
 /// A request of the toolstack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,8 +97,16 @@ impl EndingProgram {
     }
 }
 
+/// The backends of a driver domain.
+struct GuestBackends {
+    supervisor: Supervisor,
+    /// The store, for the backends' processes.
+    shared: SharedStore,
+}
+
 struct Init {
     guest: Guest,
+    backends: Option<GuestBackends>,
     disks: Disks,
     /// The console; none where the sandbox has no terminals.
     console: Option<ConsoleFrontend>,
@@ -99,11 +119,12 @@ struct Init {
     children: UnixStream,
 }
 
-/// Runs as the init of the domain whose program this is. Returns the domain's exit status.
+/// Runs as the init of the domain whose program this is; of a driver domain, also as the supervisor
+/// of its backends. Returns the domain's exit status.
 ///
 /// # Errors
 /// This is no domain's program, or the store is gone.
-pub fn run(line: &str) -> Result<u8, Error> {
+pub fn run(line: &str, role: GuestRole) -> Result<u8, Error> {
     // First: where there is no FUSE, the number of its descriptor is not yet reused.
     let fuse = xen_hosted::guest_devices();
     let terminal = xen_hosted::guest_terminal().ok();
@@ -140,8 +161,15 @@ pub fn run(line: &str) -> Result<u8, Error> {
     if !Path::new("/proc").exists() {
         disks.serve_sockets("/tmp");
     }
+    let backends = match (role, open.hosted.take()) {
+        (GuestRole::DriverDomain, Some(platform)) => {
+            Some(GuestBackends::start(platform, &mut open.store, open.domid)?)
+        }
+        _ => None,
+    };
     let init = Init {
         guest: open.guest(),
+        backends,
         disks,
         console,
         program: ProgramState::Waiting(expected),
@@ -154,6 +182,31 @@ pub fn run(line: &str) -> Result<u8, Error> {
     init.serve()
 }
 
+impl GuestBackends {
+    fn start(
+        platform: xen_hosted::Platform,
+        store: &mut Client,
+        domid: DomId,
+    ) -> Result<Self, Error> {
+        let shared = SharedStore::bind(Path::new(GUEST_STORE)).map_err(Error::io(GUEST_STORE))?;
+        let place = BackendPlace::HostedGuest(platform);
+        let supervisor = Supervisor::start(place, store, domid)?;
+        Ok(Self { supervisor, shared })
+    }
+
+    /// Does what is to be done now. Returns the longest time until the next look.
+    fn look(&mut self, store: &mut Client) -> Result<Duration, Error> {
+        let next = self.supervisor.look(store)?;
+        self.shared.serve(store)?;
+        let left = next.saturating_duration_since(Instant::now());
+        Ok(if self.shared.has_unread() { left.min(UNREAD_AGAIN) } else { left })
+    }
+
+    fn take(&mut self, store: &mut Client, event: &Event) -> Result<(), Error> {
+        if self.shared.take(event) { Ok(()) } else { self.supervisor.take(store, event) }
+    }
+}
+
 impl Init {
     fn serve(mut self) -> Result<u8, Error> {
         loop {
@@ -162,17 +215,25 @@ impl Init {
             {
                 self.start()?;
             }
+            let until = self.ending.map(|ending| ending.next()).or(self.show_until);
+            let mut sleep = until.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
+            if let Some(backends) = &mut self.backends {
+                // Before others are waited for, so that the ends of its own are told.
+                sleep = sleep.min(backends.look(self.guest.store())?);
+            }
             self.reap()?;
             if let Some(code) = self.domain_status()
                 && self.is_shown()
             {
                 return Ok(code);
             }
-            let until = self.ending.map(|ending| ending.next()).or(self.show_until);
-            let sleep = until.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
+            let mut waited = vec![self.children.as_fd()];
+            if let Some(GuestBackends { supervisor, shared }) = &self.backends {
+                waited.extend(supervisor.descriptors().chain(shared.descriptors()));
+            }
             let mut kinds: Vec<&mut dyn GuestDevices> = vec![&mut self.disks];
             kinds.extend(self.console.as_mut().map(|console| console as &mut dyn GuestDevices));
-            let turn = self.guest.turn(&mut kinds, sleep, &[self.children.as_fd()])?;
+            let turn = self.guest.turn(&mut kinds, sleep, &waited)?;
             for (kind, news) in &turn.news {
                 match kind {
                     0 => tell(news),
@@ -186,6 +247,9 @@ impl Init {
     }
 
     fn take(&mut self, event: &Event) -> Result<(), Error> {
+        if let Some(backends) = &mut self.backends {
+            backends.take(self.guest.store(), event)?;
+        }
         if *event.token != *CONTROL.as_bytes() {
             return Ok(());
         }
@@ -288,12 +352,7 @@ impl Init {
 /// Writes a line into the log, where there is room: nobody reads it while the keeper is gone, and
 /// disks have to be served all the same.
 fn say(line: &str) {
-    let error = std::io::stderr();
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let room = poll(&mut [PollFd::new(&error, PollFlags::OUT)], Some(&at_once));
-    if matches!(room, Ok(1..)) {
-        let _ = (&error).write_all(format!("guest-init: {line}\n").as_bytes());
-    }
+    crate::text::print_where_room(&std::io::stderr(), &format!("guest-init: {line}\n"));
 }
 
 /// Makes the terminal's end that is for programs the terminal of a session that `command` leads.

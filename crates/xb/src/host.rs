@@ -11,6 +11,7 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod saved_config;
 pub mod service;
+pub(crate) mod signs;
 
 use crate::Error;
 use crate::error::TIMED_OUT;

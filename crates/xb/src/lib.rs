@@ -13,6 +13,7 @@
 //! | [`doctor`] | the diagnosis of devices that do not work |
 //! | [`lifecycle`] | guests: created with their devices, followed over restarts, taken down |
 //! | [`top`] | what domains do, turn after turn |
+//! | [`devd`] | the supervisor of backends: they are started again, and their devices' scripts are run |
 //! | [`keeper`] | the process that acts when guests end |
 //! | [`guest`] | the built-in guest init |
 //! | [`wait`] | waiting, with an end and with Ctrl-C |
@@ -21,6 +22,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod devd;
 pub mod devices;
 pub mod doctor;
 pub mod domain;

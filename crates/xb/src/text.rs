@@ -1,5 +1,8 @@
 //! Texts for people: short strings, causes, sizes, times.
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Returns the beginning of a text from outside, for an error.
@@ -9,7 +12,8 @@ pub fn short(text: &str) -> String {
     cut(text, MOST)
 }
 
-fn cut(text: &str, most: usize) -> String {
+/// Returns the beginning of a text that is longer than so many characters.
+pub(crate) fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.into();
     }
@@ -92,6 +96,16 @@ pub fn clean_lines(bytes: &mut [u8], last: &mut u8) {
             *byte = b'?';
         }
         *last = was;
+    }
+}
+
+/// Writes to a stream where it has room: nobody may read it for a while, and the work goes on all
+/// the same.
+pub(crate) fn print_where_room<S: AsFd>(stream: &S, text: &str) {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let room = poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&at_once));
+    if matches!(room, Ok(1..)) {
+        let _ = rustix::io::write(stream, text.as_bytes());
     }
 }
 

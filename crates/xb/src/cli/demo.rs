@@ -27,6 +27,8 @@ use xen_console::service::wire::{ClientAccess, DaemonFrame, OutputStart};
 
 /// Bytes of the images.
 const IMAGE: u64 = 64 << 20;
+/// The time between two looks at a backend that is awaited.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 #[derive(Args, Debug)]
 pub(crate) struct Demo {
@@ -252,6 +254,16 @@ impl DemoRun {
         BLOCK.running(&self.folder).ok_or_else(gone)
     }
 
+    /// Waits until the backend runs.
+    fn await_backend(&self) -> Result<(), Error> {
+        let limit = self.limit();
+        while BLOCK.running(&self.folder).is_none() {
+            let slice = limit.slice(&|| format!("{} is started again", BLOCK.name()))?;
+            std::thread::sleep(slice.min(LOOK_AGAIN));
+        }
+        Ok(())
+    }
+
     /// Stops the backend while two writes, where two has something to write, and asks the doctor.
     fn stopped(&self, host: &mut Host, access: FileSystemAccess) -> Result<(), Error> {
         let name = match access {
@@ -273,13 +285,13 @@ impl DemoRun {
         })
     }
 
-    /// Kills the backend, which is stopped, and starts another.
+    /// Kills the backend, which is stopped, and waits until its supervisor has started another.
     fn killed(&self, access: FileSystemAccess) -> Result<(), Error> {
         self.step("the backend is killed (SIGKILL) and started again", || {
             self.backend()?.kill();
             // Nobody writes any more, so this is the number of pieces that two has written.
             let written = if access == FileSystemAccess::Nothing { 0 } else { self.pieces()? };
-            BLOCK.start(&self.folder, self.limit())?;
+            self.await_backend()?;
             match written {
                 0 => Ok(String::new()),
                 guests::PIECES => Err(Error::Refused("two had written all before it was".into())),

@@ -4,8 +4,10 @@ use super::options::GlobalOptions;
 use super::out;
 use crate::config::DiskSpec;
 use crate::config::disk::next_free;
+use crate::devices::backend_domain::BackendUser;
 use crate::devices::disk::{self, AttachedDisk, HostKind};
 use crate::devices::{self, Force};
+use crate::domain::Domain;
 use crate::host::Host;
 use crate::{Error, domain, text};
 use clap::{Args, Subcommand};
@@ -165,7 +167,7 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
         let domid = domain.info.domid;
         let mut spec = DiskSpec::parse(&text).map_err(|wrong| Error::Refused(wrong.to_string()))?;
         if !spec.vdev.is_empty() {
-            attach_one(options, attach, host, domid, &spec)?;
+            attach_one(options, attach, host, domain, &spec)?;
             return print_state(options, host, domid, &spec.vdev);
         }
         loop {
@@ -177,7 +179,7 @@ fn attach(options: &GlobalOptions, attach: &Attach) -> Result<u8, Error> {
             let mut left = left.into_iter();
             disks.retain(|_| !left.next().unwrap_or(false));
             spec.vdev = next_free(|number| disks.iter().any(|disk| disk.number() == number));
-            match attach_one(options, attach, host, domid, &spec) {
+            match attach_one(options, attach, host, domain, &spec) {
                 // Another client has taken the name meanwhile.
                 Err(Error::AlreadyThere(_)) => crate::wait::check()?,
                 attached => break attached?,
@@ -194,15 +196,18 @@ fn attach_one(
     options: &GlobalOptions,
     attach: &Attach,
     host: &mut Host,
-    domid: DomId,
+    domain: &Domain,
     spec: &DiskSpec,
 ) -> Result<(), Error> {
-    let disk = disk::prepare(spec, HostKind::of(host), &super::options::current_folder())?;
-    let device = disk.device(domid)?;
+    let mut disk = disk::prepare(spec, HostKind::of(host), &super::options::current_folder())?;
+    let user = BackendUser { name: &domain.name, domid: Some(domain.info.domid) };
+    let limit = options.limit();
+    disk.find_backend(host, user, Some(limit).filter(|_| !attach.no_wait))?;
+    let device = disk.device(domain.info.domid)?;
     if attach.no_wait {
         devices::add(&mut host.store, &device)
     } else {
-        devices::attach(host, &device, options.limit())
+        devices::attach(host, &device, limit)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The options that every command takes.
 
 use crate::Error;
+use crate::devd::BackendPlace;
 use crate::host::{Host, HostChoice};
 use crate::wait::Limit;
 use clap::Args;
@@ -41,8 +42,18 @@ pub(super) fn current_folder() -> PathBuf {
 
 impl GlobalOptions {
     pub(super) fn choice(&self) -> HostChoice {
-        let named = std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);
-        HostChoice::of(self.host.as_deref().or(named.as_deref()))
+        HostChoice::of(self.named().as_deref())
+    }
+
+    /// Returns the folder of the hosted host that is named, by the option or the environment.
+    fn named(&self) -> Option<PathBuf> {
+        let named = || std::env::var_os(crate::host::folder::VARIABLE).map(PathBuf::from);
+        self.host.clone().or_else(named)
+    }
+
+    /// Returns the place whose backends this machine's supervisor has.
+    pub(super) fn place(&self) -> Result<BackendPlace, Error> {
+        BackendPlace::of(self.named().as_deref(), xen_linux::machine())
     }
 
     pub(super) fn open(&self) -> Result<Host, Error> {

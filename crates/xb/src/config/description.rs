@@ -67,6 +67,8 @@ pub struct Description {
     pub directory: PathBuf,
     /// True if its disks may be mounted by the host's kernel.
     pub kernel_block: bool,
+    /// True if it serves devices of other domains.
+    pub driver_domain: bool,
     /// The action when it has shut down.
     pub on_poweroff: Action,
     /// The action when it has asked for a reboot.
@@ -129,6 +131,7 @@ impl Description {
             disks: reader.disks()?,
             directory: PathBuf::from("/dev"),
             kernel_block: reader.number("kernel_block", 0, u64::MAX)?.is_some_and(|set| set != 0),
+            driver_domain: reader.number("driver_domain", 0, u64::MAX)?.is_some_and(|set| set != 0),
             on_poweroff: reader.action("on_poweroff", Action::Destroy)?,
             on_reboot: reader.action("on_reboot", Action::Restart)?,
             on_crash: reader.action("on_crash", Action::Destroy)?,

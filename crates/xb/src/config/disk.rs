@@ -9,6 +9,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use xen_block::vbd;
 
+/// The folder of hotplug scripts.
+pub(crate) const SCRIPT_FOLDER: &str = "/etc/xen/scripts/";
+
 /// A part of a disk string that cannot be parsed, and the text that was expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -181,6 +184,13 @@ impl DiskSpec {
             return Format::Empty;
         }
         self.format.unwrap_or(Format::Raw)
+    }
+
+    /// Returns the hotplug script, without the path of the folder where all are.
+    #[must_use]
+    pub fn script_name(&self) -> Option<&str> {
+        let script = self.script.as_deref().filter(|script| !script.is_empty())?;
+        Some(script.strip_prefix(SCRIPT_FOLDER).unwrap_or(script))
     }
 
     /// Returns its virtual device number.

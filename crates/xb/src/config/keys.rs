@@ -17,6 +17,7 @@ pub const HEEDED: &[&str] = &[
     "cmdline",
     "cpu_weight",
     "disk",
+    "driver_domain",
     "extra",
     "kernel",
     "kernel_block",
@@ -39,7 +40,7 @@ const OTHERS: &str = "\
     bootloader_user builder channel cpuid cpus cpus_soft device_model device_model_args \
     device_model_args_hvm device_model_args_pv device_model_override \
     device_model_stubdomain_override device_model_stubdomain_seclabel device_model_user \
-    device_model_version device_tree display dm_restrict driver_domain dtdev e820_host extratime \
+    device_model_version device_tree display dm_restrict dtdev e820_host extratime \
     firmware firmware_override gfx_passthru gic_version hap hdtype hpet hvm_pirq init_seclabel \
     iomem ioports irqs keymap latency llc_colors localtime max_event_channels max_grant_frames \
     max_grant_version max_maptrack_frames maxvcpus mca_caps mmio_hole ms_vm_genid msr_relaxed \

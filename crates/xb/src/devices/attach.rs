@@ -79,6 +79,8 @@ pub fn await_connected(
         format!("{words} of domain {domid} connects (frontend {front}, backend {back})")
     };
     let backend = daemons::backend(&device.nodes().backend_kind);
+    // The log of a driver domain's backend is there.
+    let backend = backend.filter(|_| device.nodes().backend == DomId::DOM0);
     let log = host.folder().zip(backend).map(|(folder, daemon)| daemon.log(folder));
     let log = log.map(|log| format!("; {} says more", log.display())).unwrap_or_default();
     let ended =

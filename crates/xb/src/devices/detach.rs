@@ -10,6 +10,7 @@ use crate::{Error, doctor};
 use std::time::Duration;
 use xen::DomId;
 use xen_io::xenbus::State;
+use xenbus::path::above;
 use xenbus::toolstack::{self, NewDevice};
 use xenstore::{Client, Store};
 
@@ -110,11 +111,6 @@ pub(super) fn forget(store: &mut Client, device: &NewDevice) -> Result<(), Error
         Ok(())
     })?;
     Ok(())
-}
-
-/// Returns the parent of a node.
-fn above(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(above, _)| above)
 }
 
 /// Makes the backends of all devices of a domain begin to release them.

@@ -6,10 +6,12 @@ mod resize;
 pub mod stats;
 pub(crate) mod users;
 
+use super::backend_domain::{self, BackendUser};
 use super::device::AttachableDevice;
 use crate::config::DiskSpec;
-use crate::config::disk::{BackendType, Format, Specification};
+use crate::config::disk::{BackendType, Format, SCRIPT_FOLDER, Specification};
 use crate::host::{Host, HostPlatform};
+use crate::wait::Limit;
 use crate::{Error, text};
 use rustix::fs::OFlags;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -25,8 +27,8 @@ pub use users::FileUser;
 
 /// The script that tells libxl that `xen-blockd` serves a disk.
 const OUR_SCRIPT: &str = "block-xenbus";
-/// The folder of scripts.
-const SCRIPTS: &str = "/etc/xen/scripts/";
+/// The script of disks that name none.
+const COMMON_SCRIPT: &str = "block";
 
 /// A folder that exists while the kernel's block backend is loaded, which then serves all of `vbd`.
 const KERNEL_VBD: &str = "/sys/bus/xen-backend/drivers/vbd";
@@ -38,6 +40,8 @@ pub struct AttachableDisk {
     pub spec: DiskSpec,
     /// The target that the backend is told to serve.
     pub target: String,
+    /// The domain that serves it.
+    pub backend: DomId,
     number: u32,
     backend_kind: &'static str,
 }
@@ -83,9 +87,7 @@ pub fn prepare(
             "grant_usage=0 is for virtio; what is served here is granted; leave it out",
         ));
     }
-    if spec.backend.as_deref().is_some_and(|name| !matches!(name, "" | "0" | "Domain-0")) {
-        return Err(refused("driver domains (backend=) are not supported yet"));
-    }
+    let is_own = backend_domain::is_own(spec.backend.as_deref());
     if !spec.colo.is_empty() {
         return Err(refused("COLO is not supported"));
     }
@@ -94,55 +96,50 @@ pub fn prepare(
             return Err(refused("backendtype is phy or qdisk"));
         }
         (Some(BackendType::Qdisk), _) => "qdisk",
-        (Some(BackendType::Phy), _) | (None, HostKind::Hosted) => "vbd",
-        (None, HostKind::Xen) => {
-            if spec.script.is_some() {
-                "vbd"
-            } else {
-                "qdisk"
-            }
-        }
+        (None, HostKind::Xen) if is_own && spec.script.is_none() => "qdisk",
+        (Some(BackendType::Phy) | None, _) => "vbd",
     };
-    if place == HostKind::Xen && backend_kind == "vbd" && Path::new(KERNEL_VBD).exists() {
+    if place == HostKind::Xen && is_own && backend_kind == "vbd" && Path::new(KERNEL_VBD).exists() {
         let why = "the kernel's xen-blkback serves vbd; use backendtype=qdisk, or rmmod xen-blkback and start xen-blockd";
         return Err(refused(why));
     }
+    let target = target_of(spec, directory).map_err(|why| refused(&why))?;
+    let disk =
+        AttachableDisk { spec: spec.clone(), target, backend: DomId::DOM0, number, backend_kind };
+    if is_own {
+        disk.check_target(directory).map_err(|why| refused(&why))?;
+    }
+    Ok(disk)
+}
+
+/// Returns the target that the backend is told to serve; the error is the reason why there is none.
+fn target_of(spec: &DiskSpec, directory: &Path) -> Result<String, String> {
     let named = spec.target.as_deref().unwrap_or_default();
-    let script = spec.script.as_deref().filter(|script| !script.is_empty());
-    // Scripts are in one folder, whose path may be omitted.
-    let script = script.map(|script| script.strip_prefix(SCRIPTS).unwrap_or(script));
-    let target = match (script, spec.format()) {
+    // Names of another domain's files are looked for there.
+    let is_own = backend_domain::is_own(spec.backend.as_deref());
+    let path = || match is_own {
+        true => absolute(named, Some(directory)),
+        false => absolute(named, None),
+    };
+    Ok(match (spec.script_name(), spec.format()) {
         (Some(OUR_SCRIPT), _) => named.to_owned(),
+        // The domain that serves the disk runs it.
+        (Some(_), _) if !is_own => named.to_owned(),
         (Some(script), _) => {
-            return Err(refused(&format!(
+            return Err(format!(
                 "hotplug script {script} is not run; name a path, or {OUR_SCRIPT}"
-            )));
+            ));
         }
-        (None, Format::Empty) => return Err(refused("a drive without a medium is not supported")),
+        (None, Format::Empty) => return Err("a drive without a medium is not supported".into()),
         (None, Format::Raw) if named.starts_with("nbd:unix:") || named.starts_with("memory:") => {
             named.to_owned()
         }
-        (None, Format::Raw) => absolute(named, directory),
-        (None, Format::Qcow2) => format!("qcow2:{}", absolute(named, directory)),
+        (None, Format::Raw) => path(),
+        (None, Format::Qcow2) => format!("qcow2:{}", path()),
         (None, other) => {
-            return Err(refused(&format!(
-                "format {} is not served; raw and qcow2 are",
-                other.word()
-            )));
+            return Err(format!("format {} is not served; raw and qcow2 are", other.word()));
         }
-    };
-    let parsed = DiskTarget::parse(&target).map_err(|wrong| refused(&wrong))?;
-    if let DiskTarget::Raw(path) | DiskTarget::Qcow2(path) = parsed
-        && let Err(error) = openable(&path, spec)
-    {
-        let hint = if named.starts_with('/') {
-            String::new()
-        } else {
-            format!(" ({named} is not in {} either)", directory.display())
-        };
-        return Err(refused(&format!("{}: {error}{hint}", path.display())));
-    }
-    Ok(AttachableDisk { spec: spec.clone(), target, number, backend_kind })
+    })
 }
 
 /// Checks that a file can be a disk; the error is the reason why it cannot.
@@ -162,18 +159,56 @@ fn openable(path: &Path, spec: &DiskSpec) -> Result<(), String> {
     Err("is no file and no block device".into())
 }
 
-fn absolute(named: &str, directory: &Path) -> String {
+/// Returns the path of a file: of one that is named without `/` in front, in a folder, else below
+/// `/dev`.
+fn absolute(named: &str, directory: Option<&Path>) -> String {
     if named.starts_with('/') {
         return named.into();
     }
-    let here = directory.join(named);
-    match here.to_str() {
-        Some(path) if !named.is_empty() && here.exists() => path.into(),
+    let here = directory.map(|directory| directory.join(named));
+    match here.as_deref().map(|here| (here.to_str(), here)) {
+        Some((Some(path), here)) if !named.is_empty() && here.exists() => path.into(),
         _ => format!("/dev/{named}"),
     }
 }
 
 impl AttachableDisk {
+    /// Checks that its target can be opened here; the error is the reason why it cannot.
+    fn check_target(&self, directory: &Path) -> Result<(), String> {
+        let (DiskTarget::Raw(path) | DiskTarget::Qcow2(path)) = DiskTarget::parse(&self.target)?
+        else {
+            return Ok(());
+        };
+        openable(&path, &self.spec).map_err(|error| {
+            let named = self.spec.target.as_deref().unwrap_or_default();
+            let hint = if named.starts_with('/') {
+                String::new()
+            } else {
+                format!(" ({named} is not in {} either)", directory.display())
+            };
+            format!("{}: {error}{hint}", path.display())
+        })
+    }
+
+    /// Finds the domain that is to serve it, and waits until that serves its kind, where it is to
+    /// be awaited.
+    ///
+    /// # Errors
+    /// [`Error::BackendChoice`]; the errors of [`backend_domain::await_served`].
+    pub fn find_backend(
+        &mut self,
+        host: &mut Host,
+        user: BackendUser<'_>,
+        limit: Option<Limit>,
+    ) -> Result<(), Error> {
+        let backend = backend_domain::find(host, self.spec.backend.as_deref(), user)?;
+        if let Some(limit) = limit {
+            backend_domain::await_served(host, backend.as_ref(), self.backend_kind, limit)?;
+        }
+        self.backend = backend.map_or(DomId::DOM0, |backend| backend.info.domid);
+        Ok(())
+    }
+
     /// Returns its device in a domain.
     ///
     /// # Errors
@@ -183,7 +218,7 @@ impl AttachableDisk {
         let numeric = spec.vdev.starts_with(|first: char| first.is_ascii_digit());
         let vbd = Vbd {
             frontend: domid,
-            backend: DomId::DOM0,
+            backend: self.backend,
             backend_kind: self.backend_kind.into(),
             // A number is replaced below.
             vdev: if numeric { "xvda".into() } else { spec.vdev.clone() },
@@ -213,8 +248,17 @@ impl AttachableDisk {
         if spec.direct_io_safe {
             device.backend_nodes.push(("direct-io-safe".into(), "1".into()));
         }
-        if spec.script.is_some() {
-            device.backend_nodes.push(("script".into(), format!("{SCRIPTS}{OUR_SCRIPT}")));
+        if self.backend != DomId::DOM0 {
+            // That domain runs it, where its kernel serves the disk.
+            let script = spec.script_name().unwrap_or(COMMON_SCRIPT);
+            let script = if script.starts_with('/') {
+                script.into()
+            } else {
+                format!("{SCRIPT_FOLDER}{script}")
+            };
+            device.backend_nodes.push(("script".into(), script));
+        } else if spec.script.is_some() {
+            device.backend_nodes.push(("script".into(), format!("{SCRIPT_FOLDER}{OUR_SCRIPT}")));
             device.backend_nodes.push(("hotplug-status".into(), "connected".into()));
         }
         Ok(AttachableDevice::new(device).named(&vbd::name(self.number)).serving(&self.target))

@@ -60,6 +60,7 @@ impl FaultCause {
     pub fn effect(&self) -> &'static str {
         match self {
             Self::Backend(BackendFault::Throttled { .. }) => "is slow",
+            Self::Backend(BackendFault::SupervisorSilent { .. }) => "is not looked after",
             Self::Guest(GuestFault::InUse { .. } | GuestFault::Keeps) => "is not let go of",
             Self::Nodes(NodeFault::Barred(_)) => "is hindered",
             Self::Target(_) | Self::Nodes(_) | Self::Guest(GuestFault::Refuses { .. }) => {

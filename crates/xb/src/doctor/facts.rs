@@ -1,6 +1,7 @@
 //! The facts about a host, a guest and a device, as they were found at one moment.
 
 use crate::devices::ReportedError;
+use crate::devices::backend_domain::DriverDomainAnswer;
 use crate::devices::disk::FileUser;
 use crate::host::service::ServiceProcess;
 use std::path::PathBuf;
@@ -171,6 +172,8 @@ pub struct DeviceFacts {
     pub target: Option<TargetFacts>,
     /// The limits.
     pub limits: LimitFacts,
+    /// The answer of the supervisor of its backend's domain; `None` where there is none to ask.
+    pub supervisor: Option<DriverDomainAnswer>,
     /// The process that serves it.
     pub service: ServiceProcess,
     /// The file or folder that shows that process.

@@ -167,6 +167,14 @@ fn served(device: &DeviceFacts) -> Option<FaultCause> {
             return Some(FaultCause::Nodes(NodeFault::EndMissing { side, path }));
         }
     }
+    let supervised = device.supervisor.as_ref();
+    if let Some(fault) = supervised.and_then(|answer| answer.faults.first())
+        && (domid == DomId::DOM0 || !device.is_connected())
+    {
+        let fault = fault.clone();
+        return Some(FaultCause::Backend(BackendFault::KeepsEnding { domid, fault }));
+    }
+    let is_silent = supervised.is_some_and(|answer| answer.has_answered && !answer.answers);
     let idle = matches!(device.back.state, State::Unknown | State::Initialising);
     Some(FaultCause::Backend(match device.service {
         ServiceProcess::Stopped(pid) => {
@@ -174,6 +182,7 @@ fn served(device: &DeviceFacts) -> Option<FaultCause> {
         }
         ServiceProcess::Down => BackendFault::Down { kind, domid },
         ServiceProcess::Kernel if is_ours(device) => BackendFault::TakenByKernel { kind },
+        _ if is_silent && domid != DomId::DOM0 => BackendFault::SupervisorSilent { domid },
         _ if idle && domid != DomId::DOM0 => BackendFault::NoneInDomain { kind, domid },
         _ => {
             let target = device.target.as_ref().filter(|target| target.server_gone)?;

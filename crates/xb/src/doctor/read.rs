@@ -5,6 +5,7 @@ use super::facts::{
     TargetAccess, TargetFacts,
 };
 use super::subject::FaultSubject;
+use crate::devices::backend_domain::{self, DriverDomainAnswer};
 use crate::devices::disk::stats::{self, DiskStats};
 use crate::devices::disk::users;
 use crate::devices::{ReportedError, device_command};
@@ -119,10 +120,12 @@ pub(super) fn device(
     counted: &[DiskStats],
 ) -> Result<DeviceFacts, Error> {
     let (backend, kind) = (device.backend, &device.backend_kind);
-    let log = host.folder().zip(daemons::backend(kind)).map(|(folder, daemon)| daemon.log(folder));
+    let daemon = daemons::backend(kind).filter(|_| backend == DomId::DOM0);
+    let log = host.folder().zip(daemon).map(|(folder, daemon)| daemon.log(folder));
     let service = service::of_backend(host, backend, kind);
     let service_path = service::evidence_of(host, backend, kind);
     let log_line = log.as_deref().and_then(|log| last_line(log, &format!(" {}: ", device.id)));
+    let supervisor = supervisor(host, backend, service)?;
     let read = host.store.transaction_retrying(READ_TRIES, |tx| nodes(tx, device));
     let mut facts = match read {
         Err(xenstore::Error::Conflict { .. }) => {
@@ -140,7 +143,31 @@ pub(super) fn device(
         facts.limits.throttled = counts.throttled;
         facts.limits.connects = Some((counts.connects, most));
     }
-    Ok(DeviceFacts { service, service_path, log, log_line, ..facts })
+    Ok(DeviceFacts { supervisor, service, service_path, log, log_line, ..facts })
+}
+
+/// The longest time that a supervisor has to answer.
+const SUPERVISOR_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+
+/// Asks the supervisor of a domain: of a driver domain that runs, and of domain 0 of a hosted host,
+/// whose process is known otherwise.
+fn supervisor(
+    host: &mut Host,
+    backend: DomId,
+    service: ServiceProcess,
+) -> Result<Option<DriverDomainAnswer>, Error> {
+    match (backend, host.folder()) {
+        (DomId::DOM0, Some(_)) => return backend_domain::told(&mut host.store, backend).map(Some),
+        (DomId::DOM0, None) => return Ok(None),
+        _ if service != ServiceProcess::Unknown => return Ok(None),
+        _ => {}
+    }
+    match backend_domain::ask(host, backend, SUPERVISOR_ANSWERS_WITHIN) {
+        Ok(answer) => Ok(Some(answer)),
+        // It has gone meanwhile, which the next look tells.
+        Err(Error::Destroyed { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads the nodes of a device. Its process, and what is counted of it, are left unknown.
@@ -166,6 +193,7 @@ fn nodes(tx: &mut Transaction<'_>, device: &NewDevice) -> Result<DeviceFacts, xe
         script,
         target: target(tx, device, &back)?,
         limits: limits(tx, &back)?,
+        supervisor: None,
         service: ServiceProcess::Unknown,
         service_path: PathBuf::new(),
         log: None,

@@ -50,6 +50,9 @@ pub(crate) fn write(
         ("/error", &own),
         ("/console", &read),
     ];
+    // A driver domain removes the folders of devices that it no longer serves.
+    let of_driver_domain = ["/backend", "/device-model", "/libxl"].map(|name| (name, &own[..]));
+    let of_driver_domain = of_driver_domain.into_iter().filter(|_| description.driver_domain);
     let values = [
         ("/name", description.name.as_str()),
         ("/domid", &number),
@@ -70,7 +73,7 @@ pub(crate) fn write(
         for path in [&home, &vm, &libxl] {
             tx.remove(path)?;
         }
-        for (name, perms) in folders {
+        for (name, perms) in folders.into_iter().chain(of_driver_domain.clone()) {
             let path = format!("{home}{name}");
             tx.mkdir(&path)?;
             tx.set_perms(&path, perms)?;

@@ -6,6 +6,10 @@ use crate::Error;
 use crate::wait::Limit;
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// The time between two looks at a lock that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The outcome of [`up`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +29,7 @@ pub enum Startup {
 pub fn up(folder: &Folder, image_dirs: &[PathBuf], limit: Limit) -> Result<Startup, Error> {
     folder.make()?;
     let _lock = lock(folder)?;
+    let _start = StartLock::wait(folder, limit)?;
     if folder.add_image_dirs(image_dirs)? {
         for daemon in DAEMONS.iter().filter(|daemon| daemon.takes_image_dirs()) {
             daemon.stop(folder)?;
@@ -62,6 +67,40 @@ fn lock(folder: &Folder) -> Result<File, Error> {
             "another xb is bringing the host in {} up or down; try again when it is done",
             folder.path().display()
         ))),
+    }
+}
+
+/// The lock of whoever starts daemons of a host: a command that brings it up, or its supervisor.
+#[derive(Debug)]
+pub(crate) struct StartLock {
+    _file: File,
+}
+
+impl StartLock {
+    /// Takes the lock; `None` if another process has it.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn try_take(folder: &Folder) -> Result<Option<Self>, Error> {
+        let path = folder.start_lock();
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(Error::io(path.display()))?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::io(path.display())(errno.into())),
+        }
+    }
+
+    /// Waits for the lock, which the supervisor has for a moment only.
+    fn wait(folder: &Folder, limit: Limit) -> Result<Self, Error> {
+        loop {
+            if let Some(lock) = Self::try_take(folder)? {
+                return Ok(lock);
+            }
+            let slice = limit.slice(&|| "the supervisor has started a backend".into())?;
+            std::thread::sleep(slice.min(LOOK_AGAIN));
+        }
     }
 }
 

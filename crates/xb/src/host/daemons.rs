@@ -7,7 +7,7 @@ use super::folder::Folder;
 use std::path::PathBuf;
 
 /// All daemons, in the order in which they start; they end in the opposite order.
-pub const DAEMONS: &[HostDaemon] = &[BROKER, STORE, CONSOLE, KEEPER, BLOCK];
+pub const DAEMONS: &[HostDaemon] = &[BROKER, STORE, CONSOLE, KEEPER, BLOCK, DEVD];
 
 /// `xen-hosted`: plays the hypervisor.
 pub const BROKER: HostDaemon = HostDaemon {
@@ -91,6 +91,22 @@ pub const BLOCK: HostDaemon = HostDaemon {
     kinds: &["vbd", "qdisk"],
 };
 
+/// `xb devd`: starts backends again.
+pub const DEVD: HostDaemon = HostDaemon {
+    name: "devd",
+    part: "supervisor of backends",
+    program: DaemonProgram::Own,
+    arguments: &[
+        DaemonArgument::Word("--host"),
+        DaemonArgument::Place(|folder| folder.path().into()),
+        DaemonArgument::Word("devd"),
+    ],
+    environment: &[],
+    ready: ReadyLine::Says("devd: serving "),
+    leaves: &[],
+    kinds: &[],
+};
+
 /// A path in the folder of a host.
 type PathIn = fn(&Folder) -> PathBuf;
 
@@ -154,6 +170,11 @@ impl HostDaemon {
         self.part
     }
 
+    /// Returns the program that it runs.
+    pub(crate) fn program(&self) -> DaemonProgram {
+        self.program
+    }
+
     /// Returns the path of its log.
     #[must_use]
     pub fn log(&self, folder: &Folder) -> PathBuf {
@@ -171,6 +192,12 @@ impl HostDaemon {
         self.kinds
     }
 
+    /// True if it is a backend: the supervisor starts it again, and hears its signs of life.
+    #[must_use]
+    pub fn is_backend(&self) -> bool {
+        !self.kinds.is_empty()
+    }
+
     /// True if it takes image folders as arguments.
     pub(super) fn takes_image_dirs(&self) -> bool {
         self.arguments.iter().any(|argument| matches!(argument, DaemonArgument::ImageDirs(_)))
@@ -183,6 +210,11 @@ impl HostDaemon {
             ReadyLine::Logs { field, end } => line.contains(field) && line.ends_with(end),
         }
     }
+}
+
+/// Returns the daemons that are backends.
+pub fn backends() -> impl Iterator<Item = &'static HostDaemon> {
+    DAEMONS.iter().filter(|daemon| daemon.is_backend())
 }
 
 /// Returns the daemon that is the backend of a kind.

@@ -100,6 +100,17 @@ impl Folder {
         self.0.join("run")
     }
 
+    /// Returns the path of the socket for the signs of life of a daemon.
+    #[must_use]
+    pub fn signs(&self, daemon: &str) -> PathBuf {
+        self.run().join(format!("{daemon}.notify"))
+    }
+
+    /// Returns the path of the lock of whoever starts daemons.
+    pub(crate) fn start_lock(&self) -> PathBuf {
+        self.run().join("start.lock")
+    }
+
     /// Returns the lines that no command has told a user of this host yet, and records them as told.
     pub(crate) fn untold<'a>(&self, lines: &'a [String]) -> Vec<&'a String> {
         let path = self.run().join(TOLD);

@@ -3,7 +3,7 @@
 use super::daemons::{DaemonArgument, HostDaemon};
 use super::files::FileWatch;
 use super::folder::{Folder, FolderContent};
-use super::programs;
+use super::{programs, signs};
 use crate::Error;
 use crate::wait::Limit;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -11,7 +11,7 @@ use rustix::fs::inotify::WatchFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::Timespec;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,7 +38,8 @@ impl HostDaemon {
         command
             .env("XEN_HOSTED_HOST", folder.broker().path())
             .env("XENSTORED_PATH", folder.store());
-        command.env_remove("NOTIFY_SOCKET").current_dir("/").stdin(Stdio::null()).process_group(0);
+        signs::ask_for(&mut command, self.is_backend().then(|| folder.signs(self.name())));
+        command.current_dir("/").stdin(Stdio::null()).process_group(0);
         Ok(command)
     }
 
@@ -55,11 +56,31 @@ impl HostDaemon {
         }
         let text = std::fs::read_to_string(self.pid_file(folder)).ok()?;
         let (pid, started) = text.trim().split_once(' ')?;
-        let pid = Pid::from_raw(pid.parse().ok()?)?;
         // The handle is opened before the check, so that the check is of the process of the handle.
-        let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        let same = started_at(pid).as_deref() == Some(started);
-        same.then_some(DaemonProcess { pid, handle })
+        let process = DaemonProcess::open(Pid::from_raw(pid.parse().ok()?)?)?;
+        let same = started_at(process.pid).as_deref() == Some(started);
+        same.then_some(process)
+    }
+
+    /// Starts its process, and records it. It may not serve yet.
+    ///
+    /// # Errors
+    /// Its log, its program or its record cannot be used.
+    pub(crate) fn spawn(&self, folder: &Folder) -> Result<Child, Error> {
+        let path = self.log(folder);
+        // The log of an earlier run stays, with the reason of its end; the keeper limits its size.
+        let log = File::options().append(true).create(true).open(&path);
+        let log = log.map_err(Error::io(path.display()))?;
+        let errors = log.try_clone().map_err(Error::io(path.display()))?;
+        let mut command = self.command(folder)?;
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
+        if let Err(error) = self.note(folder, &child) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        Ok(child)
     }
 
     /// Starts it, and waits until it serves.
@@ -69,17 +90,11 @@ impl HostDaemon {
     pub fn start(&self, folder: &Folder, limit: Limit) -> Result<(), Error> {
         let name = self.name();
         let path = self.log(folder);
-        // The log of an earlier run stays, with the reason of its end; the keeper limits its size.
         let log = File::options().append(true).create(true).open(&path);
-        let log = log.map_err(Error::io(path.display()))?;
-        let from = log.metadata().map_err(Error::io(path.display()))?.len();
+        let log = log.and_then(|log| log.metadata()).map_err(Error::io(path.display()))?;
         let watch = FileWatch::new(&path, WatchFlags::MODIFY).map_err(Error::io(path.display()))?;
-        let mut command = self.command(folder)?;
-        let errors = log.try_clone().map_err(Error::io(path.display()))?;
-        let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.stdout(log).stderr(errors).spawn().map_err(Error::io(program))?;
-        let written = self.note(folder, &child);
-        let served = written.and_then(|()| serves(self, &mut child, (&path, from), &watch, limit));
+        let mut child = self.spawn(folder)?;
+        let served = serves(self, &mut child, (&path, log.len()), &watch, limit);
         if served.is_err() {
             // It may have ended by itself; if not, it removes its files when it is asked to end.
             if let Some(process) = DaemonProcess::of(&child) {
@@ -179,8 +194,12 @@ pub struct DaemonProcess {
 
 impl DaemonProcess {
     /// Returns the process of a child that was not waited for yet.
-    fn of(child: &Child) -> Option<Self> {
-        let pid = Pid::from_raw(i32::try_from(child.id()).ok()?)?;
+    pub(crate) fn of(child: &Child) -> Option<Self> {
+        Self::open(Pid::from_child(child))
+    }
+
+    /// Returns the process that has this number now.
+    pub(crate) fn open(pid: Pid) -> Option<Self> {
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         Some(Self { pid, handle })
     }
@@ -224,15 +243,22 @@ impl DaemonProcess {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         // A process that has ended needs no signal.
         let _ = rustix::process::pidfd_send_signal(&self.handle, signal);
     }
 
     /// True if it ends within this time.
-    fn ended(&self, within: Duration) -> bool {
+    pub(crate) fn ended(&self, within: Duration) -> bool {
         let within = Timespec::try_from(within).ok();
         matches!(poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], within.as_ref()), Ok(1..))
+    }
+}
+
+impl AsFd for DaemonProcess {
+    /// Returns its handle, which polls readable once it has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 }
 

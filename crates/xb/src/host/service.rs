@@ -16,7 +16,7 @@ use xen::domctl::RunState;
 /// The folder of `xen-blockd` on a Xen host, with its locks.
 const BLOCK_RUN: &str = "/run/xen-blockd";
 /// The drivers of backends in Linux, by the kinds that they serve.
-const KERNEL_BACKENDS: &str = "/sys/bus/xen-backend/drivers";
+pub(crate) const KERNEL_BACKENDS: &str = "/sys/bus/xen-backend/drivers";
 /// The pid file of the console daemon on a Xen host.
 const CONSOLE_PID: &str = "/run/xen/xenconsoled.pid";
 /// The lock of our console daemon on a Xen host.
@@ -115,6 +115,21 @@ impl ServiceProcess {
     }
 }
 
+/// True if a driver of this kernel serves a kind.
+pub(crate) fn is_of_kernel(kind: &str) -> bool {
+    kernel_backend(kind).exists()
+}
+
+/// Returns the path of the lock of whoever serves a kind in a domain of Xen.
+pub(crate) fn kind_lock(kind: &str) -> PathBuf {
+    Path::new(BLOCK_RUN).join(format!("{kind}.lock"))
+}
+
+/// Returns the process that has locked the file at a path.
+pub(crate) fn lock_holder(path: &Path) -> Option<Pid> {
+    holder(&File::open(path).ok()?)
+}
+
 /// Returns the process that has locked a file with flock(2).
 fn holder(file: &File) -> Option<Pid> {
     let data = file.metadata().ok()?;
@@ -163,8 +178,7 @@ pub fn evidence_of(host: &Host, domid: DomId, kind: &str) -> PathBuf {
         },
         None => {
             let driver = kernel_backend(kind);
-            let lock = Path::new(BLOCK_RUN).join(format!("{kind}.lock"));
-            if driver.exists() { driver } else { lock }
+            if driver.exists() { driver } else { kind_lock(kind) }
         }
     }
 }
@@ -185,8 +199,7 @@ pub fn of_backend(host: &mut Host, domid: DomId, kind: &str) -> ServiceProcess {
         (HostPlatform::Hosted { .. }, None) => ServiceProcess::Unknown,
         (HostPlatform::Xen(_), _) if kernel_backend(kind).exists() => ServiceProcess::Kernel,
         (HostPlatform::Xen(_), Some(_)) => {
-            let lock = Path::new(BLOCK_RUN).join(format!("{kind}.lock"));
-            match ServiceProcess::of_lock(&lock) {
+            match ServiceProcess::of_lock(&kind_lock(kind)) {
                 // QEMU serves it too, without a lock.
                 ServiceProcess::Down if kind != "vbd" => ServiceProcess::Unknown,
                 service => service,

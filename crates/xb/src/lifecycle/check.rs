@@ -3,6 +3,7 @@
 use super::program;
 use crate::config::disk::name_all;
 use crate::config::{Description, Setting};
+use crate::devices::BackendChoiceError;
 use crate::devices::disk::{self, AttachableDisk};
 use crate::host::saved_config;
 use crate::{Error, text};
@@ -24,6 +25,10 @@ pub fn check(description: &Description, settings: &[Setting]) -> (Vec<Attachable
     let mut specs = description.disks.clone();
     name_all(&mut specs);
     for spec in &specs {
+        if spec.backend.as_ref() == Some(&description.name) {
+            let domain = description.name.clone();
+            faults.push(BackendChoiceError::Itself { domain }.into());
+        }
         match disk::prepare(spec, disk::HostKind::Hosted, &description.directory) {
             Ok(disk) => disks.push(disk),
             Err(fault) => faults.push(fault),

@@ -3,15 +3,16 @@
 
 use super::{check, destroy, program};
 use crate::config::{self, Description, Setting};
+use crate::devices::backend_domain::BackendUser;
 use crate::devices::disk::AttachableDisk;
 use crate::devices::{self, AttachableDevice};
 use crate::domain::{self, Domain, nodes};
 use crate::host::creation::Creation;
-use crate::host::daemons::BROKER;
+use crate::host::daemons::{self, BROKER};
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::{GuestFolder, Lineage};
-use crate::host::{Host, HostPlatform, saved_config};
+use crate::host::{Host, HostPlatform, programs, saved_config};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
 use std::fs::File;
@@ -70,16 +71,17 @@ pub fn create(
     mode: StartMode,
     limit: Limit,
 ) -> Result<CreatedGuest, Error> {
-    let HostPlatform::Hosted { folder, control } = &mut host.platform else {
-        return Err(Error::Refused(
-            "on Xen, domains are created by xl create; xb lists them and attaches disks".into(),
-        ));
-    };
-    let (disks, faults) = check::check(description, settings);
+    hosted(&mut host.platform)?;
+    let (mut disks, faults) = check::check(description, settings);
     if let Some(first) = faults.into_iter().next() {
         return Err(first);
     }
     wait::check()?;
+    let user = BackendUser { name: &description.name, domid: None };
+    for disk in &mut disks {
+        disk.find_backend(host, user, Some(limit))?;
+    }
+    let (folder, control) = hosted(&mut host.platform)?;
     let guest = folder.guest(&description.name);
     let lock = claim(&guest, &mut host.store, control)?;
     unique(control, description)?;
@@ -115,6 +117,16 @@ pub fn create(
         ));
     }
     Ok(CreatedGuest { domid, lacks })
+}
+
+/// Returns the folder and the broker of a hosted host, where alone domains are created.
+fn hosted(platform: &mut HostPlatform) -> Result<(&Folder, &mut Control), Error> {
+    match platform {
+        HostPlatform::Hosted { folder, control } => Ok((folder, control)),
+        HostPlatform::Xen(_) => Err(Error::Refused(
+            "on Xen, domains are created by xl create; xb lists them and attaches disks".into(),
+        )),
+    }
 }
 
 /// Refuses a UUID that another domain has.
@@ -172,7 +184,9 @@ fn build(
     let program = match &description.kernel {
         None => {
             config.terminal = ConsoleTerminal::Private;
-            config.args = vec!["xb".into(), "guest-init".into(), description.extra.clone().into()];
+            config.args = vec!["xb".into(), "guest-init".into()];
+            config.args.extend(description.driver_domain.then(|| "--driver-domain".into()));
+            config.args.extend(["--".into(), description.extra.clone().into()]);
             File::open("/proc/self/exe").map_err(Error::io("this program"))?
         }
         Some(kernel) => {
@@ -181,6 +195,11 @@ fn build(
             program::open(kernel)?
         }
     };
+    if description.driver_domain {
+        for daemon in daemons::backends() {
+            config.programs.push(programs::find(daemon.program())?.into());
+        }
+    }
     let name = &description.name;
     let output = folder.guest(name).new_output()?;
     let input = File::open("/dev/null").map_err(Error::io("/dev/null"))?;

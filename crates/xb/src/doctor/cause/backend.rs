@@ -37,6 +37,18 @@ pub enum BackendFault {
         /// The domain's number.
         domid: DomId,
     },
+    /// The supervisor of a driver domain has answered before, and does not any more.
+    SupervisorSilent {
+        /// The domain's number.
+        domid: DomId,
+    },
+    /// The supervisor reports that the backend ends again and again.
+    KeepsEnding {
+        /// The domain of the backend.
+        domid: DomId,
+        /// The report, in the words of that domain.
+        fault: String,
+    },
     /// A driver of the kernel has the device, which cannot serve its target.
     TakenByKernel {
         /// The kind of the backend.
@@ -65,6 +77,8 @@ impl BackendFault {
             Self::Stopped { .. } => "backend-stopped",
             Self::DomainAway { .. } => "backend-domain-away",
             Self::NoneInDomain { .. } => "backend-domain-without-backend",
+            Self::SupervisorSilent { .. } => "backend-supervisor-silent",
+            Self::KeepsEnding { .. } => "backend-keeps-ending",
             Self::TakenByKernel { .. } => "backend-taken-by-kernel",
             Self::Throttled { .. } => "throttled",
             Self::ServerGone { .. } => "server-gone",
@@ -83,6 +97,12 @@ impl BackendFault {
             }
             Self::NoneInDomain { kind, domid } => {
                 format!("domain {domid}, which is to serve it, runs nothing that serves {kind}")
+            }
+            Self::SupervisorSilent { domid } => {
+                format!("the xb devd of domain {domid}, which serves it, does not answer any more")
+            }
+            Self::KeepsEnding { domid, fault } => {
+                format!("its backend in domain {domid} keeps ending: {}", text::foreign(fault))
             }
             Self::TakenByKernel { kind } => format!(
                 "the kernel's driver has taken it, which serves every {kind} of this domain and not this target"
@@ -119,7 +139,22 @@ impl BackendFault {
             Self::DomainAway { .. } | Self::ServerGone { .. } => {
                 of.detach("start that again, or take the device away with")
             }
-            Self::NoneInDomain { .. } => Remedy::new("start it in that domain with", "xl devd"),
+            Self::NoneInDomain { domid, .. } | Self::SupervisorSilent { domid } if of.hosted => {
+                of.xb("see what that domain prints with", &format!("log {domid}"))
+            }
+            Self::NoneInDomain { .. } => {
+                Remedy::new("start it in that domain with", "systemctl start xb-devd")
+            }
+            Self::SupervisorSilent { .. } => {
+                Remedy::new("start it again in that domain with", "systemctl restart xb-devd")
+            }
+            Self::KeepsEnding { domid, .. } if *domid == DomId::DOM0 => of.backend_log(),
+            Self::KeepsEnding { domid, .. } if of.hosted => {
+                of.xb("see what that domain prints with", &format!("log {domid}"))
+            }
+            Self::KeepsEnding { .. } => {
+                Remedy::new("see in that domain with", "journalctl -u xb-devd -u xen-blockd")
+            }
             Self::TakenByKernel { .. } => {
                 let command = "rmmod xen-blkback && systemctl restart xen-blockd";
                 Remedy::new("once no guest uses it, unload it with", command)

@@ -1,6 +1,7 @@
 //! Each cause is found in facts that show it, also those that no hosted host can have.
 
 use super::*;
+use crate::devices::backend_domain::DriverDomainAnswer;
 use crate::devices::disk::FileUser;
 use crate::doctor::facts::{BarredNode, LimitFacts, QuotaUse, ScriptFacts};
 use crate::host::service::DomainAbsence;
@@ -37,6 +38,7 @@ fn well() -> (DeviceFacts, GuestFacts) {
         script: ScriptFacts::default(),
         target: Some(target),
         limits: LimitFacts::default(),
+        supervisor: None,
         service: ServiceProcess::Runs,
         service_path: "/run/xen-blockd/vbd.lock".into(),
         log_line: Some("xen-blockd: 3/51712: Connected (4)".into()),
@@ -85,6 +87,11 @@ fn set_access(device: &mut DeviceFacts, access: TargetAccess) {
     device.target.as_mut().unwrap().access = access;
 }
 
+fn answer(answers: bool, faults: &[&str]) -> DriverDomainAnswer {
+    let faults = faults.iter().map(|fault| (*fault).to_owned()).collect();
+    DriverDomainAnswer { answers, has_answered: true, faults, ..DriverDomainAnswer::default() }
+}
+
 fn barred() -> Option<BarredNode> {
     let (path, perms) = ("/local/domain/3/device/vbd/51712/state".into(), "n3 r0".into());
     Some(BarredNode { path, domid: DomId(3), access: "write", perms })
@@ -121,7 +128,37 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
         },
         "backend-domain-without-backend",
         "xvda waits: domain 2, which is to serve it, runs nothing that serves vbd",
-        "xl devd",
+        "xb log 2",
+    ),
+    (
+        |device, _| {
+            device.device.backend = DomId(2);
+            device.service = ServiceProcess::Unknown;
+            device.supervisor = Some(answer(false, &[]));
+        },
+        "backend-supervisor-silent",
+        "xvda is not looked after: the xb devd of domain 2, which serves it, does not answer",
+        "xb log 2",
+    ),
+    (
+        |device, _| {
+            device.device.backend = DomId(2);
+            device.service = ServiceProcess::Unknown;
+            device.supervisor = Some(answer(true, &["it ends\" always"]));
+            states(device, State::Initialising, State::Initialising);
+        },
+        "backend-keeps-ending",
+        "xvda waits: its backend in domain 2 keeps ending: \"it ends' always\"",
+        "xb log 2",
+    ),
+    (
+        |device, _| {
+            device.service = ServiceProcess::Down;
+            device.supervisor = Some(answer(true, &["it has ended 5 times"]));
+        },
+        "backend-keeps-ending",
+        "xvda waits: its backend in domain 0 keeps ending: \"it has ended 5 times\"",
+        "tail /run/xb/log/xen-blockd.log",
     ),
     (
         |device, _| {

@@ -448,8 +448,10 @@ fn a_backend_starts_whenever_one_was_killed_and_what_that_said_is_kept() {
             host.ok(&["host", "up"]);
             (host.pid("xen-blockd")? != pid).then_some(())
         });
-        let served = host.log_of("xen-blockd").matches("xen-blockd: serving").count();
-        assert_eq!(served, round + 1, "the log is kept: {}", host.log_of("xen-blockd"));
+        let served = || host.log_of("xen-blockd").matches("xen-blockd: serving").count();
+        // Its supervisor may have started it, and it may not serve yet.
+        host.until("it serves", || (served() > round).then_some(()));
+        assert_eq!(served(), round + 1, "the log is kept: {}", host.log_of("xen-blockd"));
         host.until("all disks are connected again", || {
             let disks = host.json(&["disk", "list", "web"]);
             let mut disks = disks.as_array()?.iter();

@@ -98,7 +98,7 @@ fn no_list_calls_a_device_connected_whose_backend_does_not_run() {
     check("its backend is stopped", false);
     kill_process(backend, Signal::CONT).unwrap();
     check("Connected (4)", true);
-    host.kill("xen-blockd");
+    host.kill_backend_for_good();
     check("its backend is down", false);
     host.ok(&["host", "up"]);
     check("Connected (4)", true);
@@ -118,15 +118,15 @@ fn a_backend_that_does_not_run_is_named() {
     finds(&host, &["web", "xvda"], "backend-stopped", &words, &remedy);
     kill_process(backend, Signal::CONT).unwrap();
     is_well(&host, &["web"]);
-    host.kill("xen-blockd");
+    host.kill_backend_for_good();
     let words = "xvda waits: nothing serves vbd in domain 0";
     finds(&host, &["web"], "backend-down", words, " host up");
-    // Of the host it names the daemon, too.
+    // Of the host it names the daemons, too.
     let all = host.run(&["doctor", "--json"]);
     let all: Value = serde_json::from_slice(&all.stdout).unwrap();
     let causes: Vec<&Value> =
         all["findings"].as_array().unwrap().iter().map(|one| &one["cause"]).collect();
-    assert_eq!(causes, ["daemon-down", "backend-down"], "{all}");
+    assert_eq!(causes, ["daemon-down", "daemon-down", "backend-down"], "{all}");
     host.ok(&["host", "up"]);
     is_well(&host, &["web"]);
 }
@@ -400,7 +400,7 @@ fn a_driver_domain_that_serves_nothing_or_is_gone_is_named() {
     let device = xenbus::toolstack::NewDevice::new("vbd", id, xen::DomId(2));
     xenbus::toolstack::add(&mut store, &device).unwrap();
     let words = "xvdb waits: domain 2, which is to serve it, runs nothing that serves vbd";
-    finds(&host, &["web"], "backend-domain-without-backend", words, "xl devd");
+    finds(&host, &["web"], "backend-domain-without-backend", words, "log 2");
     // Both ends are connected, as far as the store knows.
     for end in [device.frontend_path(), device.backend_path()] {
         store.write(format!("{end}/state"), "4").unwrap();
@@ -539,7 +539,7 @@ fn a_wait_that_runs_out_ends_with_the_reason() {
     host.ok(&["create", &host.config("web", "extra = \"exec sleep 1000\"")]);
     let disk = "vdev=xvdb,target=memory:1048576";
     let advice = format!("start it with: xb --host {} host up", host.path("h").display());
-    host.kill("xen-blockd");
+    host.kill_backend_for_good();
     let attach = ["disk", "attach", "web", disk];
     let late = [&attach[..], &["--timeout", "0.5"]].concat();
     let words = format!("xvdb waits: nothing serves vbd in domain 0; {advice}");

@@ -7,6 +7,7 @@ mod demo;
 mod devices;
 mod disks;
 mod doctor;
+mod driver_domains;
 mod ends;
 mod examples;
 mod faults;
@@ -14,6 +15,7 @@ mod interrupts;
 mod lists;
 mod logs;
 mod races;
+mod supervisor;
 mod support;
 mod top;
 mod traces;
@@ -52,7 +54,7 @@ fn a_backend_that_was_killed_comes_back_with_the_host() {
     let config =
         host.config("web", &format!("disk = [\"{image},,xvda\"]\nextra = \"exec sleep 1000\""));
     host.ok(&["create", &config]);
-    host.kill("xen-blockd");
+    host.kill_backend_for_good();
     let status = host.run(&["host", "status"]);
     assert_eq!(status.status.code(), Some(4), "{status:?}");
     assert!(host.ok(&["host", "up"]).contains("is up"));
@@ -130,6 +132,7 @@ fn help_completions_and_manual_pages_are_of_one_table() {
         &["reboot"],
         &["destroy"],
         &["log"],
+        &["devd"],
         &["store"],
         &["disk", "attach"],
         &["disk", "detach"],

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 /// The daemons of a host.
-pub(crate) const DAEMONS: [&str; 5] =
-    ["broker", "xenstored", "xenconsoled", "keeper", "xen-blockd"];
+pub(crate) const DAEMONS: [&str; 6] =
+    ["broker", "xenstored", "xenconsoled", "keeper", "xen-blockd", "devd"];
 
 /// The program.
 pub(crate) const XB: &str = env!("CARGO_BIN_EXE_xb");
@@ -57,6 +57,8 @@ impl TestHost {
         command.env_remove("XB_HOST").env("TMPDIR", self.folder.path());
         // The programs were built by the first command.
         command.env_remove("CARGO");
+        // A backend that a test stops is not taken for one that hangs.
+        command.env("XB_BACKEND_SILENCE", "600");
         command
     }
 
@@ -101,7 +103,11 @@ impl TestHost {
             stay.push(format!("/local/domain/0/error/backend/{kind}"));
         }
         let nodes = self.ok(&["store", "ls", "-f", "/"]);
-        let stays = |line: &&str| stay.iter().any(|path| *line == format!("{path} = \"\""));
+        // The supervisor of domain 0 has its say there.
+        let own = "/local/domain/0/data";
+        let stays = |line: &&str| {
+            line.starts_with(own) || stay.iter().any(|path| *line == format!("{path} = \"\""))
+        };
         nodes.lines().filter(|line| !stays(line)).map(str::to_owned).collect()
     }
 
@@ -175,6 +181,12 @@ impl TestHost {
         let pid = self.pid(daemon).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         self.until("it is gone", || (!self.runs(daemon)).then_some(()));
+    }
+
+    /// Kills the block backend, and before it its supervisor, which would start it again.
+    pub(crate) fn kill_backend_for_good(&self) {
+        self.kill("devd");
+        self.kill("xen-blockd");
     }
 
     /// True if guests have files for their disks here; reports it where not.

@@ -1,0 +1,161 @@
+//! Driver domains: `backend=` of disks, and guests that serve the disks of others.
+
+use super::supervisor::{pieces, verifying_guest};
+use super::support::TestHost;
+use rustix::process::{Pid, Signal, kill_process};
+use std::sync::atomic::{AtomicBool, Ordering};
+use xenstore::{Client, Store};
+
+/// A domain that does nothing.
+fn idle(host: &TestHost, name: &str) -> String {
+    host.config(name, "kernel = \"/bin/sleep\"\nextra = \"1000\"")
+}
+
+#[test]
+fn a_backend_that_cannot_be_is_refused() {
+    let host = TestHost::up("backend-choice");
+    for name in ["web", "drv"] {
+        host.ok(&["create", &idle(&host, name)]);
+    }
+    let attach = |domain: &str, backend: &str, vdev: &str| {
+        let disk = format!("vdev={vdev},backend={backend},target=memory:1048576");
+        ["disk", "attach", "--no-wait", domain, &disk].map(str::to_owned)
+    };
+    let fails = |args: [String; 5], code: i32, words: &str| {
+        host.fails(&args.each_ref().map(String::as_str), code, words);
+    };
+    fails(attach("web", "nobody", "xvda"), 4, "backend=nobody: there is no domain nobody");
+    for itself in ["web", "1"] {
+        fails(attach("web", itself, "xvda"), 1, "a domain cannot serve itself");
+    }
+    let disk = "disk = [\"vdev=xvda,backend=self,target=memory:1048576\"]";
+    let config = host.config("self", disk);
+    for command in [&["config", "check", &config][..], &["create", &config]] {
+        host.fails(command, 1, "backend=self: a domain cannot serve itself");
+    }
+    let disk = "disk = [\"vdev=xvda,backend=nobody,target=memory:1048576\"]";
+    let config = host.config("lost", disk);
+    host.fails(&["create", &config], 4, "backend=nobody: there is no domain nobody");
+    // Found by name or number; a file of that domain is not looked for here.
+    let disk = "vdev=xvda,backend=drv,target=/not/there";
+    host.ok(&["disk", "attach", "--no-wait", "web", disk]);
+    let back = "/local/domain/2/backend/vbd/1/51712";
+    let node = |name: &str| host.ok(&["store", "read", &format!("{back}/{name}")]);
+    assert_eq!(node("params").trim(), "/not/there");
+    assert_eq!(node("script").trim(), "/etc/xen/scripts/block");
+    fails(
+        attach("drv", "web", "xvda"),
+        1,
+        "it would be a circle, as web uses itself what drv serves",
+    );
+    // The same by way of a third.
+    host.ok(&["create", &idle(&host, "third")]);
+    host.ok(&attach("drv", "3", "xvda").each_ref().map(String::as_str));
+    fails(attach("third", "web", "xvda"), 1, "it would be a circle");
+    for domain in ["web", "drv"] {
+        host.ok(&["disk", "detach", domain, "xvda", "--force", "--timeout", "0.2"]);
+    }
+}
+
+/// Plays the supervisor of a driver domain, which says that it serves `kinds`.
+fn with_supervisor<T>(host: &TestHost, kinds: &str, body: impl FnOnce() -> T) -> T {
+    let is_over = AtomicBool::new(false);
+    let path = host.path("h/store");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut store = Client::connect(path).unwrap();
+            let nodes = "/local/domain/1/data/devd";
+            store.write(format!("{nodes}/kinds"), kinds).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                if let Some(number) = store.try_read(format!("{nodes}/asked")).unwrap() {
+                    store.write(format!("{nodes}/answered"), number).unwrap();
+                }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+        });
+        let done = body();
+        is_over.store(true, Ordering::Relaxed);
+        done
+    })
+}
+
+#[test]
+fn a_driver_domain_is_awaited_and_what_is_missing_is_said() {
+    let host = TestHost::up("backend-waits");
+    host.ok(&["create", &idle(&host, "drv")]);
+    let disk = "disk = [\"vdev=xvda,backend=drv,target=memory:1048576\"]";
+    let web = host.config("web", disk);
+    let late = |words: &str| {
+        host.fails(&["create", &web, "--timeout", "0.5"], 3, words);
+        assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 2, "nothing is left of it");
+    };
+    late("domain drv serves vbd: not within 500 ms; it runs no xb devd; start it in drv with: ");
+    with_supervisor(&host, "vif", || late("its xb devd answers, and drv serves vif; "));
+    late("its xb devd does not answer any more");
+    let odd = "\u{202e}x\u{1b}[2J; rm vbd\u{7} ".repeat(100);
+    with_supervisor(&host, &odd, || late("its xb devd answers, and drv serves rm; "));
+    host.ok(&["pause", "drv"]);
+    late("drv is paused; let it go on with: xb unpause drv");
+    host.ok(&["unpause", "drv"]);
+    // It is asked for its answer; what comes after that is the device's.
+    with_supervisor(&host, "qdisk vbd", || {
+        host.fails(&["create", &web, "--timeout", "1"], 3, "disk xvda of domain ");
+    });
+    host.ok(&["destroy", "drv"]);
+    host.fails(&["create", &web], 4, "there is no domain drv");
+}
+
+/// Returns the process of a guest's backend.
+fn backend_in_guest() -> Option<Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.into_iter().find_map(|entry| {
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let is_it = command.split(|byte| *byte == 0).next()? == b"/opt/xen-blockd";
+        let pid = is_it.then(|| entry.file_name().to_str()?.parse().ok())??;
+        Pid::from_raw(pid)
+    })
+}
+
+/// A guest serves another one's disk. Its backend alone is killed, and the other guest sees a pause
+/// (QubesOS/qubes-issues 6047).
+#[test]
+fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
+    let host = TestHost::up("driver");
+    let test = "a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let program = "truncate -s 8M /tmp/image && echo ready; exec sleep 1000";
+    let rest = format!("driver_domain = 1\nmemory = 256\nextra = \"{program}\"");
+    let created = host.json(&["create", &host.config("disks", &rest)]);
+    if created["lacks"].to_string().contains("namespaces") {
+        conformance::skip(test, "hosted guests have no namespaces here");
+        return;
+    }
+    host.until_log("disks", "ready");
+    let web = verifying_guest(&host, "vdev=xvda,backend=disks,target=/tmp/image");
+    host.ok(&["create", &web]);
+    let mut done = 0;
+    for _ in 0..3 {
+        done = host.until("it goes on", || Some(pieces(&host)).filter(|now| *now > done));
+        let before = backend_in_guest().unwrap();
+        kill_process(before, Signal::KILL).unwrap();
+        host.until("another backend runs", || {
+            backend_in_guest().filter(|now| *now != before).map(drop)
+        });
+    }
+    host.until_log("web", "all pieces");
+    let disk = &host.json(&["disk", "list", "web"])[0];
+    assert_eq!(disk["backend_state"], "Connected (4)");
+    assert!(host.run(&["doctor", "web"]).status.success());
+    for _ in 0..5 {
+        host.ok(&["disk", "attach", "web", "vdev=xvdb,backend=disks,target=memory:1048576"]);
+        host.ok(&["disk", "detach", "web", "xvdb"]);
+    }
+    // No folder stays (QubesOS/qubes-issues 5369).
+    host.ok(&["destroy", "web"]);
+    host.until("no node of it is left", || {
+        let nodes = host.ok(&["store", "ls", "/local/domain/1/backend"]);
+        nodes.trim().is_empty().then_some(())
+    });
+}
