@@ -39,6 +39,9 @@ impl DomainArenas {
     }
 }
 
+/// The broker's descriptors for a connection: its socket and its counters.
+pub(super) const PROCESS_DESCRIPTORS: usize = 2;
+
 /// Returns the number of arenas that the connections of a guest have looked up.
 fn mapped_count(parties: &Parties, domid: DomId) -> usize {
     let connections = parties.domains.get(domid).into_iter().flat_map(Domain::connections);
@@ -60,6 +63,13 @@ impl Arenas {
 
     fn own(&self, domid: DomId) -> impl Iterator<Item = &Arena> {
         self.tables.get(&domid).into_iter().flat_map(|table| table.own.iter().flatten())
+    }
+
+    /// True if the broker has so many more descriptors for the arenas and processes of a guest.
+    pub(super) fn has_descriptors(&self, parties: &Parties, domid: DomId, more: usize) -> bool {
+        let arenas: usize = self.own(domid).map(Arena::descriptors_held).sum();
+        let processes = parties.domains.get(domid).map_or(0, |domain| domain.processes.len());
+        arenas + processes * PROCESS_DESCRIPTORS + more <= self.descriptors_max
     }
 
     /// Returns the number of arenas that a domain grants from.
@@ -164,8 +174,7 @@ impl Arenas {
             return Err(Error::NoSpc);
         }
         if !dom0 {
-            let held: usize = self.own(domid).map(Arena::descriptors_held).sum();
-            if held + Arena::descriptors_of(writable) > self.descriptors_max {
+            if !self.has_descriptors(parties, domid, Arena::descriptors_of(writable)) {
                 return Err(Error::NoSpc);
             }
             self.charge(parties, domid)?;

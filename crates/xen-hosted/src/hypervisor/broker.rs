@@ -153,7 +153,7 @@ impl Broker {
     fn accept(&mut self, role: Role) {
         let Some(socket) = self.listeners.accept(role) else { return };
         let Parties { domains, peers } = &mut self.parties;
-        if peers.count() >= PEERS_MAX + domains.connections() {
+        if peers.count() >= PEERS_MAX + domains.connections_max() {
             // The peer reads it as the answer to its first request.
             let busy = BrokerMessage::Reply { errno: Error::Busy.errno(), words: Vec::new() };
             let _ = proto::send(socket.as_fd(), &busy.encode(), &[], SendFlags::DONTWAIT);

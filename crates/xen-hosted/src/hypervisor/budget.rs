@@ -1,16 +1,13 @@
 //! The descriptors that the broker may have, and each domain's part of them.
 
 use crate::domain::MissingFeature;
-use crate::limits::{
-    ARENAS_MAX, PORT_DESCRIPTORS, PORTS_MAX, PROCESS_CONNECTIONS_MAX, TASKS_DEFAULT,
-    raise_descriptors,
-};
+use crate::limits::{ARENAS_MAX, PORT_DESCRIPTORS, PORTS_MAX, TASKS_DEFAULT, raise_descriptors};
 
 /// Descriptors that the broker keeps for itself.
 const OWN_DESCRIPTORS: u64 = 128;
 /// The descriptors that it holds for a domain besides arenas: socket, process, counters, two
-/// set-ups, two of its mount, socket and counters of each further connection.
-const DOMAIN_DESCRIPTORS: u64 = 7 + 2 * PROCESS_CONNECTIONS_MAX as u64;
+/// set-ups, two of its mount.
+const DOMAIN_DESCRIPTORS: u64 = 7;
 /// The number of domains for which descriptors are reserved.
 const DOMAINS_PLANNED: u64 = 1024;
 
@@ -19,7 +16,7 @@ const DOMAINS_PLANNED: u64 = 1024;
 pub(super) struct Budget {
     /// Its ports.
     pub(super) ports: u32,
-    /// The broker's descriptors for its arenas.
+    /// The broker's descriptors for its arenas, and for the connections of its further processes.
     pub(super) of_arenas: usize,
 }
 

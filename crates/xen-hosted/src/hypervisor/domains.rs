@@ -101,9 +101,10 @@ impl Domains {
         self.all.insert(domid, domain);
     }
 
-    /// Returns the number of connections of guests.
-    pub(super) fn connections(&self) -> usize {
-        self.all.values().map(|domain| domain.connections().count()).sum()
+    /// Returns the most connections that domains may have by themselves: one each, dead ones
+    /// included, and those of their further processes.
+    pub(super) fn connections_max(&self) -> usize {
+        self.all.values().map(|domain| 1 + domain.processes.len()).sum()
     }
 
     pub(super) fn get(&self, domid: DomId) -> Option<&Domain> {

@@ -1,6 +1,7 @@
 //! Requests: a few of each peer in turn are read and answered.
 
 use super::answer::AnswerResult;
+use super::arenas::PROCESS_DESCRIPTORS;
 use super::bindings::FIRST_PORTS;
 use super::broker::{Broker, now_ms};
 use super::peer::{PeerConnection, ServiceState};
@@ -142,7 +143,8 @@ impl Broker {
     /// ports close, and its mappings are removed.
     fn connect_process(&mut self, domid: DomId) -> AnswerResult {
         let domain = self.parties.domains.living_guest(domid).map_err(|_| Error::Perm)?;
-        if domain.processes.len() >= PROCESS_CONNECTIONS_MAX {
+        let is_full = domain.processes.len() >= PROCESS_CONNECTIONS_MAX;
+        if is_full || !self.arenas.has_descriptors(&self.parties, domid, PROCESS_DESCRIPTORS) {
             return Err(Error::NoSpc);
         }
         let (broker_end, link) = pair()?;

@@ -352,3 +352,55 @@ fn control_is_domain_0s() {
     assert_eq!(theirs.destroy(DomId::DOM0), Err(Error::Perm));
     assert!(control.accounts(guest.domid()).unwrap().refused >= 3);
 }
+
+/// A process that a guest has connected ends like one of domain 0: the other ends of its ports and
+/// the pages that it had mapped are free again, and the guest goes on.
+#[test]
+fn a_guests_process_ends_and_another_takes_its_place() {
+    let host = BrokerHost::start();
+    let mut control = host.control();
+    let guest = SocketGuest::start(&mut control, "lender");
+    let domid = guest.domid();
+    let first = Platform::over(guest.lent(&mut control)).unwrap();
+    let frontend = Platform::connect(&host.host(), Role::Frontend).unwrap();
+    let (mut channels, mut offers) = (frontend.channels().unwrap(), frontend.offers());
+    let page = offers.offer(domid, PageAccess::ReadWrite).unwrap();
+    let port = channels.alloc_unbound(domid).unwrap();
+    let before = resources_in_use(&mut control, domid);
+    for _ in 0..3 {
+        let socket = first.connect_process().unwrap();
+        let process = Platform::over(socket.try_clone().unwrap()).unwrap();
+        assert_eq!(process.domid(), domid);
+        let (mut own, mut grants) = (process.channels().unwrap(), process.grants());
+        let bound = own.bind_interdomain(DomId::DOM0, port).unwrap();
+        let mapped = grants.map(DomId::DOM0, page.grant(), PageAccess::ReadWrite).unwrap();
+        assert_eq!(
+            channels.status(port).map(|status| status != PortStatus::Unbound(domid)),
+            Ok(true)
+        );
+        let [ports, _, maps] = resources_in_use(&mut control, domid);
+        assert_eq!((ports, maps), (before[0] + 1, before[2] + 1), "all count for the guest");
+        own.notify(bound).unwrap();
+        let leaked = [process.connect_process().map(drop), first.connect_process().map(drop)];
+        assert_eq!(leaked, [Err(Error::Perm), Ok(())], "a process connects no others");
+        // Its end, with nothing released.
+        rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
+        support::until("its port is free", || {
+            channels.status(port) == Ok(PortStatus::Unbound(domid))
+        });
+        support::until("its resources are given back", || {
+            resources_in_use(&mut control, domid) == before
+        });
+        drop(mapped);
+    }
+    let held: Vec<OwnedFd> = std::iter::from_fn(|| first.connect_process().ok()).collect();
+    assert_eq!(held.len(), xen_hosted::limits::PROCESS_CONNECTIONS_MAX);
+    assert_eq!(first.connect_process().map(drop), Err(Error::NoSpc));
+    assert_eq!(frontend.connect_process().map(drop), Err(Error::Perm), "domain 0 has sockets");
+    drop(held);
+    support::until("one is free again", || first.connect_process().is_ok());
+    let process = Platform::over(first.connect_process().unwrap()).unwrap();
+    control.destroy(domid).unwrap();
+    let gone = process.channels().and_then(|mut own| own.alloc_unbound(DomId::DOM0));
+    assert!(gone.is_err(), "it ends with its domain");
+}
