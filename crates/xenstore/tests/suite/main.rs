@@ -2,5 +2,6 @@
 
 mod daemons;
 mod like_debian;
+mod share;
 mod support;
 mod tools;
