@@ -34,8 +34,8 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
         (disk(&format!("drbd:{good},xvda,w")), "hotplug script block-drbd is not run"),
         (disk("vdev=hdc,cdrom"), "disk hdc: a drive without a medium is not supported"),
         (
-            disk(&format!("backend=drv,vdev=xvda,target={good}")),
-            "driver domains (backend=) are not supported yet",
+            disk(&format!("backend=bad,vdev=xvda,target={good}")),
+            "backend=bad: a domain cannot serve itself; name another one",
         ),
         (
             disk(&format!("specification=virtio,vdev=xvda,target={good}")),
@@ -53,6 +53,9 @@ fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
         host.fails(&["create", &config], 1, words);
         assert_eq!(nodes(), before, "{rest}");
     }
+    let driver = host.config("bad", &disk(&format!("backend=drv,vdev=xvda,target={good}")));
+    host.fails(&["create", &driver], 4, "backend=drv: there is no domain drv; xb list shows all");
+    assert_eq!(nodes(), before);
     host.ok(&["create", &writer]);
     let other = host.config("other", &disk(&format!("{busy},,xvda,w")));
     let by =

@@ -180,7 +180,10 @@ impl TestHost {
     pub(crate) fn kill(&self, daemon: &str) {
         let pid = self.pid(daemon).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        self.until("it is gone", || (!self.runs(daemon)).then_some(()));
+        // Another one may have taken its place.
+        self.until("it is gone", || {
+            (self.pid(daemon) != Some(pid) || !self.runs(daemon)).then_some(())
+        });
     }
 
     /// Kills the block backend, and before it its supervisor, which would start it again.
