@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The time between two attempts while another process starts daemons.
 const BUSY_AGAIN: Duration = Duration::from_millis(50);
 /// The time between two looks at a backend that systemd starts.
-const SYSTEMD_AGAIN: Duration = Duration::from_secs(5);
+const SYSTEMD_AGAIN: Duration = Duration::from_secs(30);
 
 /// A backend that is supervised.
 #[derive(Debug)]

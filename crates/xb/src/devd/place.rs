@@ -24,6 +24,8 @@ const GUEST_RUN: &str = "/tmp/devd";
 pub(crate) const GUEST_STORE: &str = "/tmp/store";
 /// The variable by which a backend keeps its privileges.
 const UNFILTERED: &str = "XEN_BLOCKD_UNFILTERED";
+/// The program that tells the state of a unit.
+const SYSTEMCTL: &str = "systemctl";
 /// The states of a unit in which systemd starts its program again.
 const HELD_STATES: [&str; 4] = ["active", "activating", "reloading", "deactivating"];
 
@@ -124,15 +126,7 @@ impl BackendPlace {
     /// True if systemd starts a backend again.
     pub(super) fn is_left_to_systemd(&self, daemon: &HostDaemon) -> bool {
         let Self::DriverDomain = self else { return false };
-        let unit = format!("{}.service", daemon.name());
-        let mut command = Command::new("systemctl");
-        command.args(["show", "--property=ActiveState", "--value", &unit]);
-        // Where there is no systemd, nothing of it starts anything.
-        let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
-        output.is_ok_and(|output| {
-            let state = String::from_utf8_lossy(&output.stdout);
-            HELD_STATES.contains(&state.trim())
-        })
+        is_held(Path::new(SYSTEMCTL), &format!("{}.service", daemon.name()))
     }
 
     /// Starts a backend, unless it runs.
@@ -209,6 +203,17 @@ impl BackendPlace {
     }
 }
 
+/// True if a unit is one that systemd starts again; without a systemd none is.
+fn is_held(systemctl: &Path, unit: &str) -> bool {
+    let mut command = Command::new(systemctl);
+    command.args(["show", "--property=ActiveState", "--value", unit]);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
+    output.is_ok_and(|output| {
+        let state = String::from_utf8_lossy(&output.stdout);
+        HELD_STATES.contains(&state.trim())
+    })
+}
+
 /// Makes a folder for this user alone.
 fn make(folder: &str) -> Result<PathBuf, Error> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -242,6 +247,22 @@ mod tests {
         // A named host is meant wherever this is.
         let named = BackendPlace::of(Some(Path::new("/h")), Machine::Control);
         assert!(matches!(named, Ok(BackendPlace::Hosted(folder)) if folder.path() == "/h"));
+    }
+
+    #[test]
+    fn a_unit_that_systemd_starts_again_is_left_to_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let systemctl = folder.path().join("systemctl");
+        let says = |state: &str| {
+            let script = format!("#!/bin/sh\n[ \"$4\" = a.service ] && echo {state}\n");
+            std::fs::write(&systemctl, script).unwrap();
+            std::fs::set_permissions(&systemctl, PermissionsExt::from_mode(0o755)).unwrap();
+            is_held(&systemctl, "a.service")
+        };
+        assert!(["active", "activating", "reloading"].into_iter().all(says));
+        assert!(!["inactive", "failed", "\"\""].into_iter().any(says));
+        assert!(!is_held(&folder.path().join("none"), "a.service"));
     }
 
     #[test]

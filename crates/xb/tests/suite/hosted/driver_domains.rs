@@ -4,6 +4,7 @@ use super::supervisor::{pieces, verifying_guest};
 use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
 use std::sync::atomic::{AtomicBool, Ordering};
+use xen_hosted::domain::MissingFeature;
 use xenstore::{Client, Store};
 
 /// A domain that does nothing.
@@ -101,6 +102,18 @@ fn a_driver_domain_is_awaited_and_what_is_missing_is_said() {
     with_supervisor(&host, "qdisk vbd", || {
         host.fails(&["create", &web, "--timeout", "1"], 3, "disk xvda of domain ");
     });
+    // Its supervisor is over, which is named also for a device that was not waited for.
+    host.ok(&["create", &idle(&host, "other")]);
+    let disk = "vdev=xvdb,backend=drv,target=memory:1048576";
+    host.ok(&["disk", "attach", "--no-wait", "other", disk]);
+    let found = host.run(&["doctor", "other", "xvdb", "--json"]);
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    let finding = &found["findings"][0];
+    assert_eq!(finding["cause"], "backend-supervisor-silent", "{found}");
+    let words =
+        "xvdb is not looked after: the xb devd of domain 1, which serves it, does not answer";
+    assert!(finding["sentence"].as_str().unwrap().starts_with(words), "{found}");
+    host.ok(&["destroy", "other"]);
     host.ok(&["destroy", "drv"]);
     host.fails(&["create", &web], 4, "there is no domain drv");
 }
@@ -128,7 +141,8 @@ fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
     let program = "truncate -s 8M /tmp/image && echo ready; exec sleep 1000";
     let rest = format!("driver_domain = 1\nmemory = 256\nextra = \"{program}\"");
     let created = host.json(&["create", &host.config("disks", &rest)]);
-    if created["lacks"].to_string().contains("namespaces") {
+    let lacks = created["lacks"].to_string();
+    if lacks.contains(&MissingFeature::Namespaces.to_string()) {
         conformance::skip(test, "hosted guests have no namespaces here");
         return;
     }

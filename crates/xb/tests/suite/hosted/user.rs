@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use xen_hosted::domain::MissingFeature;
 
 /// The id of a user that nobody else here has.
 const USER: u32 = 54_321;
@@ -69,6 +70,30 @@ fn an_ordinary_user_who_may_open_fuse_has_files() {
     host.nothing_is_left();
 }
 
+/// An ordinary user's guest serves the disk of another one, where it may have processes.
+fn driver_domain(host: &TestHost, home: &Home) {
+    let config = |name: &str, rest: &str| -> String {
+        let path = home.0.join(format!("{name}.cfg"));
+        let text = format!("name = \"{name}\"\n{rest}\nextra = \"exec sleep 1000\"\n");
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().into()
+    };
+    let drv = config("drv", "driver_domain = 1");
+    let web = config("served", "disk = [\"vdev=xvda,backend=drv,target=memory:1048576\"]");
+    let created = home.ok(host, &["create", &drv, "--json"]);
+    if created.contains(&MissingFeature::Namespaces.to_string()) {
+        let refused = home.run(host, &["create", &web, "--timeout", "1"]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("domain drv serves vbd: not within "), "{said}");
+    } else {
+        home.ok(host, &["create", &web]);
+        let listed = home.ok(host, &["disk", "list", "served"]);
+        assert!(listed.contains("Connected (4)"), "{listed}");
+        home.ok(host, &["destroy", "served"]);
+    }
+    home.ok(host, &["destroy", "drv"]);
+}
+
 #[test]
 fn an_ordinary_user_has_guests_and_is_told_what_cannot_be() {
     let host = TestHost::down("user");
@@ -113,6 +138,7 @@ fn an_ordinary_user_has_guests_and_is_told_what_cannot_be() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("root.img: Permission denied"), "{said}");
+    driver_domain(&host, &home);
     home.ok(&host, &["host", "down"]);
     assert!(!home.0.join("h").exists());
     host.nothing_is_left();
