@@ -1,7 +1,7 @@
 //! The supervisor of backends, `xb devd`: in a driver domain in place of `xl devd`, and in domain 0
 //! of a hosted host.
 //!
-//! It starts each backend of the table of [daemons](crate::host::daemons), and starts it again when
+//! It starts each backend of the table of [daemons], and starts it again when
 //! it has ended or has given no sign of life for 10 s. Whoever uses its devices sees a pause. A
 //! backend that runs already is left running, so a supervisor can itself be ended and started
 //! again. One that systemd starts is left to systemd.

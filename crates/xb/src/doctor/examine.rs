@@ -199,7 +199,8 @@ fn examine_domain(
         let read = read::device(host, &device, counted);
         let what = || format!("{name} of {}", guest.name);
         let Some(facts) = unless_of_one(read, what, &mut diagnosis.unknown)? else { continue };
-        if facts.service == ServiceProcess::Unknown {
+        let is_told = facts.supervisor.as_ref().is_some_and(|one| one.serves(&device.backend_kind));
+        if facts.service == ServiceProcess::Unknown && !is_told {
             let (kind, domid) = (&device.backend_kind, device.backend);
             unknown.insert(format!("if a process serves {kind} in domain {domid}"));
         }
