@@ -8,7 +8,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `place` | where it runs: how backends are found and started there |
+//! | `place`, `refusal` | where it runs: how backends are found and started there; where it does not |
 //! | `backend` | one backend: found, started, judged |
 //! | `restarts` | when a backend is started again |
 //! | [`devices`], `script` | the devices of a driver domain: hotplug scripts, nodes of closed ones |
@@ -20,6 +20,7 @@ mod backend;
 pub mod devices;
 mod log;
 mod place;
+mod refusal;
 mod restarts;
 mod script;
 
@@ -39,6 +40,7 @@ use xen_driver::process::platform::own_domid;
 use xenstore::{Client, Event};
 
 pub(crate) use place::{BackendPlace, GUEST_STORE};
+pub use refusal::SupervisorRefusal;
 pub use restarts::{DELAY_MAX, ENDS_MAX};
 
 /// The longest time between two looks at what no event tells of.

@@ -1,5 +1,6 @@
 //! The errors of the toolstack, as sentences that help and exit codes.
 
+use crate::devd::SupervisorRefusal;
 use crate::devices::BackendChoiceError;
 use std::fmt;
 use std::time::Duration;
@@ -15,6 +16,8 @@ pub enum Error {
     Config(crate::config::Error),
     /// A domain that cannot serve a device was named for that.
     BackendChoice(BackendChoiceError),
+    /// This machine has no backends to supervise.
+    Supervisor(SupervisorRefusal),
     /// The store refused, or is gone.
     Store(xenstore::Error),
     /// The hypervisor refused.
@@ -123,6 +126,7 @@ impl fmt::Display for Error {
         match self {
             Self::Config(error) => error.fmt(f),
             Self::BackendChoice(error) => error.fmt(f),
+            Self::Supervisor(refusal) => refusal.fmt(f),
             Self::Store(error) => error.fmt(f),
             Self::Platform { what, error } => write!(f, "{what}: {error}"),
             Self::NotFound(text)
@@ -149,6 +153,7 @@ impl std::error::Error for Error {
         match self {
             Self::Config(error) => Some(error),
             Self::BackendChoice(error) => Some(error),
+            Self::Supervisor(refusal) => Some(refusal),
             Self::Store(error) => Some(error),
             Self::Platform { error, .. } => Some(error),
             _ => None,
@@ -159,6 +164,12 @@ impl std::error::Error for Error {
 impl From<xenstore::Error> for Error {
     fn from(error: xenstore::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<SupervisorRefusal> for Error {
+    fn from(refusal: SupervisorRefusal) -> Self {
+        Self::Supervisor(refusal)
     }
 }
 

@@ -53,7 +53,7 @@ impl GlobalOptions {
 
     /// Returns the place whose backends this machine's supervisor has.
     pub(super) fn place(&self) -> Result<BackendPlace, Error> {
-        BackendPlace::of(self.named().as_deref(), xen_linux::machine())
+        Ok(BackendPlace::of(self.named().as_deref(), xen_linux::machine())?)
     }
 
     pub(super) fn open(&self) -> Result<Host, Error> {

@@ -11,6 +11,9 @@ use crate::{Error, text};
 use rustix::process::{Signal, WaitOptions, WaitStatus, waitpid};
 use std::time::{Duration, Instant};
 
+/// The time that a backend has until its first sign of life: until it has the locks of one before
+/// it, and has read what that left.
+const STARTS_WITHIN: Duration = Duration::from_secs(30);
 /// The time between two attempts while another process starts daemons.
 const BUSY_AGAIN: Duration = Duration::from_millis(50);
 /// The time between two looks at a backend that systemd starts.
@@ -132,10 +135,12 @@ impl SupervisedBackend {
         if now >= lasts_at && self.fault.take().is_some() {
             say(&format!("{} runs well again", self.daemon.name()));
         }
-        let silent_at = run.heard.map(|heard| heard + signs::silence());
+        let silence =
+            if run.serves { signs::silence() } else { signs::silence().max(STARTS_WITHIN) };
+        let silent_at = run.heard.map(|heard| heard + silence);
         if silent_at.is_some_and(|at| now >= at) {
             let pid = run.process.pid.as_raw_nonzero();
-            let (name, silence) = (self.daemon.name(), text::took(signs::silence()));
+            let (name, silence) = (self.daemon.name(), text::took(silence));
             say(&format!(
                 "{name} (process {pid}) gives no sign of life for {silence}: it is killed"
             ));

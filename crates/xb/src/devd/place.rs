@@ -1,5 +1,6 @@
 //! The place where backends run: domain 0 of a hosted host, or a driver domain of Xen.
 
+use super::refusal::SupervisorRefusal;
 use crate::Error;
 use crate::host::bring::StartLock;
 use crate::host::daemons::HostDaemon;
@@ -55,21 +56,13 @@ impl BackendPlace {
     /// Returns the place that a command means: the hosted host that it names, else this machine.
     ///
     /// # Errors
-    /// [`Error::Refused`]: this machine is no driver domain.
-    pub(crate) fn of(named: Option<&Path>, machine: Machine) -> Result<Self, Error> {
+    /// This machine is no driver domain.
+    pub(crate) fn of(named: Option<&Path>, machine: Machine) -> Result<Self, SupervisorRefusal> {
         match (named, machine) {
             (Some(folder), _) => Ok(Self::Hosted(Folder::new(folder))),
             (None, Machine::Guest) => Ok(Self::DriverDomain),
-            (None, Machine::Control) => Err(Error::Refused(
-                "xb devd is for driver domains, and this is domain 0 of a Xen host: here systemd \
-                 starts xen-blockd (systemctl enable --now xen-blockd), and xl runs scripts"
-                    .into(),
-            )),
-            (None, _) => Err(Error::Refused(
-                "xb devd runs in a driver domain of Xen, and this machine is no domain; for a \
-                 hosted host, xb host up starts it (--host DIR names another one)"
-                    .into(),
-            )),
+            (None, Machine::Control) => Err(SupervisorRefusal::ControlDomain),
+            (None, _) => Err(SupervisorRefusal::NoDomain),
         }
     }
 
@@ -235,11 +228,13 @@ mod tests {
 
     #[test]
     fn a_machine_that_is_no_driver_domain_is_told_what_to_do() {
-        let of = |machine| BackendPlace::of(None, machine).map_err(|error| error.to_string());
+        let of = |machine| BackendPlace::of(None, machine);
         assert!(matches!(of(Machine::Guest), Ok(BackendPlace::DriverDomain)));
-        let said = of(Machine::Control).unwrap_err();
+        assert_eq!(of(Machine::Control).err(), Some(SupervisorRefusal::ControlDomain));
+        assert_eq!(of(Machine::Bare).err(), Some(SupervisorRefusal::NoDomain));
+        let said = SupervisorRefusal::ControlDomain.to_string();
         assert!(said.contains("this is domain 0 of a Xen host"), "{said}");
-        let said = of(Machine::Bare).unwrap_err();
+        let said = SupervisorRefusal::NoDomain.to_string();
         assert!(
             said.contains("this machine is no domain") && said.contains("xb host up"),
             "{said}"

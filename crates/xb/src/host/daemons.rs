@@ -192,7 +192,8 @@ impl HostDaemon {
         self.kinds
     }
 
-    /// True if it is a backend: the supervisor starts it again, and hears its signs of life.
+    /// True if it is a backend. The supervisor starts it again, and ends one that gives no sign of
+    /// life: each has to give some ([`daemon::LifeSigns`]).
     #[must_use]
     pub fn is_backend(&self) -> bool {
         !self.kinds.is_empty()
