@@ -3,6 +3,8 @@
 use super::supervisor::{pieces, verifying_guest};
 use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use xen_hosted::domain::MissingFeature;
 use xenstore::{Client, Store};
@@ -172,4 +174,32 @@ fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
         let nodes = host.ok(&["store", "ls", "/local/domain/1/backend"]);
         nodes.trim().is_empty().then_some(())
     });
+}
+
+/// A backend that comes late connects: its guest is created once its domain serves
+/// (xen-troops/meta-xt-prod-devel-rpi5 81).
+#[test]
+fn a_guest_waits_for_a_driver_domain_that_comes_late() {
+    let host = TestHost::up("driver-late");
+    let driver = host.config("disks", "driver_domain = 1\nextra = \"exec sleep 1000\"");
+    let created = host.json(&["create", &driver, "--paused"]);
+    let lacks = created["lacks"].to_string();
+    if lacks.contains(&MissingFeature::Namespaces.to_string()) {
+        let test = "a_guest_waits_for_a_driver_domain_that_comes_late";
+        conformance::skip(test, "hosted guests have no namespaces here");
+        return;
+    }
+    let disk = "disk = [\"vdev=xvda,backend=disks,target=memory:1048576\"]";
+    let web = host.config("web", &format!("{disk}\nextra = \"exec sleep 1000\""));
+    let mut command = host.command(&["create", &web]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut notes = BufReader::new(child.stderr.take().unwrap());
+    notes.read_line(&mut said).unwrap();
+    assert_eq!(said, "xb: waiting until domain disks serves vbd\n");
+    assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 2, "it is not begun");
+    host.ok(&["unpause", "disks"]);
+    notes.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    assert_eq!(host.json(&["disk", "list", "web"])[0]["frontend_state"], "Connected (4)");
 }
