@@ -194,6 +194,8 @@ impl Sharer {
             return Ok(());
         };
         let answer = match kind {
+            // The daemon answers neither: they are its own.
+            MsgType::WatchEvent | MsgType::Error => Err(wire::Error::Inval),
             // One of another process would be answered too, as all are of one connection.
             _ if tx != 0 && !self.transactions.contains(&tx) => Err(wire::Error::NoEnt),
             MsgType::TransactionStart if self.transactions.len() >= TRANSACTIONS_MAX => {

@@ -67,6 +67,10 @@ fn each_process_has_watches_and_transactions_of_its_own() {
                 Ok(value)
             });
             assert_eq!(done.unwrap(), b"2");
+            for kind in [xenstore::MsgType::WatchEvent, xenstore::MsgType::Error] {
+                let none = xenstore::TransactionId::NONE;
+                assert!(one.request_in(none, kind, &[b"/s\0"]).unwrap_err().refusal().is_some());
+            }
             // Another's transaction is none of this one.
             let open = one.transaction_start().unwrap();
             let read = two.request_in(open, xenstore::MsgType::Read, &[b"/s/a\0"]);

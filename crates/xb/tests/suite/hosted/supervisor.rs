@@ -73,7 +73,7 @@ fn a_guest_sees_a_pause_when_its_backend_is_killed() {
 #[test]
 fn a_backend_without_a_sign_of_life_is_replaced() {
     let host = TestHost::down("silent");
-    let up = host.command(&["host", "up"]).env("XB_BACKEND_SILENCE", "2").output().unwrap();
+    let up = host.command(&["host", "up"]).env("XB_BACKEND_SILENCE", "4").output().unwrap();
     assert!(up.status.success(), "{up:?}");
     let first = host.pid(BACKEND).unwrap();
     if host.has_fuse("a_backend_without_a_sign_of_life_is_replaced") {
