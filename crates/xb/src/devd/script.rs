@@ -3,6 +3,7 @@
 //! Source: `docs/misc/block-scripts.txt` of Xen, and the environment that libxl's debug output shows.
 
 use crate::host::process::DaemonProcess;
+use crate::host::signs;
 use crate::{Error, text};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::process::CommandExt;
@@ -54,6 +55,8 @@ impl ScriptRun {
         command.arg(action.word()).env("script", script);
         command.env("XENBUS_TYPE", kind).env("XENBUS_PATH", device);
         command.env("XENBUS_BASE_PATH", "backend");
+        // Signs of life are the supervisor's own.
+        signs::ask_for(&mut command, None);
         command.current_dir("/").stdin(Stdio::null()).process_group(0);
         let child = command.spawn().map_err(Error::io(script.display()))?;
         let process = DaemonProcess::of(&child);
