@@ -59,7 +59,8 @@ pub struct ConsoleOutput<'c> {
 
 /// The consoles that clients can open.
 pub trait OpenConsoles {
-    /// Returns the console of this number, of a domain with this name or number, if it is served.
+    /// Returns the console of this number, of a domain with this name or number, if it is served, or if
+    /// its last output is kept.
     fn find(&self, domain: &[u8], number: u32) -> Option<ConsoleId>;
 
     /// Returns the output of a console.

@@ -164,7 +164,7 @@ impl FirstConsoles {
         if let Some(mut console) = slot.take_console() {
             console.end();
             let until = Instant::now() + KEPT_WITHIN;
-            self.ended.push_back(EndedConsole { id: slot.id, console, until });
+            self.ended.push_back(EndedConsole { id: slot.id, name: slot.name, console, until });
             if self.ended.len() > ENDED_MAX {
                 self.ended.pop_front();
             }
@@ -423,7 +423,9 @@ impl FirstConsoles {
             self.streams_changed = true;
         }
         let console = Box::new(console);
-        self.set_state(domid, ConsoleState::Served { nodes, console, ring, terminal_due: true });
+        // Without a terminal there is no path that could be due.
+        let terminal_due = console.terminal().is_some();
+        self.set_state(domid, ConsoleState::Served { nodes, console, ring, terminal_due });
         self.show_terminal(store, domid)
     }
 
@@ -592,9 +594,20 @@ impl DeviceSet for FirstConsoles {
 
 impl OpenConsoles for FirstConsoles {
     fn find(&self, domain: &[u8], number: u32) -> Option<ConsoleId> {
-        let domid = self.domain(domain).filter(|_| number == 0)?;
-        let slot = self.domains.get(&domid);
-        slot.filter(|slot| matches!(slot.state, ConsoleState::Served { .. })).map(|slot| slot.id)
+        // A domain without a name has none that could be asked for.
+        if domain.is_empty() || number != 0 {
+            return None;
+        }
+        if let Some(slot) = self.domain(domain).and_then(|domid| self.domains.get(&domid)) {
+            return matches!(slot.state, ConsoleState::Served { .. }).then_some(slot.id);
+        }
+        // Of a domain that is gone, the last output can still be read.
+        let domid = parse(domain);
+        let is_asked_for = |ended: &&EndedConsole| match domid {
+            Some(domid) => ended.id.domid == domid.0,
+            None => ended.name == domain,
+        };
+        self.ended.iter().rev().find(is_asked_for).map(|ended| ended.id)
     }
 
     fn output(&self, console: ConsoleId) -> ConsoleOutput<'_> {

@@ -63,6 +63,8 @@ pub(super) enum RingState {
 #[derive(Debug)]
 pub(super) struct EndedConsole {
     pub(super) id: ConsoleId,
+    /// The domain's name.
+    pub(super) name: Vec<u8>,
     pub(super) console: Box<ServedConsole>,
     pub(super) until: Instant,
 }

@@ -82,6 +82,29 @@ fn the_last_words_of_a_domain_reach_its_clients() {
     }
 }
 
+/// mirage/mirage 270: a client that comes after the end is shown the last words, too.
+#[test]
+fn a_client_that_comes_after_the_end_sees_the_last_words() {
+    let Some(mut scene) = Scene::start("console_client_late", &[]) else { return };
+    let mut guest = scene.guest("brief");
+    scene.terminal(&guest);
+    guest.tell("say last words");
+    guest.heard("done say");
+    scene.host.control.destroy(guest.domid).unwrap();
+    until("the daemon knows of the end", || {
+        scene.host.log("consoled.log").contains("console: the domain is gone")
+    });
+    for _ in 0..2 {
+        let mut client =
+            WatchingClient::open(&scene, &guest, ClientAccess::Watch, OutputStart::Oldest);
+        until("the client is told of the end", || {
+            client.look();
+            client.ended
+        });
+        assert_eq!(client.seen, b"last words\n");
+    }
+}
+
 #[test]
 fn what_is_typed_before_the_console_is_there_reaches_the_guest() {
     let Some(mut scene) = Scene::start("console_typed_early", &[]) else { return };

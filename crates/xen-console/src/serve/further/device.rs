@@ -381,7 +381,9 @@ impl Drop for FurtherConsole {
             console.end();
             self.context.streams_changed.set(true);
             let until = Instant::now().checked_add(KEPT_WITHIN).unwrap_or_else(Instant::now);
-            self.context.ended.borrow_mut().push(EndedConsole { id: self.name, console, until });
+            // Who asks by the domain's name has had it open before.
+            let ended = EndedConsole { id: self.name, name: Vec::new(), console, until };
+            self.context.ended.borrow_mut().push(ended);
         }
     }
 }
