@@ -176,9 +176,10 @@ impl ChannelSocket {
         self.changed = true;
     }
 
-    /// Accepts the client that waits, if there is one.
-    fn accept(&mut self) -> bool {
-        if !self.acceptable {
+    /// Accepts the client that waits, if there is one and nobody has the channel. Returns true if there
+    /// was one.
+    pub fn accept(&mut self) -> bool {
+        if !self.may_accept() {
             return false;
         }
         match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {

@@ -282,6 +282,7 @@ impl ServedConsole {
         let mut typed = [0; INPUT_SIZE];
         let Some(into) = typed.get_mut(..room).filter(|into| !into.is_empty()) else {
             // The guest notifies once it has read some.
+            terminal.accept();
             return Ok(0);
         };
         let count = terminal.read(into);

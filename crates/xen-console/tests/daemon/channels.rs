@@ -138,6 +138,25 @@ fn a_guest_waits_for_a_client_that_does_not_read_and_for_none_other() {
 }
 
 #[test]
+fn a_guest_that_reads_nothing_has_its_next_client_all_the_same() {
+    let Some(mut scene) = Scene::start("channel_deaf", &[]) else { return };
+    let mut guest = scene.bus_guest("vm");
+    let path = scene.agent();
+    scene.add_channel(&guest, 1, &path);
+    guest.tell("connected 1");
+    guest.heard("done connected");
+    // More than its ring holds.
+    let mut first = connect(&path);
+    first.write_all(&[b'x'; 5000]).unwrap();
+    guest.tell("send 1 y");
+    reads(&mut first, b"y");
+    drop(first);
+    let mut second = connect(&path);
+    guest.tell("say 1 for the second");
+    reads(&mut second, b"for the second\n");
+}
+
+#[test]
 fn a_killed_daemon_leaves_a_socket_that_the_next_one_replaces() {
     let Some(mut scene) = Scene::start("channel_killed", &[]) else { return };
     let mut guest = scene.bus_guest("vm");
