@@ -32,7 +32,7 @@ const BY_HAND: &str = "CONSOLES_BY_HAND";
 /// A guest with further consoles. Each line of its input is a command; the first word behind the
 /// command is the number of a console.
 pub(crate) fn guest() {
-    let GuestConnections { domid, mut store, platform } = GuestConnections::hosted().unwrap();
+    let GuestConnections { domid, mut store, platform, .. } = GuestConnections::hosted().unwrap();
     let make = {
         let platform = platform.clone();
         move |_| BusConsole::new(platform.clone())
