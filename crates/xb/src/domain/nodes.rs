@@ -6,8 +6,9 @@ use crate::Error;
 use crate::config::{self, Description};
 use xen::DomId;
 use xen_console::front::WINDOW;
+use xen_console::serve::nodes::SERVED;
 use xen_hosted::domctl::CreatedDomain;
-use xenstore::{Client, NodeAccess, Perm, Store};
+use xenstore::{Client, NodeAccess, Perm, Store, Transaction};
 
 /// The most bytes of output that wait for a reader of the console's terminal: as much as libxl says.
 const CONSOLE_LIMIT: &str = "1048576";
@@ -30,8 +31,7 @@ pub(crate) fn write(
     let uuid = config::description::write_uuid(handle);
     let vm = format!("/vm/{uuid}");
     let memory = (description.memory_mib * 1024).to_string();
-    let (number, console_port) = (domid.to_string(), created.console_port.to_string());
-    let window = format!("/{WINDOW}");
+    let number = domid.to_string();
     let folders: [(&str, &[Perm]); 16] = [
         ("", &read),
         ("/cpu", &read),
@@ -59,14 +59,6 @@ pub(crate) fn write(
         ("/vm", &vm),
         ("/memory/static-max", &memory),
         ("/memory/target", &memory),
-        // The console's ring is granted; its frame only tells it from another ring.
-        ("/console/ring-ref", "0"),
-        ("/console/port", &console_port),
-        ("/console/limit", CONSOLE_LIMIT),
-        ("/console/type", "xenconsoled"),
-        ("/console/output", "pty"),
-        ("/console/tty", ""),
-        (&window, CONSOLE_WINDOW),
         ("/control/platform-feature-xs_reset_watches", "1"),
     ];
     store.transaction(|tx| {
@@ -82,6 +74,7 @@ pub(crate) fn write(
             // As the folder: readable for the domain.
             tx.write(format!("{home}{name}"), value)?;
         }
+        write_console(tx, &home, created)?;
         tx.mkdir(&vm)?;
         tx.set_perms(&vm, &read)?;
         tx.write(format!("{vm}/uuid"), &uuid)?;
@@ -94,5 +87,27 @@ pub(crate) fn write(
         }
         tx.write(format!("{libxl}/type"), "hosted")
     })?;
+    Ok(())
+}
+
+/// Writes the nodes of the domain's first console, readable for the domain as their folder is.
+fn write_console(
+    tx: &mut Transaction<'_>,
+    home: &str,
+    created: &CreatedDomain,
+) -> Result<(), xenstore::Error> {
+    for (name, value) in [
+        // The ring is granted; its frame only tells it from another ring.
+        ("console/ring-ref", "0"),
+        ("console/port", &created.console_port.to_string()),
+        ("console/limit", CONSOLE_LIMIT),
+        ("console/type", "xenconsoled"),
+        ("console/output", "pty"),
+        ("console/tty", ""),
+        (SERVED, ""),
+        (WINDOW, CONSOLE_WINDOW),
+    ] {
+        tx.write(format!("{home}/{name}"), value)?;
+    }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::config::Action;
 use crate::domain::{self, reason_word};
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
-use crate::host::{Host, HostChoice, HostPlatform, saved_config};
+use crate::host::{Host, HostChoice, HostPlatform, saved_config, service};
 use crate::lifecycle::create::{self, Predecessor, StartMode};
 use crate::lifecycle::destroy;
 use crate::wait::Limit;
@@ -189,7 +189,12 @@ pub(super) fn settle(
     let again =
         gone.and_then(|()| create::create(&mut host, &description, &settings, mode, limit()));
     match again {
-        Ok(new) => say(&format!("{name} runs again, as domain {}", new.domid)),
+        Ok(new) => {
+            say(&format!("{name} runs again, as domain {}", new.domid));
+            if service::of_console(&host).is_away() {
+                say(&format!("nothing serves the console of {name}: xb host up starts it"));
+            }
+        }
         Err(error) => {
             // Commands that wait for it to run again stop waiting, by either number.
             ended.action = Action::Destroy;

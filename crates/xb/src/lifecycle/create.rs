@@ -8,10 +8,11 @@ use crate::devices::disk::AttachableDisk;
 use crate::devices::{self, AttachableDevice};
 use crate::domain::{self, Domain, nodes};
 use crate::host::creation::Creation;
-use crate::host::daemons::{self, BROKER};
+use crate::host::daemons::{self, BROKER, CONSOLE};
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
 use crate::host::guest_folder::{GuestFolder, Lineage};
+use crate::host::service::{self, ServiceProcess};
 use crate::host::{Host, HostPlatform, programs, saved_config};
 use crate::wait::{self, Limit};
 use crate::{Error, text};
@@ -20,6 +21,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use xen::DomId;
 use xen::domctl::DomainControl;
+use xen_console::serve::nodes::SERVED;
 use xen_hosted::domain::{ConsoleTerminal, Devices, DomainConfig, Files, Lifetime};
 use xen_hosted::domctl::{Control, CreatedDomain, Descriptors, Holder};
 use xenstore::{Client, Store};
@@ -257,7 +259,7 @@ fn set_up(
         wait::check()?;
         devices::add(&mut host.store, device)?;
     }
-    await_console(host, domain, limit)?;
+    await_console(host, domain, mode, limit)?;
     wait::check()?;
     if mode == StartMode::StayPaused {
         return let_go(host, domain, None);
@@ -287,18 +289,36 @@ fn set_up(
 }
 
 /// Waits until the domain's console is served: before that, the first words of a guest that ends at
-/// once would be lost.
-fn await_console(host: &mut Host, domain: &Domain, limit: Limit) -> Result<(), Error> {
+/// once would be lost. A guest that is started again runs without: its words wait for the daemon.
+fn await_console(
+    host: &mut Host,
+    domain: &Domain,
+    mode: StartMode,
+    limit: Limit,
+) -> Result<(), Error> {
     const TOKEN: &str = "console";
-    let terminal = format!("{}/console/tty", domain::home(domain.info.domid));
+    let runs_again = matches!(mode, StartMode::RunAgain(_));
+    if service::of_console(host) == ServiceProcess::Down {
+        let dir = host.folder().map(|folder| folder.path().display().to_string());
+        let refused = Error::Refused(format!(
+            "nothing serves the console of {}; xb --host {} host up starts {}",
+            domain.name,
+            dir.unwrap_or_default(),
+            CONSOLE.name()
+        ));
+        return if runs_again { Ok(()) } else { Err(refused) };
+    }
+    let node = format!("{}/{SERVED}", domain::home(domain.info.domid));
     let what = || format!("the console of {} is served", domain.name);
-    host.store.watch(&terminal, TOKEN)?;
+    host.store.watch(&node, TOKEN)?;
     let served = limit.within(CONSOLE_WITHIN).until(&mut host.store, &what, |store| {
-        let path = store.try_read(&terminal)?;
-        Ok(path.filter(|path| !path.is_empty()).map(|_| ()))
+        Ok((store.try_read(&node)?.as_deref() == Some(b"1")).then_some(()))
     });
-    host.store.unwatch(&terminal, TOKEN)?;
-    served
+    host.store.unwatch(&node, TOKEN)?;
+    match served {
+        Err(Error::Timeout { .. }) if runs_again => Ok(()),
+        served => served,
+    }
 }
 
 /// Makes the complete domain end with `holder` alone, and not with its creator. A domain that has

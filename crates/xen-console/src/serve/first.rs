@@ -209,7 +209,7 @@ impl FirstConsoles {
                     RingState::Missing => false,
                 };
                 if stays {
-                    return self.show_terminal(store, domid);
+                    return self.announce(store, domid);
                 }
             }
             (ConsoleState::Failed { nodes: failed }, Some(nodes)) if failed == nodes => {
@@ -389,18 +389,20 @@ impl FirstConsoles {
         ServedConsole::new(channel, feed, terminal, self.settings.overflow, rate)
     }
 
-    /// Writes the path of a console's terminal for clients, where that is due. What the store refuses
-    /// is tried again: the toolstack waits for that node.
-    fn show_terminal(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
+    /// Tells the toolstack that a console is served, and where its terminal is, if that is due. What the
+    /// store refuses is tried again: the toolstack waits for it.
+    fn announce(&mut self, store: &mut Client, domid: DomId) -> Result<(), Error> {
         let Some(slot) = self.domains.get_mut(&domid) else { return Ok(()) };
-        let ConsoleState::Served { console, terminal_due, .. } = &mut slot.state else {
+        let ConsoleState::Served { console, announcement_due, .. } = &mut slot.state else {
             return Ok(());
         };
-        let pty = console.terminal().and_then(Terminal::pty).filter(|_| *terminal_due);
-        let Some(pty) = pty else { return Ok(()) };
-        let path = pty.path().as_os_str().as_bytes();
-        match nodes::write_terminal(store, domid, path).map_err(Error::from) {
-            Ok(()) => *terminal_due = false,
+        if !*announcement_due {
+            return Ok(());
+        }
+        let pty = console.terminal().and_then(Terminal::pty);
+        let path = pty.map(|pty| pty.path().as_os_str().as_bytes());
+        match nodes::announce(store, domid, path).map_err(Error::from) {
+            Ok(()) => *announcement_due = false,
             Err(error) if error.is_store_gone() => return Err(error),
             Err(error) => {
                 self.news.push(DeviceNews { id: id(domid), event: DeviceEvent::Error(error) });
@@ -409,7 +411,7 @@ impl FirstConsoles {
         Ok(())
     }
 
-    /// Takes a console that was connected, and shows its terminal to clients.
+    /// Takes a console that was connected, and announces it.
     fn serve(
         &mut self,
         store: &mut Client,
@@ -423,10 +425,9 @@ impl FirstConsoles {
             self.streams_changed = true;
         }
         let console = Box::new(console);
-        // Without a terminal there is no path that could be due.
-        let terminal_due = console.terminal().is_some();
-        self.set_state(domid, ConsoleState::Served { nodes, console, ring, terminal_due });
-        self.show_terminal(store, domid)
+        let announcement_due = true;
+        self.set_state(domid, ConsoleState::Served { nodes, console, ring, announcement_due });
+        self.announce(store, domid)
     }
 
     /// Writes the sizes of windows that clients have said, where that is due.
@@ -509,7 +510,7 @@ impl DeviceSet for FirstConsoles {
         let waits = |slot: &ConsoleSlot| {
             matches!(
                 slot.state,
-                ConsoleState::Retrying { .. } | ConsoleState::Served { terminal_due: true, .. }
+                ConsoleState::Retrying { .. } | ConsoleState::Served { announcement_due: true, .. }
             )
         };
         self.domains.iter().filter(move |(_, slot)| waits(slot)).map(|(domid, _)| *domid)

@@ -163,22 +163,30 @@ pub fn folder(domid: DomId) -> String {
     format!("/local/domain/{domid}/console")
 }
 
-/// Writes the path of the terminal over the one that an earlier daemon has left. Nothing is written
-/// where the console is gone, as that would leave a node of a dead domain.
+/// The node, below a domain's home, that becomes `1` when the console is served, with a terminal or
+/// without. It is written only where the toolstack has made it.
+pub const SERVED: &str = "console/served";
+
+/// Tells the toolstack that a console is served: the path of its terminal, if it has one, is written
+/// over the one that an earlier daemon has left. Nothing is written where the console is gone, as that
+/// would leave a node of a dead domain.
 ///
 /// # Errors
 /// The store refuses, or is gone.
-pub fn write_terminal(
+pub fn announce(
     store: &mut Client,
     domid: DomId,
-    path: &[u8],
+    terminal: Option<&[u8]>,
 ) -> Result<(), xenstore::Error> {
-    let folder = folder(domid);
+    let (folder, served) = (folder(domid), format!("{}/{SERVED}", xenbus::path::home(domid)));
     store.transaction(|tx| {
         if !tx.exists(format!("{folder}/port"))? {
             return Ok(());
         }
-        tx.write(format!("{folder}/tty"), path)
+        if tx.exists(&served)? {
+            tx.write(&served, "1")?;
+        }
+        tx.write(format!("{folder}/tty"), terminal.unwrap_or_default())
     })
 }
 

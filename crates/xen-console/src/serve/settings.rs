@@ -45,14 +45,14 @@ pub struct ConsoleSettings {
     /// The rates of all guests.
     pub rates: GuestRates,
     /// The names of the logs that are in use, by their consoles.
-    pub log_names: LogNames,
+    pub log_names: UsedLogNames,
 }
 
 /// The names of the logs that are in use, by their consoles: no two consoles write into one log.
 #[derive(Default, Debug)]
-pub struct LogNames(RefCell<BTreeMap<Id, String>>);
+pub struct UsedLogNames(RefCell<BTreeMap<Id, String>>);
 
-impl LogNames {
+impl UsedLogNames {
     /// Gives a console the log `wanted`, which ends in `.log`, or one of another name if that is in use.
     /// One that the console had before is free again.
     pub fn claim(&self, console: Id, wanted: String) -> String {
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn no_two_consoles_have_one_log() {
         let id = |frontend, devid| Id { frontend: DomId(frontend), devid };
-        let names = LogNames::default();
+        let names = UsedLogNames::default();
         let claim = |console, guest: &[u8]| names.claim(console, log_name(guest, console.devid));
         assert_eq!(claim(id(1, 0), b"web"), "guest-web.log");
         assert_eq!(claim(id(1, 1), b"web"), "guest-web.console-1.log");

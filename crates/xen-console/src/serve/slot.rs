@@ -41,8 +41,8 @@ pub(super) enum ConsoleState {
         nodes: ConsoleNodes,
         console: Box<ServedConsole>,
         ring: RingState,
-        /// Its terminal is not in the store yet.
-        terminal_due: bool,
+        /// The store does not say yet that it is served.
+        announcement_due: bool,
     },
     /// Its ring is broken. With other nodes it is tried again.
     Failed { nodes: ConsoleNodes },

@@ -221,6 +221,24 @@ fn a_console_outlives_its_daemon() {
     assert_eq!(log.matches("and on").count(), 2, "{log}");
 }
 
+#[test]
+fn a_guest_is_started_again_while_no_daemon_serves_its_console() {
+    let host = TestHost::up("restart-alone");
+    let config = host.config("web", "extra = \"echo a life; exec sleep 1000\"");
+    host.ok(&["create", &config]);
+    host.until_log("web", "a life");
+    host.kill("xenconsoled");
+    host.ok(&["reboot", "web", "--wait"]);
+    assert_eq!(host.json(&["info", "web"])["state"], serde_json::json!("running"));
+    let other = host.config("other", "extra = \"exec sleep 1000\"");
+    host.fails(&["create", &other], 1, "nothing serves the console of other; xb --host ");
+    host.ok(&["host", "up"]);
+    // What it printed meanwhile is there, in a life of its own.
+    host.until_log("web", "a life");
+    assert!(host.ok(&["log", "web", "--previous"]).contains("a life"));
+    host.ok(&["create", &other]);
+}
+
 /// A guest whose kernel opens no console, and nobody reads: what it prints is kept
 /// (GaloisInc/FreeRTOS-Xen 3, cloud-hypervisor 4521).
 #[test]

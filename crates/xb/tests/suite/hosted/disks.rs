@@ -92,7 +92,12 @@ fn the_process_that_uses_an_image_is_named() {
     host.until("this process is named alone", || {
         let output = host.run(&["disk", "attach", "web", &spec]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8_lossy(&output.stderr).contains(&words).then_some(())
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains("its image is in use by ") && said.contains(&pid.to_string()),
+            "{said}"
+        );
+        said.contains(&words).then_some(())
     });
 }
 

@@ -5,7 +5,7 @@ use super::traces::entries;
 use serde_json::json;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use xen_console::serve::settings::{OUTPUT_BURST, OUTPUT_RATE};
+use xen_console::serve::rate::{OUTPUT_BURST, OUTPUT_RATE};
 
 #[test]
 fn what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing() {
