@@ -168,8 +168,10 @@ fn served(device: &DeviceFacts) -> Option<FaultCause> {
         }
     }
     let supervised = device.supervisor.as_ref();
+    // Nodes still say that it is connected where its backend has been killed.
+    let is_bare = supervised.is_some_and(|answer| answer.answers && !answer.serves(&kind));
     if let Some(fault) = supervised.and_then(|answer| answer.faults.first())
-        && (domid == DomId::DOM0 || !device.is_connected())
+        && (domid == DomId::DOM0 || is_bare || !device.is_connected())
     {
         let fault = fault.clone();
         return Some(FaultCause::Backend(BackendFault::KeepsEnding { domid, fault }));
@@ -183,7 +185,9 @@ fn served(device: &DeviceFacts) -> Option<FaultCause> {
         ServiceProcess::Down => BackendFault::Down { kind, domid },
         ServiceProcess::Kernel if is_ours(device) => BackendFault::TakenByKernel { kind },
         _ if is_silent && domid != DomId::DOM0 => BackendFault::SupervisorSilent { domid },
-        _ if idle && domid != DomId::DOM0 => BackendFault::NoneInDomain { kind, domid },
+        _ if (idle || is_bare) && domid != DomId::DOM0 => {
+            BackendFault::NoneInDomain { kind, domid }
+        }
         _ => {
             let target = device.target.as_ref().filter(|target| target.server_gone)?;
             BackendFault::ServerGone { target: target.name.clone() }

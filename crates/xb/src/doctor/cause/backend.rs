@@ -30,7 +30,7 @@ pub enum BackendFault {
         /// The reason.
         absence: DomainAbsence,
     },
-    /// Nothing in a driver domain has looked at the device.
+    /// Nothing in a driver domain has looked at the device, or serves it any more.
     NoneInDomain {
         /// The kind of the backend.
         kind: String,
@@ -143,7 +143,7 @@ impl BackendFault {
                 of.xb("see what that domain prints with", &format!("log {domid}"))
             }
             Self::NoneInDomain { .. } => {
-                Remedy::new("start it in that domain with", "systemctl start xb-devd")
+                Remedy::new("start it in that domain with", "systemctl restart xb-devd")
             }
             Self::SupervisorSilent { .. } => {
                 Remedy::new("start it again in that domain with", "systemctl restart xb-devd")

@@ -140,6 +140,27 @@ const CAUSES: &[(FactsChange, &str, &str, &str)] = &[
         "xvda is not looked after: the xb devd of domain 2, which serves it, does not answer",
         "xb log 2",
     ),
+    // Of a backend that was killed, the nodes say that it is connected.
+    (
+        |device, _| {
+            device.device.backend = DomId(2);
+            device.service = ServiceProcess::Unknown;
+            device.supervisor = Some(answer(true, &[]));
+        },
+        "backend-domain-without-backend",
+        "xvda waits: domain 2, which is to serve it, runs nothing that serves vbd",
+        "xb log 2",
+    ),
+    (
+        |device, _| {
+            device.device.backend = DomId(2);
+            device.service = ServiceProcess::Unknown;
+            device.supervisor = Some(answer(true, &["it has ended"]));
+        },
+        "backend-keeps-ending",
+        "xvda waits: its backend in domain 2 keeps ending: \"it has ended\"",
+        "xb log 2",
+    ),
     (
         |device, _| {
             device.device.backend = DomId(2);
@@ -477,6 +498,21 @@ fn words_of_others_are_quoted() {
     });
     let command = finding.unwrap().remedy().command;
     assert_eq!(command, "xb disk detach '$(id)' xvda --force");
+}
+
+/// A fault that a driver domain still reports is none of a disk that is served again.
+#[test]
+fn a_backend_that_serves_again_is_well() {
+    let served = |faults: &[&str]| {
+        let (mut facts, guest) = well();
+        facts.device.backend = DomId(2);
+        facts.service = ServiceProcess::Unknown;
+        let kinds = vec!["qdisk".into(), "vbd".into()];
+        facts.supervisor = Some(DriverDomainAnswer { kinds, ..answer(true, faults) });
+        device(&subject(&guest), &facts, &guest)
+    };
+    assert_eq!(served(&[]), None);
+    assert_eq!(served(&["it has ended 5 times"]), None);
 }
 
 /// On Xen the toolstack is xl, and the daemons are units of systemd.
