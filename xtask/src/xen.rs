@@ -9,7 +9,7 @@
 //! | `image` | the initramfs of dom0 and of the guests, by the recipes in `tests/xen` |
 //! | `modules` | the kernel's modules that an image needs |
 //! | `cpio` | the format of an initramfs |
-//! | `disk` | the disks of the boots `block` and `speed`, made and checked |
+//! | `disk` | the disks of the boots `block`, `driver` and `speed`, made and checked |
 //! | `programs` | the programs of this workspace in the images |
 //! | `options` | the command line |
 //! | `lab` | the places of the lab, the daemon under test, the progress messages |
@@ -65,6 +65,7 @@ cargo xtask xen [OPTION...]: our xenstored as the store of a real Xen host
   --boot NAME          only this boot; --list names them
   --only NAME          only the steps with NAME in their name, and those that they need
   --repeat N STEP      that step N times in one boot, to see how often a guest is lost; with --store and --boot
+  --long               the long forms of the steps that have one, as those of the boot driver
   --at-once N          so many boots at once: 2 where there are 10 GiB of memory and two processors, else 1
   --record             keep what Debian's daemon shows in tests/xen/reference; with --store c
   --update             fetch the archive's current packages again, where they are here already
@@ -126,7 +127,7 @@ fn check(lab: &Lab, options: &LabOptions, purpose: BootPurpose) -> Result<ExitCo
     }
     let mut outcomes = Vec::new();
     let mut jobs = Vec::new();
-    let selection = Selection { only: options.only.as_deref(), times: 1 };
+    let selection = Selection { only: options.only.as_deref(), times: 1, form: options.form };
     for boot in boot::ALL.iter().filter(|boot| boot.purpose == purpose && options.selects(boot)) {
         for store in options.stores.iter().filter(|store| boot.supports(**store)) {
             if boot.selected(lab, selection)?.is_empty() {

@@ -1,6 +1,6 @@
 //! One boot: QEMU without acceleration, Xen, dom0, and the steps that run there.
 
-use super::disk;
+use super::disk::{self, BootDisks};
 use super::lab::{Lab, StoreDaemon, say};
 use super::outcome::{BootExtent, Outcome};
 use super::packages::program;
@@ -29,15 +29,6 @@ pub(crate) struct Boot {
     bound: Duration,
 }
 
-/// The disks of dom0.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum BootDisks {
-    /// Only its memory.
-    None,
-    /// The images of [`disk`].
-    Images,
-}
-
 /// The use of a boot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BootPurpose {
@@ -49,9 +40,9 @@ pub(crate) enum BootPurpose {
 
 /// The boots, the longest first, so that two at a time end together.
 ///
-/// `sysv`, `many`, `conformance`, `block` and `console` start the daemon by Debian's
-/// `/etc/init.d/xen`, `systemd` by upstream's unit with `launch-xenstore`. Debian builds its daemon without systemd,
-/// so the daemon does not report when it is ready, which that unit requires.
+/// All but `systemd` start the daemon by Debian's `/etc/init.d/xen`, and that one by upstream's unit
+/// with `launch-xenstore`. Debian builds its daemon without systemd, so the daemon does not report
+/// when it is ready, which that unit requires.
 pub(crate) const ALL: &[Boot] = &[
     Boot {
         name: "block",
@@ -99,6 +90,15 @@ pub(crate) const ALL: &[Boot] = &[
         bound: Duration::from_secs(1500),
     },
     Boot {
+        name: "driver",
+        stores: &[StoreDaemon::Ours],
+        init: "/init",
+        disks: BootDisks::Root,
+        overlay: Some("driver"),
+        purpose: BootPurpose::Check,
+        bound: Duration::from_secs(1200),
+    },
+    Boot {
         name: "systemd",
         stores: &[StoreDaemon::Ours],
         init: "/lib/systemd/systemd",
@@ -135,6 +135,9 @@ pub(super) const XEN_ARGUMENTS: &str = "console=com1 com1=115200,8n1 dom0_mem=10
 /// The beginning of dom0's command line.
 pub(super) const LINUX_ARGUMENTS: &str = "console=hvc0 mitigations=off quiet";
 
+/// The bounds of a boot whose steps have their long forms, in bounds of the short ones.
+const LONG_BOUNDS: u32 = 3;
+
 /// The first number of a step that does not belong to the set-up. Set-up steps run with any
 /// `--only`.
 const SETUP_STEPS_END: u32 = 20;
@@ -146,6 +149,17 @@ pub(crate) struct Selection<'a> {
     pub(crate) only: Option<&'a str>,
     /// The number of times that each selected step runs.
     pub(crate) times: u32,
+    /// The extent of steps that have a long form.
+    pub(crate) form: StepForm,
+}
+
+/// The form of the steps that have a short and a long one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum StepForm {
+    /// As `.ci/run` runs them.
+    Short,
+    /// With more repetitions.
+    Long,
 }
 
 impl Boot {
@@ -175,6 +189,14 @@ impl Boot {
         Ok(steps)
     }
 
+    /// Returns the longest time of the boot with these steps.
+    fn bound(&self, selection: Selection<'_>) -> Duration {
+        match selection.form {
+            StepForm::Short => self.bound,
+            StepForm::Long => self.bound * LONG_BOUNDS,
+        }
+    }
+
     /// Returns the folder of a boot's results.
     pub(crate) fn results(&self, lab: &Lab, store: StoreDaemon) -> PathBuf {
         lab.dir.join("results").join(format!("{}-{}", store.name(), self.name))
@@ -196,11 +218,9 @@ impl Boot {
         fs::create_dir_all(&results)?;
         let title = format!("{}-{}", store.name(), self.name);
         say(&format!("{title}: Xen, dom0 by {}", self.init));
-        if self.disks == BootDisks::Images {
-            disk::make(lab)?;
-        }
+        disk::make(lab, self.name, self.disks)?;
         let begin = Instant::now();
-        let mut command = self.qemu(lab, store, selection.times, &expected, &results)?;
+        let mut command = self.qemu(lab, store, selection, &expected, &results)?;
         // Errors go to a file: they are read only after the console's end, and QEMU must not wait
         // for that.
         let errors = results.join("qemu-errors");
@@ -215,7 +235,8 @@ impl Boot {
         let fault = match status.code() {
             Some(0) => None,
             Some(124 | 137) => {
-                Some(format!("not done within {} s, and was ended", self.bound.as_secs()))
+                let bound = self.bound(selection).as_secs();
+                Some(format!("not done within {bound} s, and was ended"))
             }
             _ => Some(format!("QEMU ended with {status}: {}", why.trim())),
         };
@@ -231,12 +252,12 @@ impl Boot {
             disk_faults: Vec::new(),
             first: None,
         };
-        if self.disks == BootDisks::Images {
+        if self.disks != BootDisks::None {
             let guests = match verdict::judge_try(&outcome) {
                 TryVerdict::LostGuest(_) => disk::GuestExit::Crashed,
                 TryVerdict::Held | TryVerdict::Failed => disk::GuestExit::Ended,
             };
-            outcome.disk_faults = disk::check(lab, guests);
+            outcome.disk_faults = disk::check(lab, self.name, self.disks, guests);
         }
         Ok(outcome)
     }
@@ -245,7 +266,7 @@ impl Boot {
         &self,
         lab: &Lab,
         store: StoreDaemon,
-        times: u32,
+        selection: Selection<'_>,
         steps: &[String],
         results: &Path,
     ) -> Result<Command> {
@@ -257,7 +278,8 @@ impl Boot {
         let emulator = program(&root, "usr/bin/qemu-system-x86_64");
         let mut command = Command::new("timeout");
         // In the foreground, so that Ctrl-C reaches QEMU, too.
-        command.args(["--foreground", "--kill-after=5", &self.bound.as_secs().to_string()]);
+        let bound = self.bound(selection).as_secs().to_string();
+        command.args(["--foreground", "--kill-after=5", &bound]);
         command.arg(emulator.get_program()).args(emulator.get_args());
         command.env_remove("LD_LIBRARY_PATH");
         command.env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
@@ -266,22 +288,25 @@ impl Boot {
         }
         command.args(MACHINE).args(["-display", "none", "-vga", "none", "-nic", "none"]);
         command.args(["-no-reboot", "-serial", "stdio", "-monitor", "none"]);
-        if self.disks == BootDisks::Images {
-            for name in disk::DRIVES {
-                let drive = format!("file={},format=raw,if=virtio", file(name));
-                command.args(["-drive", &drive]);
-            }
+        for file in disk::files(lab, self.name, self.disks) {
+            let drive = format!("file={},format=raw,if=virtio", file.display());
+            command.args(["-drive", &drive]);
         }
         let share =
             format!("local,path={},mount_tag=results,security_model=none", results.display());
         command.args(["-virtfs", &share, "-kernel", &file("xen"), "-append"]);
         command.arg(XEN_ARGUMENTS);
         let linux = format!(
-            "{} {LINUX_ARGUMENTS} rdinit={} lab.store={} lab.boot={} lab.times={times} lab.steps={}",
+            "{} {LINUX_ARGUMENTS} rdinit={} lab.store={} lab.boot={} lab.times={} lab.form={} lab.steps={}",
             file("vmlinux"),
             self.init,
             store.name(),
             self.name,
+            selection.times,
+            match selection.form {
+                StepForm::Short => "short",
+                StepForm::Long => "long",
+            },
             steps.join(":"),
         );
         let image = file(self.overlay.unwrap_or("dom0"));

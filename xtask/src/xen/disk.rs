@@ -1,5 +1,5 @@
-//! The disks of the boots `block` and `speed`, made before the boot and checked after it, with
-//! Debian's tools and without Xen.
+//! The disks of the boots `block`, `driver` and `speed`, made before the boot and checked after it,
+//! with Debian's tools and without Xen. Each boot has its own, as two run at once.
 //!
 //! | disk of dom0 | contents |
 //! |---|---|
@@ -14,8 +14,30 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The images, in the order of dom0's disks.
-pub(super) const DRIVES: &[&str] = &["root.img", "disks.img"];
+/// The disks of dom0.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum BootDisks {
+    /// Only its memory.
+    None,
+    /// The root file system of a guest.
+    Root,
+    /// The root file system of a guest, and a disk with images of others.
+    Images,
+}
+
+impl BootDisks {
+    /// Returns the images, in the order of dom0's disks.
+    fn drives(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::Root => &DRIVES[..1],
+            Self::Images => DRIVES,
+        }
+    }
+}
+
+/// All images, in the order of dom0's disks.
+const DRIVES: &[&str] = &["root.img", "disks.img"];
 /// Images on `disks.img` that guests have as their root; the backing file of the second is the
 /// first.
 const CHECKED: &[&str] = &["root.qcow2", "over.qcow2"];
@@ -24,21 +46,43 @@ const ROOT: &str = "256M";
 const DISKS: &str = "768M";
 const SECOND: &str = "64M";
 
-/// Makes the disks anew.
-pub(super) fn make(lab: &Lab) -> Result<()> {
-    let images = lab.dir.join("images");
-    let (system, disks) = (images.join("root.d"), images.join("disks.d"));
-    for folder in [&system, &disks] {
-        if folder.exists() {
-            fs::remove_dir_all(folder)?;
-        }
-        fs::create_dir_all(folder)?;
+/// Returns the folder of a boot's images.
+fn folder(lab: &Lab, boot: &str) -> PathBuf {
+    lab.dir.join("images/disks").join(boot)
+}
+
+/// Returns the files of a boot's disks, in their order.
+pub(super) fn files(lab: &Lab, boot: &str, disks: BootDisks) -> Vec<PathBuf> {
+    disks.drives().iter().map(|name| folder(lab, boot).join(name)).collect()
+}
+
+/// Makes the disks of a boot anew.
+pub(super) fn make(lab: &Lab, boot: &str, disks: BootDisks) -> Result<()> {
+    let images = folder(lab, boot);
+    if images.exists() {
+        fs::remove_dir_all(&images)?;
     }
+    if disks == BootDisks::None {
+        return Ok(());
+    }
+    let system = images.join("root.d");
+    fs::create_dir_all(&system)?;
     Image::read(lab, "root")?.tree.unpack(&system)?;
     let root = images.join("root.img");
     file_system(lab, &system, &root, ROOT)?;
+    if disks == BootDisks::Images {
+        make_images(lab, &images, &root)?;
+    }
+    say(&format!("disks of {boot}: {}", disks.drives().join(", ")));
+    Ok(())
+}
+
+/// Makes the disk with images.
+fn make_images(lab: &Lab, images: &Path, root: &Path) -> Result<()> {
+    let disks = images.join("disks.d");
+    fs::create_dir_all(&disks)?;
     let mut convert = tool(lab, "usr/bin/qemu-img");
-    convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&root).arg(disks.join(CHECKED[0]));
+    convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(root).arg(disks.join(CHECKED[0]));
     command::output(&mut convert)?;
     for arguments in [
         ["-b", CHECKED[0], "-F", "qcow2", CHECKED[1]].as_slice(),
@@ -48,9 +92,7 @@ pub(super) fn make(lab: &Lab) -> Result<()> {
         create.args(["create", "-q", "-f", "qcow2"]).args(arguments).current_dir(&disks);
         command::output(&mut create)?;
     }
-    file_system(lab, &disks, &images.join("disks.img"), DISKS)?;
-    say(&format!("disks: {}", DRIVES.join(", ")));
-    Ok(())
+    file_system(lab, &disks, &images.join("disks.img"), DISKS)
 }
 
 /// The end of the guests that used the disks.
@@ -63,19 +105,19 @@ pub(super) enum GuestExit {
     Crashed,
 }
 
-/// Returns the faults of the disks, which must no longer be in use.
-pub(super) fn check(lab: &Lab, guests: GuestExit) -> Vec<String> {
-    let images = lab.dir.join("images");
+/// Returns the faults of a boot's disks, which must no longer be in use.
+pub(super) fn check(lab: &Lab, boot: &str, disks: BootDisks, guests: GuestExit) -> Vec<String> {
+    let images = folder(lab, boot);
     let mut faults = Vec::new();
     let mut note = |name: &str, result: Result<()>| {
         if let Err(error) = result {
             faults.push(format!("{name}: {error}"));
         }
     };
-    for name in DRIVES {
+    for name in disks.drives() {
         note(name, fsck(lab, &images.join(name), guests));
     }
-    for name in CHECKED {
+    for name in CHECKED.iter().filter(|_| disks == BootDisks::Images) {
         note(name, check_qcow2(lab, &images, name, guests));
     }
     faults

@@ -34,8 +34,8 @@ pub(crate) fn build(lab: &Lab, overlays: impl IntoIterator<Item = &'static str>)
     let root = fs::canonicalize(lab.root())?;
     fs::create_dir_all(lab.dir.join("images"))?;
     kernel(lab, &root)?;
-    // The guests' images are part of dom0's.
-    for name in ["domu", "block", "dom0"] {
+    // The guests' images are part of dom0's and of the overlays.
+    for name in ["domu", "block", "drv", "dom0"] {
         let mut tree = Image::read(lab, name)?.tree;
         tree.device(Path::new("dev/console"), 5, 1);
         tree.device(Path::new("dev/null"), 1, 3);

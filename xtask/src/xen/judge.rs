@@ -50,6 +50,7 @@ const ROWS: &[ComparedFact] = &[
     row("block", "block_ready_pv_ms", "xl create until a PV guest is up from our disk, ms"),
     row("block", "block_ready_pvh_ms", "... a PVH guest, from qcow2 on qcow2, ms"),
     row("block", "block_lone_calls_percent", "system calls of xen-blockd for 100 lone reads"),
+    row("driver", "driver_ready_web_ms", "... a PV guest, from a driver domain's disk, ms"),
     row("console", "console_kib_s", "a guest's output to its log, over three kills, KiB/s"),
     row("console", "console_lost_bytes", "... what the log lacks, bytes"),
     row("console", "console_echo_ms", "a line to a guest's console until its answer, ms"),

@@ -1,6 +1,6 @@
 //! The command line of `cargo xtask xen`.
 
-use super::boot::Boot;
+use super::boot::{Boot, StepForm};
 use super::lab::StoreDaemon;
 use super::{fetch, judge};
 
@@ -10,6 +10,7 @@ pub(super) struct LabOptions {
     pub(super) boot: Option<String>,
     pub(super) only: Option<String>,
     pub(super) repeat: Option<Repeat>,
+    pub(super) form: StepForm,
     pub(super) at_once: Option<usize>,
     pub(super) record: bool,
     pub(super) update: fetch::VersionPolicy,
@@ -35,6 +36,7 @@ impl LabOptions {
             boot: None,
             only: None,
             repeat: None,
+            form: StepForm::Short,
             at_once: None,
             record: false,
             update: fetch::VersionPolicy::AnyVersion,
@@ -62,6 +64,7 @@ impl LabOptions {
                     let count = number(value()?)?;
                     options.at_once = Some(usize::try_from(count).unwrap_or(usize::MAX));
                 }
+                "--long" => options.form = StepForm::Long,
                 "--record" => options.record = true,
                 "--update" => options.update = fetch::VersionPolicy::CurrentVersion,
                 "--json" => options.report = judge::ReportFormat::Json,
@@ -88,6 +91,8 @@ mod tests {
     #[test]
     fn words_make_options() {
         let options = LabOptions::parse(&["--store", "ours", "--repeat", "30", "40-pvh"]).unwrap();
+        assert_eq!(options.form, StepForm::Short);
+        assert_eq!(LabOptions::parse(&["--long"]).unwrap().form, StepForm::Long);
         let repeat = options.repeat.unwrap();
         assert_eq!((repeat.times, repeat.step.as_str()), (30, "40-pvh"));
         for words in

@@ -37,7 +37,7 @@ impl Tally {
 /// Boots each wanted daemon and counts. The exit status is 1 if there was a fault other than a lost
 /// guest.
 pub(super) fn run(lab: &Lab, repeat: &Repeat, options: &LabOptions) -> Result<ExitCode> {
-    let selection = Selection { only: Some(&repeat.step), times: repeat.times };
+    let selection = Selection { only: Some(&repeat.step), times: repeat.times, form: options.form };
     let mut failed = false;
     for boot in boot::ALL.iter().filter(|boot| options.selects(boot)) {
         if boot.selected(lab, selection)?.is_empty() {
