@@ -146,8 +146,10 @@ pub(super) fn device(
     Ok(DeviceFacts { supervisor, service, service_path, log, log_line, ..facts })
 }
 
-/// The longest time that a supervisor has to answer.
+/// The longest time that a supervisor has to answer, if there is one.
 const SUPERVISOR_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+/// The longest time that a supervisor has which has answered before: its silence is a fault.
+const SUPERVISOR_SILENT_AFTER: Duration = Duration::from_secs(1);
 
 /// Asks the supervisor of a domain: of a driver domain that runs, and of domain 0 of a hosted host,
 /// whose process is known otherwise.
@@ -162,7 +164,11 @@ fn supervisor(
         _ if service != ServiceProcess::Unknown => return Ok(None),
         _ => {}
     }
-    match backend_domain::ask(host, backend, SUPERVISOR_ANSWERS_WITHIN) {
+    let within = match backend_domain::told(&mut host.store, backend)?.has_answered {
+        true => SUPERVISOR_SILENT_AFTER,
+        false => SUPERVISOR_ANSWERS_WITHIN,
+    };
+    match backend_domain::ask(host, backend, within) {
         Ok(answer) => Ok(Some(answer)),
         // It has gone meanwhile, which the next look tells.
         Err(Error::Destroyed { .. }) => Ok(None),

@@ -5,6 +5,7 @@ use crate::host::Host;
 use crate::host::service::{self, ServiceProcess};
 use crate::{Error, config};
 use xen::DomId;
+use xen_block::vbd;
 use xen_io::xenbus::State;
 use xenstore::Client;
 
@@ -39,7 +40,8 @@ impl AttachedDisk {
         };
         let sectors = of("sectors")?.and_then(|text| text.parse::<u64>().ok());
         Ok(Self {
-            vdev: of("dev")?.unwrap_or_default(),
+            // The nodes of a backend go with its domain.
+            vdev: of("dev")?.unwrap_or_else(|| vbd::name(attached.device.id.devid)),
             target,
             mode: of("mode")?.unwrap_or_default(),
             bytes: sectors.and_then(|sectors| sectors.checked_mul(512)),
