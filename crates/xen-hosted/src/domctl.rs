@@ -156,8 +156,9 @@ impl Control {
     /// Creates a domain and waits until its sandbox is complete.
     ///
     /// # Errors
-    /// [`Error::Inval`] a configuration that cannot be, [`Error::NoSpc`] no free number, or what a
-    /// step of the sandbox failed with, which the broker's log names.
+    /// [`Error::Inval`] a configuration that cannot be, [`Error::NoSpc`] no free number, for a
+    /// successor [`Error::Srch`] no domain of the number waits for one, [`Error::Perm`] another
+    /// connection is to create it, [`Error::Busy`] the domain is not gone yet, or what a step of the sandbox failed with, which the broker's log names.
     pub fn create(
         &mut self,
         config: &DomainConfig,
@@ -220,6 +221,17 @@ impl Control {
     /// As [`DomainControl::info`]; [`Error::Inval`] of a domain that this connection does not hold.
     pub fn hand_over(&mut self, domid: DomId, holder: Holder) -> Result<(), Error> {
         self.done(&BrokerRequest::HandOver { domid, holder: holder.0 })
+    }
+
+    /// Destroys a domain, and keeps its number for a successor that this connection creates
+    /// ([`DomainConfig::succeeds`]). The successor finds the grants and ports that other domains
+    /// have for that number, and the memory of [`Platform::keepsake`]. They end, and the number is
+    /// free, with this connection and by [`DomainControl::destroy`].
+    ///
+    /// # Errors
+    /// As [`DomainControl::destroy`].
+    pub fn vacate(&mut self, domid: DomId) -> Result<(), Error> {
+        self.done(&BrokerRequest::Vacate { domid })
     }
 
     /// Makes a domain no longer end with this connection. If another connection holds the domain by

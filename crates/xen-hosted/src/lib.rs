@@ -277,6 +277,16 @@ impl Platform {
         self.link.call(&proto::BrokerRequest::Connect)?.fd()
     }
 
+    /// Returns the memory that this guest's successor gets after it
+    /// ([`Control::vacate`](domctl::Control::vacate)): [`KEEPSAKE_PAGES`](limits::KEEPSAKE_PAGES)
+    /// pages, zero at first. Its size cannot be changed.
+    ///
+    /// # Errors
+    /// [`Error::Perm`] in domain 0, [`Error::NoSpc`] where the broker has no descriptor for it.
+    pub fn keepsake(&self) -> Result<OwnedFd, Error> {
+        self.link.call(&proto::BrokerRequest::Keepsake)?.fd()
+    }
+
     /// Returns the watch on domains.
     #[must_use]
     pub fn watch(&self) -> domwatch::BrokerWatch {

@@ -56,6 +56,9 @@ pub const ANSWER_WITHIN_S: u64 = 30;
 pub const PEERS_MAX: usize = 4096;
 /// Connections of a guest's processes besides that of its first.
 pub const PROCESS_CONNECTIONS_MAX: usize = 4;
+/// Pages of the memory that a domain's successor gets after it: the requests in flight of some 60 devices
+/// with four rings of 16 pages each, and of many more with smaller ones.
+pub const KEEPSAKE_PAGES: u32 = 4096;
 /// Default memory of a domain, in KiB.
 pub const MEMORY_DEFAULT_KIB: u64 = 64 * 1024;
 /// The least memory that a domain can have, in KiB.

@@ -66,6 +66,8 @@ pub(crate) enum BrokerRequest {
     Changes,
     /// A further connection of the guest, for one of its processes. Descriptor: its socket.
     Connect,
+    /// The memory that the guest's successor gets after it. Descriptor: a memfd.
+    Keepsake,
     /// The configuration of a new domain, encoded by [`crate::domain::DomainConfig`].
     Create(Vec<u8>),
     List {
@@ -85,6 +87,10 @@ pub(crate) enum BrokerRequest {
         reason: u8,
     },
     Destroy {
+        domid: DomId,
+    },
+    /// As `Destroy`, and the number waits for a successor that this connection creates.
+    Vacate {
         domid: DomId,
     },
     SetMemoryMax {
@@ -163,6 +169,7 @@ impl BrokerRequest {
             }
             Self::Changes => vec![8],
             Self::Connect => vec![28],
+            Self::Keepsake => vec![30],
             Self::Create(config) => {
                 let mut bytes = 9_u64.to_ne_bytes().to_vec();
                 bytes.extend_from_slice(config);
@@ -174,6 +181,7 @@ impl BrokerRequest {
             Self::Unpause { domid } => vec![13, domid.0.into()],
             Self::Shutdown { domid, reason } => vec![14, domid.0.into(), (*reason).into()],
             Self::Destroy { domid } => vec![15, domid.0.into()],
+            Self::Vacate { domid } => vec![29, domid.0.into()],
             Self::SetMemoryMax { domid, kib } => vec![16, domid.0.into(), *kib],
             Self::Scheduling { domid } => vec![17, domid.0.into()],
             Self::SetScheduling { domid, weight, cap } => {
@@ -217,12 +225,14 @@ impl BrokerRequest {
             }
             [8] => Self::Changes,
             [28] => Self::Connect,
+            [30] => Self::Keepsake,
             [10, from] => Self::List { from: domid(*from)? },
             [11, of] => Self::Info { domid: domid(*of)? },
             [12, of] => Self::Pause { domid: domid(*of)? },
             [13, of] => Self::Unpause { domid: domid(*of)? },
             [14, of, reason] => Self::Shutdown { domid: domid(*of)?, reason: cut(*reason)? },
             [15, of] => Self::Destroy { domid: domid(*of)? },
+            [29, of] => Self::Vacate { domid: domid(*of)? },
             [16, of, kib] => Self::SetMemoryMax { domid: domid(*of)?, kib: *kib },
             [17, of] => Self::Scheduling { domid: domid(*of)? },
             [18, of, weight, cap] => {
@@ -371,6 +381,7 @@ mod tests {
             BrokerRequest::Release { granter: of, slot: 1, number: u64::MAX },
             BrokerRequest::Changes,
             BrokerRequest::Connect,
+            BrokerRequest::Keepsake,
             BrokerRequest::Create(b"any bytes".to_vec()),
             BrokerRequest::List { from: of },
             BrokerRequest::Info { domid: of },
@@ -378,6 +389,7 @@ mod tests {
             BrokerRequest::Unpause { domid: of },
             BrokerRequest::Shutdown { domid: of, reason: 3 },
             BrokerRequest::Destroy { domid: of },
+            BrokerRequest::Vacate { domid: of },
             BrokerRequest::SetMemoryMax { domid: of, kib: 1 << 40 },
             BrokerRequest::Scheduling { domid: of },
             BrokerRequest::SetScheduling { domid: of, weight: 1, cap: 2 },

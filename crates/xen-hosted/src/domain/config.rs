@@ -3,6 +3,7 @@
 use crate::limits::{MEMORY_DEFAULT_KIB, MEMORY_MIN_KIB, TASKS_DEFAULT};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use xen::DomId;
 
 /// The folder of a domain's further programs.
 pub const PROGRAMS: &str = "/opt";
@@ -83,6 +84,9 @@ pub struct DomainConfig {
     pub terminal: ConsoleTerminal,
     /// The longest time that it may exist.
     pub lifetime: Lifetime,
+    /// The number that it gets: that of a domain which its creator has taken down for a successor
+    /// ([`Control::vacate`](crate::domctl::Control::vacate)). Without one it gets any free number.
+    pub succeeds: Option<DomId>,
     /// Programs of the host, by their paths, that it finds below [`PROGRAMS`], by their names, where
     /// it sees [`Files::System`] and has namespaces. They need not lie where it sees files.
     pub programs: Vec<OsString>,
@@ -105,6 +109,7 @@ impl Default for DomainConfig {
             devices: Devices::None,
             terminal: ConsoleTerminal::None,
             lifetime: Lifetime::OfTheHost,
+            succeeds: None,
             programs: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
@@ -142,6 +147,8 @@ impl DomainConfig {
             devices,
             terminal,
             lifetime,
+            // Domain 0 has no successor.
+            self.succeeds.map_or(0, |domid| domid.0.into()),
             self.args.len() as u64,
             self.env.len() as u64,
             self.programs.len() as u64,
@@ -159,7 +166,7 @@ impl DomainConfig {
     /// is impossible.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (handle, rest) = bytes.split_first_chunk::<16>()?;
-        let (head, strings) = rest.split_first_chunk::<88>()?;
+        let (head, strings) = rest.split_first_chunk::<96>()?;
         let (words, _) = head.as_chunks::<8>();
         let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
         let mut config = Self { handle: *handle, ..Self::default() };
@@ -187,6 +194,10 @@ impl DomainConfig {
             0 => Lifetime::OfTheHost,
             1 => Lifetime::Held,
             _ => return None,
+        };
+        config.succeeds = match words.next()? {
+            0 => None,
+            number => Some(DomId(u16::try_from(number).ok()?)),
         };
         let mut count = || usize::try_from(words.next()?).ok();
         let (args, env, programs) = (count()?, count()?, count()?);
@@ -232,6 +243,7 @@ mod tests {
         config.devices = Devices::Files;
         config.terminal = ConsoleTerminal::Private;
         config.lifetime = Lifetime::Held;
+        config.succeeds = Some(DomId(7));
         config.cap = 50;
         config.programs.push("/usr/bin/true".into());
         assert_eq!(DomainConfig::decode(&config.encode()), Some(config.clone()));

@@ -107,6 +107,11 @@ impl Arena {
             == (owner, peer.0, peer.1, writable)
     }
 
+    /// Gives it to the domain of its peer's number that has this identity.
+    pub(super) fn readdress(&mut self, identity: u64) {
+        self.peer_identity = identity;
+    }
+
     /// Seals a read-only arena once its granter has mapped it: nobody else can write it from now
     /// on.
     ///

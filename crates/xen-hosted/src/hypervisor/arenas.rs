@@ -68,8 +68,10 @@ impl Arenas {
     /// True if the broker has so many more descriptors for the arenas and processes of a guest.
     pub(super) fn has_descriptors(&self, parties: &Parties, domid: DomId, more: usize) -> bool {
         let arenas: usize = self.own(domid).map(Arena::descriptors_held).sum();
-        let processes = parties.domains.get(domid).map_or(0, |domain| domain.processes.len());
-        arenas + processes * PROCESS_DESCRIPTORS + more <= self.descriptors_max
+        let others = parties.domains.get(domid).map_or(0, |domain| {
+            domain.processes.len() * PROCESS_DESCRIPTORS + usize::from(domain.keepsake.is_some())
+        });
+        arenas + others + more <= self.descriptors_max
     }
 
     /// Returns the number of arenas that a domain grants from.
@@ -284,22 +286,40 @@ impl Arenas {
         }
     }
 
-    /// Ends all arenas of a domain that is being destroyed, and those that others have made for it.
-    pub(super) fn end_all(&mut self, parties: &mut Parties, domid: DomId) {
-        let Some(table) = self.tables.get_mut(&domid) else { return };
-        let received = std::mem::take(&mut table.received);
-        let slots = u32::try_from(table.own.len()).unwrap_or(0);
-        for slot in 0..slots {
+    /// Ends the arenas of a domain that is being destroyed.
+    pub(super) fn end_own(&mut self, parties: &mut Parties, domid: DomId) {
+        let slots = self.tables.get(&domid).map_or(0, |table| table.own.len());
+        for slot in 0..u32::try_from(slots).unwrap_or(0) {
             self.end(parties, domid, slot);
         }
-        for (granter, slot) in received {
+        if let Some(table) = self.tables.get_mut(&domid) {
+            table.own.clear();
+        }
+    }
+
+    /// Gives a successor, which has this identity, the arenas that others have made for its
+    /// predecessor.
+    pub(super) fn readdress(&mut self, domid: DomId, identity: u64) {
+        let received = self.tables.get(&domid).map(|table| table.received.clone());
+        for (granter, slot) in received.unwrap_or_default() {
+            let arena = self.tables.get_mut(&granter).and_then(|table| table.get_mut(slot));
+            if let Some(arena) = arena {
+                arena.readdress(identity);
+            }
+        }
+    }
+
+    /// Ends the arenas that others have made for a domain that is gone, and for which no successor
+    /// is awaited.
+    pub(super) fn end_received(&mut self, parties: &mut Parties, domid: DomId) {
+        let Some(table) = self.tables.remove(&domid) else { return };
+        for (granter, slot) in table.received {
             self.end(parties, granter, slot);
             let stage = parties.domains.get(granter).map(|granter| granter.stage);
             if granter != DomId::DOM0 && matches!(stage, Some(Stage::Running | Stage::Built)) {
                 self.apply_memory(parties, granter);
             }
         }
-        self.tables.remove(&domid);
     }
 
     /// Sets the memory that a domain may have.

@@ -75,6 +75,13 @@ impl Bindings {
         self.tables.remove(&domid);
     }
 
+    /// Lets a successor, which has the identity `to`, bind the ports that its predecessor might.
+    pub(super) fn readdress(&mut self, domid: DomId, from: u64, to: u64) {
+        for table in self.tables.values_mut() {
+            table.readdress(domid, from, to);
+        }
+    }
+
     /// Returns the number of ports that a domain may have.
     pub(super) fn ports_max(&self, domid: DomId) -> u32 {
         if domid == DomId::DOM0 { DOM0_PORTS_MAX } else { self.ports_max }

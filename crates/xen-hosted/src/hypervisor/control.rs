@@ -23,6 +23,7 @@ impl Broker {
             BrokerRequest::Unpause { domid } => domains.living_guest(domid)?.unpause()?,
             BrokerRequest::Shutdown { domid, reason } => self.shut_down(domid, reason)?,
             BrokerRequest::Destroy { domid } => self.destroy(domid)?,
+            BrokerRequest::Vacate { domid } => self.vacate(id, domid)?,
             BrokerRequest::SetMemoryMax { domid, kib } => {
                 self.arenas.set_memory_max(&mut self.parties, domid, kib)?;
             }

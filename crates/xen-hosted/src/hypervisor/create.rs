@@ -32,13 +32,7 @@ impl Broker {
             return Err(Error::Inval);
         }
         let files: [OwnedFd; 4] = fds.try_into().map_err(|_| Error::Inval)?;
-        let Parties { domains, peers } = &mut self.parties;
-        let domid = domains.free_number(|domid| peers.is_news(domid))?;
-        let mut domain = Domain::new(domains.take_identity(), config);
-        domain.stage = Stage::Building { creator: id };
-        domain.holder = (domain.config.lifetime == Lifetime::Held).then_some(id);
-        domains.insert(domid, domain);
-        self.bindings.enter(domid);
+        let domid = self.enter(id, config)?;
         match self.build(domid, files) {
             Ok(()) => {
                 self.parties.domains.show(domid);
@@ -50,6 +44,38 @@ impl Broker {
                 Err(error)
             }
         }
+    }
+
+    /// Enters a domain that is being built: under the number that it succeeds to, or a free one.
+    fn enter(&mut self, id: PeerId, config: DomainConfig) -> Result<DomId, Error> {
+        let Parties { domains, peers } = &mut self.parties;
+        let succeeds = match config.succeeds {
+            Some(domid) => {
+                // Whoever has not let go of the one before would take the next one for it.
+                let is_known = peers.is_news(domid) || peers.have_arena_of(domid);
+                Some((domid, domains.vacancy(id, domid, is_known)?))
+            }
+            None => None,
+        };
+        let identity = domains.take_identity();
+        let mut domain = Domain::new(identity, config);
+        domain.stage = Stage::Building { creator: id };
+        domain.holder = (domain.config.lifetime == Lifetime::Held).then_some(id);
+        let domid = match succeeds {
+            Some((domid, before)) => {
+                domains.succeed(domid, domain);
+                self.bindings.readdress(domid, before, identity);
+                self.arenas.readdress(domid, identity);
+                domid
+            }
+            None => {
+                let domid = domains.free_number(|domid| peers.is_news(domid))?;
+                domains.insert(domid, domain);
+                domid
+            }
+        };
+        self.bindings.enter(domid);
+        Ok(domid)
     }
 
     fn build(&mut self, domid: DomId, files: [OwnedFd; 4]) -> Result<(), Error> {

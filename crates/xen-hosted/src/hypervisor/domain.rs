@@ -28,6 +28,8 @@ pub(super) enum Stage {
     Shutdown(ShutdownReason),
     /// It was destroyed; its process has not ended yet.
     Dying,
+    /// It is gone; its number waits for its successor ([`Domain::awaited_by`]).
+    Vacant,
     /// It is gone; its number is not reused while somebody names it.
     Dead,
 }
@@ -55,6 +57,11 @@ pub(super) struct Domain {
     pub(super) paused: bool,
     /// The connection that it ends with.
     pub(super) holder: Option<PeerId>,
+    /// The connection that is to create its successor. While there is one, others' arenas for it
+    /// stay.
+    pub(super) awaited_by: Option<PeerId>,
+    /// The memory that its successor gets after it.
+    pub(super) keepsake: Option<OwnedFd>,
     pub(super) process: Option<Process>,
     pub(super) group: Option<Group>,
     /// Its own connection; domain 0 has many, and none here.
@@ -81,6 +88,8 @@ impl Domain {
             stage: Stage::Running,
             paused: false,
             holder: None,
+            awaited_by: None,
+            keepsake: None,
             process: None,
             group: None,
             peer: None,
@@ -100,7 +109,7 @@ impl Domain {
     pub(super) fn run_state(&self) -> RunState {
         match self.stage {
             Stage::Shutdown(reason) => RunState::Shutdown(reason),
-            Stage::Dying | Stage::Dead => RunState::Dying,
+            Stage::Dying | Stage::Vacant | Stage::Dead => RunState::Dying,
             Stage::Building { .. } | Stage::Built => RunState::Paused,
             Stage::Running if self.paused => RunState::Paused,
             Stage::Running => RunState::Running,

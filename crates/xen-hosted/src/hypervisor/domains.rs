@@ -101,6 +101,36 @@ impl Domains {
         self.all.insert(domid, domain);
     }
 
+    /// Returns the identity of a domain whose successor `id` may create now.
+    ///
+    /// # Errors
+    /// [`Error::Srch`] where none is awaited, [`Error::Perm`] where another connection is to create
+    /// it, [`Error::Busy`] while the domain is not gone altogether, and while others take it for
+    /// alive (`is_known`).
+    pub(super) fn vacancy(&self, id: PeerId, domid: DomId, is_known: bool) -> Result<u64, Error> {
+        let domain = self.all.get(&domid).ok_or(Error::Srch)?;
+        match domain.awaited_by.ok_or(Error::Srch)? {
+            by if by != id => Err(Error::Perm),
+            _ if domain.stage != Stage::Vacant || is_known => Err(Error::Busy),
+            _ => Ok(domain.identity),
+        }
+    }
+
+    /// Puts a domain in the place of the one that it succeeds.
+    pub(super) fn succeed(&mut self, domid: DomId, successor: Domain) {
+        let (named, keepsake) = match self.all.get_mut(&domid) {
+            Some(before) => (before.named, before.keepsake.take()),
+            None => (0, None),
+        };
+        self.all.insert(domid, Domain { named, keepsake, ..successor });
+    }
+
+    /// Returns those whose successor this connection is to create.
+    pub(super) fn awaited_by(&self, id: PeerId) -> Vec<DomId> {
+        let awaited = self.all.iter().filter(|(_, domain)| domain.awaited_by == Some(id));
+        awaited.map(|(domid, _)| *domid).collect()
+    }
+
     /// Returns the most connections that domains may have by themselves: one each, dead ones
     /// included, and those of their further processes.
     pub(super) fn connections_max(&self) -> usize {
@@ -117,7 +147,9 @@ impl Domains {
 
     /// Returns a domain that was not destroyed yet.
     pub(super) fn living(&self, domid: DomId) -> Option<&Domain> {
-        self.all.get(&domid).filter(|domain| !matches!(domain.stage, Stage::Dying | Stage::Dead))
+        self.all
+            .get(&domid)
+            .filter(|domain| !matches!(domain.stage, Stage::Dying | Stage::Vacant | Stage::Dead))
     }
 
     /// Returns a domain that may be acted on: neither domain 0, nor one that was destroyed.

@@ -51,7 +51,7 @@ impl Broker {
                 self.tell_change(DomainEvent::Shutdown(domid, reason));
             }
             Stage::Dying => self.finish(domid),
-            Stage::Shutdown(_) | Stage::Dead => {}
+            Stage::Shutdown(_) | Stage::Vacant | Stage::Dead => {}
         }
     }
 
@@ -68,10 +68,41 @@ impl Broker {
     }
 
     pub(super) fn destroy(&mut self, domid: DomId) -> Result<(), Error> {
+        if self.end_vacancy(domid) {
+            return Ok(());
+        }
         self.parties.domains.living_guest(domid)?;
+        self.hide_and_take_down(domid);
+        Ok(())
+    }
+
+    /// Destroys a domain as [`destroy`](Self::destroy) does. Its number, and what others have
+    /// granted to it, wait for the successor that `id` creates.
+    pub(super) fn vacate(&mut self, id: PeerId, domid: DomId) -> Result<(), Error> {
+        self.parties.domains.living_guest(domid)?.awaited_by = Some(id);
+        self.hide_and_take_down(domid);
+        Ok(())
+    }
+
+    fn hide_and_take_down(&mut self, domid: DomId) {
         self.parties.domains.hide(domid);
         self.take_down(domid);
-        Ok(())
+    }
+
+    /// Waits no longer for a domain's successor: what others have granted to it ends. Returns false
+    /// where none was awaited.
+    fn end_vacancy(&mut self, domid: DomId) -> bool {
+        let Some(domain) = self.parties.domains.get_mut(domid) else { return false };
+        if domain.awaited_by.take().is_none() {
+            return false;
+        }
+        domain.keepsake = None;
+        if domain.stage == Stage::Vacant {
+            domain.stage = Stage::Dead;
+        }
+        self.arenas.end_received(&mut self.parties, domid);
+        self.parties.domains.forget(domid);
+        true
     }
 
     /// Takes from a domain all that it has; it is gone once its process has ended.
@@ -80,9 +111,13 @@ impl Broker {
         domain.stage = Stage::Dying;
         domain.kill(domid, self.sandboxes.connections());
         let connections: Vec<PeerId> = domain.connections().collect();
+        let is_awaited = domain.awaited_by.is_some();
         self.bindings.free_all(&mut self.parties, domid);
         self.bindings.leave(domid);
-        self.arenas.end_all(&mut self.parties, domid);
+        self.arenas.end_own(&mut self.parties, domid);
+        if !is_awaited {
+            self.arenas.end_received(&mut self.parties, domid);
+        }
         for id in connections {
             self.drop_peer(id);
         }
@@ -95,7 +130,7 @@ impl Broker {
         if domain.stage != Stage::Dying || domain.process.is_some() {
             return;
         }
-        domain.stage = Stage::Dead;
+        domain.stage = if domain.awaited_by.is_some() { Stage::Vacant } else { Stage::Dead };
         if let Some(group) = domain.group.take() {
             self.sandboxes.retire(group);
         }
@@ -134,6 +169,10 @@ impl Broker {
             // error.
             for domid in self.parties.domains.held_by(id) {
                 let _ = self.destroy(domid);
+            }
+            // Nobody else may create the successors that it was to create.
+            for domid in self.parties.domains.awaited_by(id) {
+                self.end_vacancy(domid);
             }
         }
         if peer.domid != DomId::DOM0 {

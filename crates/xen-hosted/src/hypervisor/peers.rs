@@ -212,6 +212,12 @@ impl PeerConnections {
         })
     }
 
+    /// True if a connection has an arena of this domain.
+    pub(super) fn have_arena_of(&self, granter: DomId) -> bool {
+        let peers = self.places.iter().filter_map(|(_, peer)| peer.as_ref());
+        peers.flat_map(|peer| &peer.mapped).any(|(of, _, _)| *of == granter)
+    }
+
     /// Takes the changes of domains that a watcher has not read.
     pub(super) fn changes(&mut self, id: PeerId) -> AnswerResult {
         let peer = self.get_mut(id).ok_or(Error::NoEnt)?;

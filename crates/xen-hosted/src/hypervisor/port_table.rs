@@ -84,6 +84,14 @@ impl PortTable {
         })
     }
 
+    /// Lets `domid` bind its unbound ports with the identity `to` where it might with `from`.
+    pub(super) fn readdress(&mut self, domid: DomId, from: u64, to: u64) {
+        let before = PortBinding::Unbound { remote: domid, identity: from };
+        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.bound == before) {
+            slot.bound = PortBinding::Unbound { remote: domid, identity: to };
+        }
+    }
+
     /// Returns the limit of ports.
     pub(super) fn max(&self) -> u32 {
         self.max

@@ -9,12 +9,18 @@ use super::poll::PeerId;
 use super::process::pair;
 use crate::Rights;
 use crate::counters::IDENTITIES_LEN;
-use crate::limits::{CREATE_MAX, PACKET_MAX, PROCESS_CONNECTIONS_MAX, REQUESTS_A_TURN};
+use crate::errno::from_errno;
+use crate::limits::{
+    CREATE_MAX, KEEPSAKE_PAGES, PACKET_MAX, PROCESS_CONNECTIONS_MAX, REQUESTS_A_TURN,
+};
+use crate::map::memfd;
 use crate::proto::{self, BrokerRequest};
 use rustix::event::epoll::EventFlags;
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use std::os::fd::{AsFd, OwnedFd};
+use xen::shared::PAGE_SIZE;
 use xen::{DomId, Error};
 
 impl Broker {
@@ -130,6 +136,7 @@ impl Broker {
             BrokerRequest::ArenaMapped { slot } => arenas.set_mapped(parties, id, slot),
             BrokerRequest::Changes => parties.peers.changes(id),
             BrokerRequest::Connect => self.connect_process(domid),
+            BrokerRequest::Keepsake => self.keepsake(domid),
             BrokerRequest::Create(config) => self.create(id, &config, fds),
             // These are not requests of such a connection.
             BrokerRequest::Release { .. }
@@ -156,6 +163,19 @@ impl Broker {
         Ok(Some((Vec::new(), vec![link])))
     }
 
+    /// Returns the memory that a guest's successor gets after it, which is made where it does not
+    /// exist. The guest alone has it, and pays for the pages that it touches.
+    fn keepsake(&mut self, domid: DomId) -> AnswerResult {
+        let has_room = self.arenas.has_descriptors(&self.parties, domid, 1);
+        let domain = self.parties.domains.living_guest(domid).map_err(|_| Error::Perm)?;
+        let keepsake = match &domain.keepsake {
+            Some(keepsake) => keepsake,
+            None if !has_room => return Err(Error::NoSpc),
+            None => domain.keepsake.insert(new_keepsake().map_err(from_errno)?),
+        };
+        Ok(Some((Vec::new(), vec![keepsake.try_clone()?])))
+    }
+
     fn hello(&self, id: PeerId) -> AnswerResult {
         let peer = self.parties.peers.get(id).ok_or(Error::NoEnt)?;
         let domain = self.parties.domains.get(peer.domid).ok_or(Error::Srch)?;
@@ -178,6 +198,12 @@ impl Broker {
     }
 }
 
+fn new_keepsake() -> Result<OwnedFd, Errno> {
+    let keepsake = memfd("keepsake", KEEPSAKE_PAGES as usize * PAGE_SIZE)?;
+    fcntl_add_seals(&keepsake, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(keepsake)
+}
+
 /// Replaces `DOMID_SELF` by the requesting domain.
 fn resolve_self(named: DomId, domid: DomId) -> DomId {
     if named == DomId::SELF { domid } else { named }
@@ -193,7 +219,9 @@ fn needed(request: &BrokerRequest) -> Rights {
         | BrokerRequest::BindInterdomain { .. }
         | BrokerRequest::Close { .. }
         | BrokerRequest::Status { .. } => Rights::EVENT_CHANNELS,
-        BrokerRequest::FindArena { .. } | BrokerRequest::Release { .. } => Rights::GRANT_MAP,
+        BrokerRequest::FindArena { .. }
+        | BrokerRequest::Release { .. }
+        | BrokerRequest::Keepsake => Rights::GRANT_MAP,
         // A process that a guest has connected connects no others.
         BrokerRequest::OfferArena { .. }
         | BrokerRequest::ArenaMapped { .. }
@@ -206,6 +234,7 @@ fn needed(request: &BrokerRequest) -> Rights {
         | BrokerRequest::Unpause { .. }
         | BrokerRequest::Shutdown { .. }
         | BrokerRequest::Destroy { .. }
+        | BrokerRequest::Vacate { .. }
         | BrokerRequest::SetMemoryMax { .. }
         | BrokerRequest::Scheduling { .. }
         | BrokerRequest::SetScheduling { .. }

@@ -153,8 +153,8 @@ fn ports_of_others_are_out_of_reach() {
     assert_eq!(a.ask(&format!("close {port}")), "done");
     let state = channels.status(mine).unwrap();
     assert_eq!(state, xen::evtchn::PortStatus::Unbound(of_a));
-    assert_eq!(b.ask("control"), "9", "all are EPERM");
-    assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 14);
+    assert_eq!(b.ask("control"), "10", "all are EPERM");
+    assert_eq!(host.control().accounts(b.domid()).unwrap().refused, 15);
 }
 
 /// Each kind of request, sent without the library, and its answer.

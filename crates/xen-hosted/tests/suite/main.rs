@@ -11,5 +11,6 @@ mod killed;
 mod limits;
 mod platform;
 mod roles;
+mod successor;
 mod support;
 mod terminal;

@@ -21,7 +21,7 @@ use xen::domwatch::ShutdownReason;
 use xen::evtchn::{EventChannels, PortStatus, Virq};
 use xen::gnttab::{GrantMap, GrantOffer, PageAccess};
 use xen::{DomId, Error, GrantRef, Port};
-use xen_hosted::domain::MissingFeature;
+use xen_hosted::domain::{DomainConfig, MissingFeature};
 use xen_hosted::domctl::{Accounts, Control, CreatedDomain, Descriptors};
 use xen_hosted::{HostDir, Platform, Role};
 
@@ -95,13 +95,18 @@ fn domain_0(host: &BrokerHost) -> Party {
 }
 
 /// A domain, and the socket that is its standard input.
-struct SocketGuest {
-    created: CreatedDomain,
+pub(crate) struct SocketGuest {
+    pub(crate) created: CreatedDomain,
     socket: OwnedFd,
 }
 
 impl SocketGuest {
     fn start(control: &mut Control, role: &str) -> Self {
+        Self::try_start(control, &playing(role)).unwrap()
+    }
+
+    /// Creates it as `config` says.
+    pub(crate) fn try_start(control: &mut Control, config: &DomainConfig) -> Result<Self, Error> {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let (input, socket) = socketpair(family, SocketType::SEQPACKET, flags, None).unwrap();
         rustix::net::sockopt::set_socket_timeout(
@@ -117,17 +122,17 @@ impl SocketGuest {
             output: error.as_fd(),
             error: error.as_fd(),
         };
-        let created = control.create(&playing(role), descriptors).unwrap();
-        control.unpause(created.domid).unwrap();
-        Self { created, socket }
+        let created = control.create(config, descriptors)?;
+        control.unpause(created.domid)?;
+        Ok(Self { created, socket })
     }
 
-    fn domid(&self) -> DomId {
+    pub(crate) fn domid(&self) -> DomId {
         self.created.domid
     }
 
     /// Receives its socket to the broker, which is taken: a guest that sees the host may send none.
-    fn lent(&self, control: &mut Control) -> OwnedFd {
+    pub(crate) fn lent(&self, control: &mut Control) -> OwnedFd {
         let process = control.process(self.domid()).unwrap();
         let environment = format!("/proc/{}/environ", support::pid_of(&process));
         let mut number = None;

@@ -168,6 +168,7 @@ impl Actor {
                     control.unpause(other),
                     control.shutdown(other, reason),
                     control.destroy(other),
+                    control.vacate(other),
                     control.set_memory_max(other, 1 << 20),
                     control.scheduling(other).map(drop),
                     control.accounts(other).map(drop),
