@@ -92,7 +92,7 @@ fn start(options: &ConsoledOptions) -> Result<ExitCode, Failure> {
 /// Serves until a signal ends the daemon.
 fn serve(options: &ConsoledOptions) -> Result<(), Failure> {
     let mut log = Log::stderr(NAME, if options.verbose { Level::Debug } else { Level::Warn });
-    let MachinePlatform { platform, domid, run_dir, lock_dir } = MachinePlatform::open(NAME)?;
+    let MachinePlatform { platform, domid, run_dir, lock_dir, .. } = MachinePlatform::open(NAME)?;
     let _lock = lock(&lock_dir, "console.lock", "another xenconsoled serves the consoles here")?;
     let _run_dir = std::fs::create_dir_all(&run_dir);
     let mut store = Client::open()?;

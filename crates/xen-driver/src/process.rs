@@ -21,6 +21,7 @@ pub mod platform;
 mod report;
 mod statistics;
 
+use crate::backend::rings::{RecordMemory, RingOptions};
 use crate::backend::{Backend, BackendServer, Buses, Platform};
 use clock::{COARSE, coarse_time};
 use daemon::service::READY;
@@ -33,6 +34,7 @@ use statistics::{CounterChange, LOOK_AROUND, Statistics};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use xen::DomId;
 use xenbus::{Driver, Error};
 use xenstore::Client;
@@ -80,6 +82,17 @@ pub struct ProgramStart<'k> {
     pub platform: Platform,
     /// The folder of the records.
     pub record_dir: PathBuf,
+    /// Memory for the records that outlives the domain.
+    pub record_memory: Option<Arc<RecordMemory>>,
+}
+
+impl ProgramStart<'_> {
+    /// Returns the options of rings whose requests in flight are recorded.
+    #[must_use]
+    pub fn rings(&self) -> RingOptions {
+        let record_memory = self.record_memory.clone();
+        RingOptions { record_memory, ..RingOptions::recorded_in(&self.record_dir) }
+    }
 }
 
 impl BackendProgram {
@@ -94,12 +107,13 @@ impl BackendProgram {
         record_dir: Option<PathBuf>,
         begin: impl FnOnce(ProgramStart<'_>) -> Result<BackendServer<Buses<B>>, Error>,
     ) -> Result<std::convert::Infallible, ProgramFailure> {
-        let MachinePlatform { platform, domid, run_dir, lock_dir } =
-            MachinePlatform::open(self.name)?;
+        let machine = MachinePlatform::open(self.name)?;
+        let MachinePlatform { platform, domid, run_dir, lock_dir, keepsake } = machine;
         let record_dir = record_dir.unwrap_or(run_dir);
         let on_xen = domid.is_none();
         let kinds = self.kinds(wanted, on_xen)?;
         let _locks = self.lock_all(&lock_dir, &kinds, &record_dir)?;
+        let record_memory = self.record_memory(keepsake);
         let mut store = Client::open()?;
         let domid = match domid {
             Some(domid) => domid,
@@ -109,7 +123,14 @@ impl BackendProgram {
         let mut log = Log::new(self.name);
         let mut signs = LifeSigns::from_environment();
         self.give_up_privileges()?;
-        let mut server = begin(ProgramStart { store, domid, kinds: &kinds, platform, record_dir })?;
+        let mut server = begin(ProgramStart {
+            store,
+            domid,
+            kinds: &kinds,
+            platform,
+            record_dir,
+            record_memory,
+        })?;
         self.write_line(format_args!("serving {} of domain {domid}", kinds.join(" and ")));
         // Who does not hear it finds the line above.
         let _ = sd_notify(READY);
@@ -155,6 +176,19 @@ impl BackendProgram {
     /// A line for the log. Where it cannot be written, devices are served all the same.
     pub fn write_line(&self, line: fmt::Arguments<'_>) {
         write_line(self.name, line);
+    }
+
+    /// Takes the memory that outlives the domain; without it, records end with the domain.
+    fn record_memory(&self, keepsake: Option<OwnedFd>) -> Option<Arc<RecordMemory>> {
+        match RecordMemory::new(keepsake?) {
+            Ok(memory) => Some(Arc::new(memory)),
+            Err(errno) => {
+                self.write_line(format_args!(
+                    "the memory for a successor of this domain cannot be used: {errno}"
+                ));
+                None
+            }
+        }
     }
 
     /// The kinds to be served; on Xen not one that the kernel serves already.

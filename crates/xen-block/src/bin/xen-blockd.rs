@@ -7,7 +7,7 @@ use xen_block::back::{self, BackendContext, OpenMethod, Options};
 use xen_block::disk::image_dirs::ImageDirs;
 use xen_block::disk::{self, qcow2, target};
 use xen_block::filter;
-use xen_driver::backend::{rings, throttle};
+use xen_driver::backend::throttle;
 use xen_driver::process::lock::LET_GO_WITHIN;
 use xen_driver::process::{BackendProgram, KernelBackend, ProgramFailure};
 
@@ -144,8 +144,7 @@ fn serve(arguments: Arguments) -> Result<std::convert::Infallible, ProgramFailur
     let Arguments { kinds, record_dir, image_dirs, throttle, .. } = arguments;
     PROGRAM.serve(&kinds, record_dir, |start| {
         disk::wait_for_locks(LET_GO_WITHIN);
-        let rings = rings::RingOptions::recorded_in(start.record_dir);
-        let options = Options { rings, throttle, ..Options::default() };
+        let options = Options { rings: start.rings(), throttle, ..Options::default() };
         let image_dirs = ImageDirs::new(image_dirs);
         let open = OpenMethod::Aside(Box::new(move |device| target::job(device, &image_dirs)));
         let (evtchn, grants) = (start.platform.evtchn, start.platform.grants);

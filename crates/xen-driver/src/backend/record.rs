@@ -8,18 +8,26 @@
 //! The file is locked by whoever has requests under way for the device. The lock ends when the last of them has,
 //! so a successor that gets it knows that nothing of a dead process reaches the guest's pages any more.
 //!
+//! A domain may be given memory that outlives it ([`RecordMemory`]). Then the pages lie there, as long as there is
+//! room, and the file is for the lock alone: the domain's successor finds the pages, and a file nowhere.
+//!
 //! First page: magic, version, number of rings, entries of each, format of the requests (four bytes each). Then
 //! for each ring a page with its consumer index, and entries of 128 bytes: state, index of the request,
 //! index of the answer, nothing, and the request as it lay in the ring.
 
+mod kept;
 mod memory;
 
 use memory::map_file;
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use xen::shared::{PAGE_SIZE, PageError, SharedPage};
+
+pub use kept::RecordMemory;
 
 const MAGIC: u32 = 0x4649_4258;
 const VERSION: u32 = 1;
@@ -61,6 +69,45 @@ impl Shape {
     }
 }
 
+/// The place of a device's record.
+#[derive(Clone, Debug)]
+pub(super) struct RecordPlace {
+    /// Its file, whose name is that of the record.
+    pub(super) path: PathBuf,
+    /// The memory for its pages.
+    pub(super) memory: Option<Arc<RecordMemory>>,
+}
+
+impl RecordPlace {
+    fn name(&self) -> &[u8] {
+        self.path.file_name().unwrap_or_default().as_bytes()
+    }
+
+    /// Makes the pages of a record: in the memory, or where there is no room in the file.
+    fn create(&self, file: &OwnedFd, shape: Shape) -> Result<Vec<SharedPage>, Errno> {
+        if let Some(memory) = &self.memory
+            && let Ok(pages) = memory.create(self.name(), shape.pages())
+        {
+            return Ok(pages);
+        }
+        match allocate(file, shape) {
+            // A file system that cannot: then what was written is there.
+            Err(Errno::OPNOTSUPP) => {
+                for page in 0..shape.pages() {
+                    rustix::io::pwrite(file, &[0; PAGE_SIZE], (page * PAGE_SIZE) as u64)?;
+                }
+            }
+            allocated => allocated?,
+        }
+        map_file(file.as_fd(), 0..shape.pages())
+    }
+
+    /// Returns the memory where the record is.
+    fn kept(&self) -> Option<&RecordMemory> {
+        self.memory.as_deref().filter(|memory| memory.has(self.name()))
+    }
+}
+
 /// The record of one ring.
 #[derive(Debug)]
 pub(super) struct RingRecord {
@@ -86,24 +133,15 @@ pub struct UnansweredRequest {
 }
 
 /// Makes the record of a device that has just been connected, in place of any that was there.
-pub(super) fn create(path: &Path, shape: Shape) -> Result<DeviceRecord, Errno> {
+pub(super) fn create(place: &RecordPlace, shape: Shape) -> Result<DeviceRecord, Errno> {
     if shape.rings > RINGS_MAX || shape.entries > ENTRIES_MAX {
         return Err(Errno::INVAL);
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    remove(path)?;
-    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+    remove(place)?;
+    let file = rustix::fs::open(&place.path, flags, Mode::RUSR | Mode::WUSR)?;
     lock(&file)?;
-    match allocate(&file, shape) {
-        // A file system that cannot: then what was written is there.
-        Err(Errno::OPNOTSUPP) => {
-            for page in 0..shape.pages() {
-                rustix::io::pwrite(&file, &[0; PAGE_SIZE], (page * PAGE_SIZE) as u64)?;
-            }
-        }
-        allocated => allocated?,
-    }
-    let pages = map_file(file.as_fd(), shape.pages())?;
+    let pages = place.create(&file, shape)?;
     let (first, rings) = split(pages, shape);
     for (number, word) in shape.words().into_iter().enumerate() {
         first.store_u32(number * 4, word).map_err(|_| Errno::FAULT)?;
@@ -112,8 +150,28 @@ pub(super) fn create(path: &Path, shape: Shape) -> Result<DeviceRecord, Errno> {
 }
 
 /// Opens the record that a process before this one has left; `EWOULDBLOCK` while that has I/O under way.
-pub(super) fn open(path: &Path, shape: Shape) -> Result<DeviceRecord, Errno> {
-    let file = existing(path)?;
+pub(super) fn open(place: &RecordPlace, shape: Shape) -> Result<DeviceRecord, Errno> {
+    let (file, pages) = match place.kept() {
+        Some(memory) => {
+            // A domain before this one has left no file.
+            let file = existing(place, OFlags::CREATE)?;
+            lock(&file)?;
+            (file, memory.open(place.name(), shape.pages())?)
+        }
+        None => open_file(place, shape)?,
+    };
+    let (first, rings) = split(pages, shape);
+    for (number, word) in shape.words().into_iter().enumerate() {
+        if first.load_u32(number * 4) != Ok(word) {
+            return Err(Errno::INVAL);
+        }
+    }
+    Ok(DeviceRecord { guard: file, rings })
+}
+
+/// Opens the pages of a record that are in its file.
+fn open_file(place: &RecordPlace, shape: Shape) -> Result<(OwnedFd, Vec<SharedPage>), Errno> {
+    let file = existing(place, OFlags::empty())?;
     lock(&file)?;
     let wanted = (shape.pages() * PAGE_SIZE) as u64;
     if u64::try_from(rustix::fs::fstat(&file)?.st_size) != Ok(wanted) {
@@ -124,21 +182,17 @@ pub(super) fn open(path: &Path, shape: Shape) -> Result<DeviceRecord, Errno> {
         Ok(()) | Err(Errno::OPNOTSUPP) => {}
         Err(errno) => return Err(errno),
     }
-    let (first, rings) = split(map_file(file.as_fd(), shape.pages())?, shape);
-    for (number, word) in shape.words().into_iter().enumerate() {
-        if first.load_u32(number * 4) != Ok(word) {
-            return Err(Errno::INVAL);
-        }
-    }
-    Ok(DeviceRecord { guard: file, rings })
+    let pages = map_file(file.as_fd(), 0..shape.pages())?;
+    Ok((file, pages))
 }
 
 /// Takes away what a process before this one has left of a device that is not taken over; `EWOULDBLOCK`
 /// as with [`open`].
-pub(super) fn discard(path: &Path) -> Result<(), Errno> {
-    match existing(path) {
-        Ok(file) => lock(&file).and_then(|()| remove(path)),
-        Err(Errno::NOENT) => Ok(()),
+pub(super) fn discard(place: &RecordPlace) -> Result<(), Errno> {
+    match existing(place, OFlags::empty()) {
+        Ok(file) => lock(&file).and_then(|()| remove(place)),
+        // One may be in the memory.
+        Err(Errno::NOENT) => remove(place),
         Err(errno) => Err(errno),
     }
 }
@@ -149,8 +203,10 @@ fn allocate(file: &OwnedFd, shape: Shape) -> Result<(), Errno> {
     rustix::fs::fallocate(file, FallocateFlags::empty(), 0, (shape.pages() * PAGE_SIZE) as u64)
 }
 
-fn existing(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+/// Opens the file of a record, as it is or with further flags.
+fn existing(place: &RecordPlace, more: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
+    rustix::fs::open(&place.path, flags, Mode::RUSR | Mode::WUSR)
 }
 
 fn lock(file: &OwnedFd) -> Result<(), Errno> {
@@ -158,8 +214,11 @@ fn lock(file: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// The device is closed: there is nothing to be taken over.
-pub(super) fn remove(path: &Path) -> Result<(), Errno> {
-    match rustix::fs::unlink(path) {
+pub(super) fn remove(place: &RecordPlace) -> Result<(), Errno> {
+    if let Some(memory) = &place.memory {
+        memory.remove(place.name());
+    }
+    match rustix::fs::unlink(&place.path) {
         Err(Errno::NOENT) => Ok(()),
         result => result,
     }
@@ -266,11 +325,32 @@ mod tests {
         }
     }
 
+    fn place(folder: &tempfile::TempDir, memory: Option<Arc<RecordMemory>>) -> RecordPlace {
+        RecordPlace { path: folder.path().join("record"), memory }
+    }
+
     #[test]
     fn a_successor_finds_what_was_not_answered() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("record");
-        let DeviceRecord { guard, rings } = create(&path, SHAPE).unwrap();
+        let path = place(&folder, None);
+        leave_and_find(&path, &path);
+    }
+
+    /// The folder of a domain is gone with it, and what it was given memory for is not.
+    #[test]
+    fn a_successor_of_a_domain_finds_what_was_not_answered() {
+        let file = kept::tests::file(64);
+        let memory = |file| Some(Arc::new(RecordMemory::new(file).unwrap()));
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let before = place(&folders[0], memory(file.try_clone().unwrap()));
+        leave_and_find(&before, &place(&folders[1], memory(file)));
+        // One without room for it has the file.
+        let small = place(&folders[0], memory(kept::tests::file(9)));
+        leave_and_find(&small, &small);
+    }
+
+    fn leave_and_find(before: &RecordPlace, path: &RecordPlace) {
+        let DeviceRecord { guard, rings } = create(before, SHAPE).unwrap();
         let start = u32::MAX - 1;
         for (number, slot) in [0, 40, 63, 3].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
@@ -283,10 +363,10 @@ mod tests {
         rings[1].answered(0, start.wrapping_add(1)).unwrap();
         drop(rings);
         // Whatever still has I/O under way holds the file.
-        assert_eq!(open(&path, SHAPE).unwrap_err(), Errno::WOULDBLOCK);
-        assert_eq!(discard(&path), Err(Errno::WOULDBLOCK));
+        assert_eq!(open(before, SHAPE).unwrap_err(), Errno::WOULDBLOCK);
+        assert_eq!(discard(before), Err(Errno::WOULDBLOCK));
         drop(guard);
-        let DeviceRecord { guard, rings } = free(|| open(&path, SHAPE)).unwrap();
+        let DeviceRecord { guard, rings } = free(|| open(path, SHAPE)).unwrap();
         assert_eq!(rings[1].req_cons(), Ok(2));
         let shown = start.wrapping_add(1);
         let left = [(0, 0), (40, 1), (3, 3)];
@@ -298,9 +378,9 @@ mod tests {
         assert_eq!(rings[0].unanswered(0), Ok(vec![]));
         drop((guard, rings));
         let other = Shape { format: 32, ..SHAPE };
-        assert_eq!(free(|| open(&path, other)).unwrap_err(), Errno::INVAL);
-        free(|| discard(&path)).unwrap();
-        assert_eq!(discard(&path), Ok(()), "there is none any more");
-        assert_eq!(open(&path, SHAPE).unwrap_err(), Errno::NOENT);
+        assert_eq!(free(|| open(path, other)).unwrap_err(), Errno::INVAL);
+        free(|| discard(path)).unwrap();
+        assert_eq!(discard(path), Ok(()), "there is none any more");
+        assert_eq!(open(path, SHAPE).unwrap_err(), Errno::NOENT);
     }
 }

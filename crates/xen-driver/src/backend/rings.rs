@@ -5,7 +5,7 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::connects::ConnectLimit;
-use super::record::{self, DeviceRecord, REQUEST_BYTES_MAX, RingRecord, Shape};
+use super::record::{self, DeviceRecord, REQUEST_BYTES_MAX, RecordPlace, RingRecord, Shape};
 use super::ring::Ring;
 use super::{Platform, TurnOutcome};
 use crate::channel::Channel;
@@ -13,12 +13,15 @@ use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xen::gnttab::PageAccess;
 use xen::{DomId, GrantRef};
 use xen_io::ring::{BackRing, Position, RingError, entry_count};
 use xenbus::negotiate::{self, QueueLimits, QueueNames};
 use xenbus::{Device, Error, Progress};
+
+pub use super::record::RecordMemory;
 
 /// The time for which a killed process may still have the frontend's port: what its io_uring waited for is ended behind its
 /// back.
@@ -35,13 +38,20 @@ pub struct RingOptions {
     /// A folder in memory that outlives this process (tmpfs), for what was taken and not answered;
     /// `None`: guests notice when the process is killed.
     pub record_dir: Option<PathBuf>,
+    /// Memory that outlives this domain, for the pages of the records.
+    pub record_memory: Option<Arc<RecordMemory>>,
 }
 
 impl Default for RingOptions {
     /// Rings of 16 pages, 4 queues, 16 connects in 10 s; no record.
     fn default() -> Self {
         let limits = QueueLimits { order_max: 4, queues_max: 4 };
-        Self { limits, connects_max: (16, Duration::from_secs(10)), record_dir: None }
+        Self {
+            limits,
+            connects_max: (16, Duration::from_secs(10)),
+            record_dir: None,
+            record_memory: None,
+        }
     }
 }
 
@@ -95,7 +105,7 @@ pub struct Rings {
     /// When a process that was killed was first seen to have the frontend's port still.
     bound_since: Option<Instant>,
     /// Locked while the device is connected.
-    record: Option<(PathBuf, OwnedFd)>,
+    record: Option<(RecordPlace, OwnedFd)>,
     /// The way in which it was connected last.
     how: AttachMode,
 }
@@ -227,14 +237,14 @@ impl Rings {
 
     /// Takes the record away that this process has made.
     fn forget(&mut self) {
-        if let Some((path, _guard)) = self.record.take() {
-            let _ = record::remove(&path);
+        if let Some((place, _guard)) = self.record.take() {
+            let _ = record::remove(&place);
         }
     }
 
     /// Takes away what a process that was killed has left of the device.
     fn leave_nothing(&self, device: &Device<'_>) -> Progress {
-        match self.record_path(device).map(|path| record::discard(&path)) {
+        match self.record_place(device).map(|place| record::discard(&place)) {
             Some(Err(Errno::WOULDBLOCK)) => Progress::Pending,
             // One that cannot be taken away is in the way of the next, which says so.
             _ => Progress::Done,
@@ -281,31 +291,32 @@ impl Rings {
         shape: Shape,
         how: AttachMode,
     ) -> Result<Vec<RingRecord>, Error> {
-        let (path, record) = match (self.record_path(device), how) {
+        let (place, record) = match (self.record_place(device), how) {
             (None, AttachMode::Fresh) => return Ok(Vec::new()),
             (None, AttachMode::TakeOver) => return Err(no_record(device)),
-            (Some(path), AttachMode::Fresh) => {
-                let record = record::create(&path, shape);
-                (path, record)
+            (Some(place), AttachMode::Fresh) => {
+                let record = record::create(&place, shape);
+                (place, record)
             }
-            (Some(path), AttachMode::TakeOver) => {
-                let record = record::open(&path, shape);
-                (path, record)
+            (Some(place), AttachMode::TakeOver) => {
+                let record = record::open(&place, shape);
+                (place, record)
             }
         };
         let DeviceRecord { guard, rings } = record.map_err(|errno| match errno {
             Errno::WOULDBLOCK => Error::Busy("a process before has I/O under way".to_owned()),
             errno => Error::Driver(format!("the record of requests in flight: {errno}")),
         })?;
-        self.record = Some((path, guard));
+        self.record = Some((place, guard));
         Ok(rings)
     }
 
-    /// The path of the record of a device: `vbd-3-51712.inflight`.
-    fn record_path(&self, device: &Device<'_>) -> Option<PathBuf> {
+    /// The place of the record of a device: `vbd-3-51712.inflight`.
+    fn record_place(&self, device: &Device<'_>) -> Option<RecordPlace> {
         let dir = self.options.record_dir.as_ref()?;
         let (id, kind) = (device.id(), device.path().split('/').nth(5)?);
-        Some(dir.join(format!("{kind}-{}-{}.inflight", id.frontend, id.devid)))
+        let path = dir.join(format!("{kind}-{}-{}.inflight", id.frontend, id.devid));
+        Some(RecordPlace { path, memory: self.options.record_memory.clone() })
     }
 
     fn queue<const R: usize, const C: usize>(

@@ -3,6 +3,7 @@
 use super::ProgramFailure;
 use crate::backend::Platform;
 use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use xen::DomId;
@@ -24,6 +25,8 @@ pub struct MachinePlatform {
     pub run_dir: PathBuf,
     /// The folder of the locks of what is served.
     pub lock_dir: PathBuf,
+    /// Memory that the successor of this domain gets after it.
+    pub keepsake: Option<OwnedFd>,
 }
 
 impl MachinePlatform {
@@ -34,7 +37,9 @@ impl MachinePlatform {
     pub fn open(name: &str) -> Result<Self, ProgramFailure> {
         if let Some(hosted) = xen_hosted::Platform::process()? {
             let dir = Path::new(GUEST_DIR).join(name);
-            return Self::over(&hosted, dir.clone(), dir);
+            let machine = Self::over(&hosted, dir.clone(), dir)?;
+            // Where there is none, the records end with the domain.
+            return Ok(Self { keepsake: hosted.keepsake().ok(), ..machine });
         }
         if let Some(dir) = std::env::var_os(HOST_VARIABLE) {
             let host = HostDir::new(dir);
@@ -55,6 +60,7 @@ impl MachinePlatform {
             domid: None,
             lock_dir: run_dir.clone(),
             run_dir,
+            keepsake: None,
         })
     }
 
@@ -67,7 +73,7 @@ impl MachinePlatform {
         let evtchn = Rc::new(RefCell::new(hosted.channels()?));
         let grants = Rc::new(RefCell::new(hosted.grants()));
         let platform = Platform { evtchn, grants };
-        Ok(Self { platform, domid: Some(hosted.domid()), run_dir, lock_dir })
+        Ok(Self { platform, domid: Some(hosted.domid()), run_dir, lock_dir, keepsake: None })
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::thread::CapabilitySet;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use xen::DomId;
-use xen_driver::backend::{BackendServer, Buses, Rings, rings::RingOptions};
+use xen_driver::backend::{BackendServer, Buses, Rings};
 use xen_driver::process::{BackendProgram, ProgramStart, guest::GuestConnections};
 use xenbus::toolstack::{self, NewDevice};
 use xenbus::{Bus, Id, Side};
@@ -27,8 +27,9 @@ fn backend() {
     let program =
         BackendProgram { name: "adder", unfiltered: "ADDER_UNFILTERED", kernel: None, confine };
     let served = program.serve(&[wire::KIND.into()], None, |start| {
-        let ProgramStart { mut store, domid, kinds, platform, record_dir } = start;
-        let (evtchn, options) = (platform.evtchn.clone(), RingOptions::recorded_in(record_dir));
+        let options = start.rings();
+        let ProgramStart { mut store, domid, kinds, platform, .. } = start;
+        let evtchn = platform.evtchn.clone();
         let make = move |_| AdderBackend::new(Rings::new(platform.clone(), options.clone()));
         let buses = Buses::start(&mut store, domid, kinds, make)?;
         BackendServer::start(store, evtchn, buses)

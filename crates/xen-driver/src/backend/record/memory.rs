@@ -3,6 +3,7 @@
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -33,12 +34,17 @@ impl Drop for FileMapping {
     }
 }
 
-/// Maps the first `count` pages of `file`, which has them, to be read and written.
-pub(crate) fn map_file(file: BorrowedFd<'_>, count: usize) -> Result<Vec<SharedPage>, Errno> {
+/// Maps these pages of `file`, which has them, to be read and written.
+pub(crate) fn map_file(
+    file: BorrowedFd<'_>,
+    pages: Range<usize>,
+) -> Result<Vec<SharedPage>, Errno> {
+    let (first, count) = ((pages.start * PAGE_SIZE) as u64, pages.len());
     let len = count * PAGE_SIZE;
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping, at an address of the kernel's choice.
-    let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) }?;
+    let base =
+        unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, file, first) }?;
     let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::FAULT)?;
     let owner = Arc::new(FileMapping { base, len });
     let page = |number: usize| {
