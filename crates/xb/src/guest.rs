@@ -217,7 +217,9 @@ impl Init {
             }
             let until = self.ending.map(|ending| ending.next()).or(self.show_until);
             let mut sleep = until.map_or(SLEEP, |at| at.saturating_duration_since(Instant::now()));
-            if let Some(backends) = &mut self.backends {
+            // Its own disks may be what it serves: a backend that finds none there gives devices up.
+            let has_disks = !matches!(self.program, ProgramState::Waiting(_));
+            if let Some(backends) = self.backends.as_mut().filter(|_| has_disks) {
                 // Before others are waited for, so that the ends of its own are told.
                 sleep = sleep.min(backends.look(self.guest.store())?);
             }

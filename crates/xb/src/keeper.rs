@@ -23,7 +23,7 @@ use settle::LifeTable;
 use std::collections::HashSet;
 use std::os::unix::net::UnixListener;
 use xen::DomId;
-use xen::domctl::RunState;
+use xen::domctl::{DomainInfo, RunState};
 
 /// The number of ended guests whose folders are kept.
 const KEPT: usize = 256;
@@ -103,7 +103,11 @@ fn settle_all(
     lives: &LifeTable,
 ) -> Result<(), Error> {
     let infos = host.control().list().map_err(Error::platform("listing the domains"))?;
-    settled.retain(|known| infos.iter().any(|info| (info.domid, info.handle) == *known));
+    // A successor may have the number and the handle of one that was settled.
+    settled.retain(|known| {
+        let same = |info: &&DomainInfo| (info.domid, info.handle) == *known;
+        infos.iter().find(same).is_some_and(|info| matches!(info.state, RunState::Shutdown(_)))
+    });
     for info in infos {
         if let RunState::Shutdown(reason) = info.state
             && settled.insert((info.domid, info.handle))

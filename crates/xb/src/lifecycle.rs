@@ -5,3 +5,4 @@ pub mod create;
 pub mod destroy;
 pub mod follow;
 mod program;
+pub(crate) mod succession;

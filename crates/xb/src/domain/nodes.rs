@@ -4,6 +4,8 @@
 use super::home;
 use crate::Error;
 use crate::config::{self, Description};
+use crate::lifecycle::create::NextNumber;
+use crate::lifecycle::succession;
 use xen::DomId;
 use xen_console::front::WINDOW;
 use xen_console::serve::nodes::SERVED;
@@ -15,12 +17,31 @@ const CONSOLE_LIMIT: &str = "1048576";
 /// The size of a console's window before a client has said another.
 const CONSOLE_WINDOW: &str = "80x24";
 
+/// The folders that a domain may read, its home first.
+const READABLE: [&str; 6] = ["", "/cpu", "/memory", "/device", "/control", "/console"];
+/// The folders and nodes that belong to a domain.
+const OWNED: [&str; 10] = [
+    "/control/shutdown",
+    "/control/feature-poweroff",
+    "/control/feature-reboot",
+    "/control/feature-suspend",
+    "/control/sysrq",
+    "/data",
+    "/drivers",
+    "/feature",
+    "/attr",
+    "/error",
+];
+/// Those that belong to a driver domain besides.
+const OF_DRIVER_DOMAIN: [&str; 3] = ["/backend", "/device-model", "/libxl"];
+
 /// Writes the nodes of a new domain, in one transaction.
 pub(crate) fn write(
     store: &mut Client,
     description: &Description,
     created: &CreatedDomain,
     handle: &[u8; 16],
+    next: NextNumber,
 ) -> Result<(), Error> {
     let domid = created.domid;
     let perm = |access, domid: DomId| Perm { access, domid: domid.0.into() };
@@ -32,27 +53,11 @@ pub(crate) fn write(
     let vm = format!("/vm/{uuid}");
     let memory = (description.memory_mib * 1024).to_string();
     let number = domid.to_string();
-    let folders: [(&str, &[Perm]); 16] = [
-        ("", &read),
-        ("/cpu", &read),
-        ("/memory", &read),
-        ("/device", &read),
-        ("/control", &read),
-        ("/control/shutdown", &own),
-        ("/control/feature-poweroff", &own),
-        ("/control/feature-reboot", &own),
-        ("/control/feature-suspend", &own),
-        ("/control/sysrq", &own),
-        ("/data", &own),
-        ("/drivers", &own),
-        ("/feature", &own),
-        ("/attr", &own),
-        ("/error", &own),
-        ("/console", &read),
-    ];
+    let readable = READABLE.iter().map(|name| (*name, &read[..]));
     // A driver domain removes the folders of devices that it no longer serves.
-    let of_driver_domain = ["/backend", "/device-model", "/libxl"].map(|name| (name, &own[..]));
-    let of_driver_domain = of_driver_domain.into_iter().filter(|_| description.driver_domain);
+    let of_driver_domain = OF_DRIVER_DOMAIN.iter().filter(|_| description.driver_domain);
+    let owned = OWNED.iter().chain(of_driver_domain).map(|name| (*name, &own[..]));
+    let folders: Vec<(&str, &[Perm])> = readable.chain(owned).collect();
     let values = [
         ("/name", description.name.as_str()),
         ("/domid", &number),
@@ -62,10 +67,15 @@ pub(crate) fn write(
         ("/control/platform-feature-xs_reset_watches", "1"),
     ];
     store.transaction(|tx| {
-        for path in [&home, &vm, &libxl] {
+        // The devices that an earlier domain of the number served are those of its successor.
+        match next {
+            NextNumber::Same => succession::clear(tx, &home)?,
+            NextNumber::Free => tx.remove(&home)?,
+        }
+        for path in [&vm, &libxl] {
             tx.remove(path)?;
         }
-        for (name, perms) in folders.into_iter().chain(of_driver_domain.clone()) {
+        for (name, perms) in &folders {
             let path = format!("{home}{name}");
             tx.mkdir(&path)?;
             tx.set_perms(&path, perms)?;

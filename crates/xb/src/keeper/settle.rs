@@ -7,13 +7,15 @@ use crate::domain::{self, reason_word};
 use crate::host::folder::Folder;
 use crate::host::guest_end::GuestEnd;
 use crate::host::{Host, HostChoice, HostPlatform, saved_config, service};
-use crate::lifecycle::create::{self, Predecessor, StartMode};
+use crate::lifecycle::create::{self, NextNumber, Predecessor, StartMode};
 use crate::lifecycle::destroy;
+use crate::lifecycle::succession::{self, VacateOutcome};
 use crate::wait::Limit;
 use crate::{Error, devices, text};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use xen::DomId;
 use xen::domctl::DomainInfo;
 use xen::domwatch::ShutdownReason;
 use xenstore::Store;
@@ -172,20 +174,20 @@ pub(super) fn settle(
         HostPlatform::Hosted { control, .. } => control.holder(domid).ok().flatten(),
         HostPlatform::Xen(_) => None,
     };
+    let has_successor = action == Action::Restart && description.driver_domain;
+    let TakenDown { was_destroyed, next, gone } = take_down(&mut host, domid, has_successor);
     // A client that has destroyed it meanwhile does not want it to run again.
-    let others = matches!(host.control().destroy(domid), Err(xen::Error::Srch));
-    if others && action == Action::Restart {
+    if was_destroyed && action == Action::Restart {
         ended.action = Action::Destroy;
         ended.note(&guest).map_err(Error::io(guest.path().display()))?;
     }
-    let gone = destroy::destroy(&mut host, domid, limit());
     if ended.action == Action::Destroy {
         lives.forget(&name);
         return gone;
     }
     drop(created);
     let origin = guest.lineage_of(domid).origin;
-    let mode = StartMode::RunAgain(Predecessor { domid, holder });
+    let mode = StartMode::RunAgain(Predecessor { domid, holder, next });
     let again =
         gone.and_then(|()| create::create(&mut host, &description, &settings, mode, limit()));
     match again {
@@ -209,6 +211,34 @@ pub(super) fn settle(
         }
     }
     Ok(())
+}
+
+/// A domain that was taken down.
+struct TakenDown {
+    /// True if another client has destroyed it before.
+    was_destroyed: bool,
+    /// The number of the one that replaces it.
+    next: NextNumber,
+    /// The error of what could not be done.
+    gone: Result<(), Error>,
+}
+
+/// Takes a domain down. The successor of a driver domain gets its number, which those that use its
+/// devices name.
+fn take_down(host: &mut Host, domid: DomId, has_successor: bool) -> TakenDown {
+    let limit = || Limit::new(devices::CLOSES_WITHIN);
+    if has_successor {
+        match succession::vacate(host, domid, limit()) {
+            Ok(VacateOutcome::WasDestroyed) => {}
+            vacated => {
+                let gone = vacated.map(drop);
+                return TakenDown { was_destroyed: false, next: NextNumber::Same, gone };
+            }
+        }
+    }
+    let was_destroyed = matches!(host.control().destroy(domid), Err(xen::Error::Srch));
+    let gone = destroy::destroy(host, domid, limit());
+    TakenDown { was_destroyed, next: NextNumber::Free, gone }
 }
 
 /// Logs the end of a guest.

@@ -1,7 +1,7 @@
 //! The creation of a hosted guest: its process, its nodes, its devices, in this order; undone if
 //! any step fails.
 
-use super::{check, destroy, program};
+use super::{check, destroy, program, succession};
 use crate::config::{self, Description, Setting};
 use crate::devices::backend_domain::BackendUser;
 use crate::devices::disk::AttachableDisk;
@@ -28,6 +28,8 @@ use xenstore::{Client, Store};
 
 /// The longest time that the console of a new domain may take to be served.
 const CONSOLE_WITHIN: Duration = Duration::from_secs(10);
+/// The time between two attempts to create the successor of a domain that is not gone yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The state that a domain is left in once it is built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +51,35 @@ pub struct Predecessor {
     pub domid: DomId,
     /// The connection that it ended with, which the next one ends with too.
     pub holder: Option<Holder>,
+    /// The number of the next one.
+    pub next: NextNumber,
+}
+
+/// The number of a domain that replaces another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NextNumber {
+    /// Any free one.
+    Free,
+    /// The same, which waits for it.
+    Same,
+}
+
+impl StartMode {
+    /// Returns the number that the new domain gets.
+    fn next_number(self) -> NextNumber {
+        match self {
+            Self::RunAgain(before) => before.next,
+            _ => NextNumber::Free,
+        }
+    }
+
+    /// Returns the domain whose number the new one gets.
+    fn succeeds(self) -> Option<DomId> {
+        match self {
+            Self::RunAgain(before) if before.next == NextNumber::Same => Some(before.domid),
+            _ => None,
+        }
+    }
 }
 
 /// A domain that was created.
@@ -86,11 +117,11 @@ pub fn create(
     let (folder, control) = hosted(&mut host.platform)?;
     let guest = folder.guest(&description.name);
     let lock = claim(&guest, &mut host.store, control)?;
-    unique(control, description)?;
+    unique(control, description, mode.succeeds())?;
     saved_config::write(&guest, description, settings)?;
     wait::check()?;
     let creation = Creation::begin(folder, &description.name)?;
-    let created = build(folder, control, description)?;
+    let created = build(folder, control, description, mode.succeeds(), limit)?;
     let domid = created.domid;
     let info = control.info(domid).map_err(|error| match error {
         xen::Error::Srch => Error::destroyed(format!("{} (domain {domid})", description.name)),
@@ -131,11 +162,15 @@ fn hosted(platform: &mut HostPlatform) -> Result<(&Folder, &mut Control), Error>
     }
 }
 
-/// Refuses a UUID that another domain has.
-fn unique(control: &mut Control, description: &Description) -> Result<(), Error> {
+/// Refuses a UUID that another domain has, which is not the one before.
+fn unique(
+    control: &mut Control,
+    description: &Description,
+    before: Option<DomId>,
+) -> Result<(), Error> {
     let Some(uuid) = description.uuid else { return Ok(()) };
     let infos = control.list().map_err(Error::platform("listing the domains"))?;
-    match infos.iter().find(|info| info.handle == uuid) {
+    match infos.iter().find(|info| info.handle == uuid && Some(info.domid) != before) {
         None => Ok(()),
         Some(info) => Err(Error::Refused(format!(
             "domain {} has the uuid {} already; give {} another one, or leave the key out",
@@ -166,6 +201,8 @@ fn build(
     folder: &Folder,
     control: &mut Control,
     description: &Description,
+    succeeds: Option<DomId>,
+    limit: Limit,
 ) -> Result<CreatedDomain, Error> {
     let mut config = DomainConfig::default();
     config.handle = match description.uuid {
@@ -180,6 +217,7 @@ fn build(
         (cap, _) => cap,
     };
     config.lifetime = Lifetime::Held;
+    config.succeeds = succeeds;
     config.files = Files::System;
     config.devices = if description.kernel_block { Devices::KernelFiles } else { Devices::Files };
     config.env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/tmp".into()];
@@ -211,7 +249,17 @@ fn build(
         output: output.as_fd(),
         error: output.as_fd(),
     };
-    control.create(&config, descriptors).map_err(|error| {
+    let created = loop {
+        match control.create(&config, descriptors) {
+            // The domain before is not gone altogether.
+            Err(xen::Error::Busy) if succeeds.is_some() => {
+                let slice = limit.slice(&|| format!("{name} may have its number again"))?;
+                std::thread::sleep(slice.min(LOOK_AGAIN));
+            }
+            created => break created,
+        }
+    };
+    created.map_err(|error| {
         let log = BROKER.log(folder);
         // The error is of files and namespaces, not of ports and grants.
         let cause = text::cause(&std::io::Error::from_raw_os_error(error.errno()));
@@ -251,7 +299,11 @@ fn set_up(
         // that was killed.
         destroy::remove_nodes(host, domid, None, limit.for_undoing())?;
     }
-    nodes::write(&mut host.store, description, created, &domain.info.handle)?;
+    let next = mode.next_number();
+    nodes::write(&mut host.store, description, created, &domain.info.handle, next)?;
+    if next == NextNumber::Same {
+        succession::open_again(&mut host.store, domid)?;
+    }
     host.store.introduce(domid.0, created.store_gfn.0, created.store_port.0)?;
     let all = disks.iter().map(|disk| disk.device(domid));
     let all: Vec<AttachableDevice> = all.collect::<Result<_, _>>()?;

@@ -54,18 +54,22 @@ pub fn follow(
     }
 }
 
-/// Waits until a domain that was asked to reboot has ended and runs again, under another number.
+/// Waits until a domain that was asked to reboot has ended and runs again: under another number, or as
+/// the successor under the same.
 ///
 /// # Errors
 /// It is not started again, [`Error::Timeout`], [`Error::Interrupted`].
 pub fn await_again(host: &mut Host, domain: &Domain, limit: Limit) -> Result<DomId, Error> {
+    let lineage = domain.lineage(host);
     domain::await_end(host, domain, limit)?;
     let (name, before) = (&domain.name, domain.info.domid);
     loop {
-        let found = domain::find(host, name).ok().map(|found| found.info);
-        let found = found.filter(|info| info.domid != before && info.state == RunState::Running);
-        if let Some(info) = found {
-            return Ok(info.domid);
+        let found = domain::find(host, name).ok();
+        let found = found.filter(|found| found.info.state == RunState::Running);
+        if let Some(found) = found
+            && (found.info.domid != before || found.lineage(host) != lineage)
+        {
+            return Ok(found.info.domid);
         }
         // In this order: the keeper records an end before it destroys the domain.
         let is_gone = matches!(host.control().info(before), Err(xen::Error::Srch));

@@ -176,6 +176,70 @@ fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
     });
 }
 
+/// Returns the first process of the driver domain whose program says these words.
+fn driver_domain_process(words: &str) -> Option<Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.into_iter().find_map(|entry| {
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let command = String::from_utf8(command).ok()?;
+        let is_it = command.starts_with("xb\0guest-init\0") && command.contains(words);
+        let pid = is_it.then(|| entry.file_name().to_str()?.parse().ok())??;
+        Pid::from_raw(pid)
+    })
+}
+
+/// A guest serves another one's disk, and is killed as a whole. Another one takes its number, and the
+/// devices: the other guest sees a pause (QubesOS/qubes-issues 6047, 1426).
+#[test]
+fn a_hosted_driver_domain_is_killed_and_another_serves_its_disks() {
+    let host = TestHost::up("succession");
+    let test = "a_hosted_driver_domain_is_killed_and_another_serves_its_disks";
+    if !host.has_fuse(test) {
+        return;
+    }
+    // What it serves is a disk of its own: whatever it keeps in memory ends with it.
+    let disk = format!("disk = [\"{},,xvda,w\"]", host.image("drv.img", 16 << 20));
+    let words = format!("echo serving in process {}", std::process::id());
+    let program = format!("extra = \"{words}; exec sleep 1000\"");
+    let rest =
+        format!("driver_domain = 1\non_crash = \"restart\"\nmemory = 256\n{disk}\n{program}");
+    let created = host.json(&["create", &host.config("disks", &rest)]);
+    let lacks = created["lacks"].to_string();
+    if lacks.contains(&MissingFeature::Namespaces.to_string()) {
+        conformance::skip(test, "hosted guests have no namespaces here");
+        return;
+    }
+    let number = created["domid"].as_u64().unwrap();
+    host.ok(&["create", &verifying_guest(&host, "vdev=xvda,backend=disks,target=/dev/xvda")]);
+    let mut done = 0;
+    for life in 1..=3 {
+        done = host.until("it goes on", || Some(pieces(&host)).filter(|now| *now > done));
+        let before = driver_domain_process(&words).unwrap();
+        kill_process(before, Signal::KILL).unwrap();
+        host.until("its successor runs", || {
+            let info = host.try_json(&["info", "disks"])?;
+            assert_eq!(info["domid"].as_u64(), Some(number), "{info}");
+            (info["restarts"].as_u64() == Some(life)).then_some(())
+        });
+    }
+    host.until_log("web", "all pieces");
+    let disk = &host.json(&["disk", "list", "web"])[0];
+    let states = (&disk["frontend_state"], &disk["backend_state"]);
+    assert_eq!(states, (&"Connected (4)".into(), &"Connected (4)".into()));
+    assert!(host.run(&["doctor", "web"]).status.success());
+    // Its successor serves new devices, and lets go of those that it has taken over.
+    host.ok(&["disk", "attach", "web", "vdev=xvdb,backend=disks,target=memory:1048576"]);
+    host.ok(&["disk", "detach", "web", "xvdb"]);
+    host.ok(&["destroy", "web"]);
+    host.until("no node of it is left", || {
+        let nodes = host.ok(&["store", "ls", &format!("/local/domain/{number}/backend")]);
+        nodes.trim().is_empty().then_some(())
+    });
+    // One that is destroyed has no successor.
+    host.ok(&["destroy", "disks"]);
+    assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 1, "domain 0 alone is left");
+}
+
 /// A backend that comes late connects: its guest is created once its domain serves
 /// (xen-troops/meta-xt-prod-devel-rpi5 81).
 #[test]
