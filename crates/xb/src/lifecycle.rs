@@ -5,4 +5,4 @@ pub mod create;
 pub mod destroy;
 pub mod follow;
 mod program;
-pub(crate) mod succession;
+pub mod succession;

@@ -493,6 +493,12 @@ impl Driver for BlockBackend {
             Err(Error::Away(_)) if self.may_wait_for_server(now) => return Ok(Progress::Pending),
             Err(error) => return Err(error),
         };
+        if disk.is_in_memory() && self.rings.are_of_domain_before(device) {
+            let what = disk.describe();
+            return Err(Error::Driver(format!(
+                "{what}: it was in the memory of the driver domain that has ended, and is lost with it"
+            )));
+        }
         let layout = layout(device)?;
         let queues = self.rings.take_over(device, &QueueNames::PLAIN, [entry(layout)])?;
         let Some(queues) = queues else { return Ok(Progress::Pending) };

@@ -174,6 +174,11 @@ pub trait Disk: fmt::Debug {
         String::new()
     }
 
+    /// True if its sectors are in the memory of this machine, or of this domain, and end with it.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
+
     /// Takes a request. It ends at once, or later ([`Disk::finished`]).
     ///
     /// # Errors

@@ -4,8 +4,7 @@
 use super::home;
 use crate::Error;
 use crate::config::{self, Description};
-use crate::lifecycle::create::NextNumber;
-use crate::lifecycle::succession;
+use crate::lifecycle::succession::{self, NextNumber};
 use xen::DomId;
 use xen_console::front::WINDOW;
 use xen_console::serve::nodes::SERVED;

@@ -1,7 +1,8 @@
 //! The creation of a hosted guest: its process, its nodes, its devices, in this order; undone if
 //! any step fails.
 
-use super::{check, destroy, program, succession};
+use super::succession::{self, NextNumber};
+use super::{check, destroy, program};
 use crate::config::{self, Description, Setting};
 use crate::devices::backend_domain::BackendUser;
 use crate::devices::disk::AttachableDisk;
@@ -53,15 +54,6 @@ pub struct Predecessor {
     pub holder: Option<Holder>,
     /// The number of the next one.
     pub next: NextNumber,
-}
-
-/// The number of a domain that replaces another one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NextNumber {
-    /// Any free one.
-    Free,
-    /// The same, which waits for it.
-    Same,
 }
 
 impl StartMode {

@@ -17,6 +17,15 @@ use xenstore::{Client, NodeAccess, Perm, Store};
 /// The folder of a driver domain with its ends of devices.
 const BACKENDS: &str = "backend";
 
+/// The number of a domain that replaces another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NextNumber {
+    /// Any free one.
+    Free,
+    /// That of the one before, which waits for it.
+    Same,
+}
+
 /// The outcome of taking a domain down for its successor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum VacateOutcome {

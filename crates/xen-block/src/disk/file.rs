@@ -8,7 +8,7 @@
 
 use super::escaped_path::EscapedPath;
 use super::lock::FileUse;
-use super::open::{OpenError, OpenFile};
+use super::open::{OpenError, OpenFile, in_memory};
 use super::pool::Pool;
 use super::{Disk, DiskAccess, DiskIo, Finished, Geometry};
 use crate::sys::{Uring, transfer};
@@ -23,8 +23,6 @@ use xen::shared::PAGE_SIZE;
 
 /// The most requests that the kernel has at a time.
 const DEPTH: u32 = 256;
-/// The file system type of tmpfs in `statfs` (`TMPFS_MAGIC`, `linux/magic.h`).
-const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 /// The number of threads where there is no io_uring.
 const THREADS: usize = 8;
 
@@ -206,14 +204,6 @@ fn geometry(file: &OwnedFd, access: DiskAccess, cache: Cache) -> Result<Option<G
     }))
 }
 
-/// True if the file is in memory, so that a read is a copy. A block device's node is on a tmpfs
-/// too, but the device is not.
-fn in_memory(file: &OwnedFd) -> Result<bool, Errno> {
-    let regular =
-        FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::RegularFile;
-    Ok(regular && rustix::fs::fstatfs(file)?.f_type == TMPFS_MAGIC)
-}
-
 fn engine(file: OwnedFd, way: IoMethod) -> Result<Engine, Errno> {
     if way == IoMethod::Best && in_memory(&file)? {
         return Ok(Engine::AtOnce(file));
@@ -243,6 +233,10 @@ impl Disk for FileDisk {
             Cache::PageCache => "page cache",
         };
         format!("{}, {}, {cache}", EscapedPath(&self.path), self.way())
+    }
+
+    fn is_in_memory(&self) -> bool {
+        in_memory(self.fd()).unwrap_or(false)
     }
 
     fn submit(&mut self, mut io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {

@@ -77,6 +77,10 @@ impl Disk for Memory {
         }
     }
 
+    fn is_in_memory(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         format!("{} bytes of memory", self.bytes.len())
     }

@@ -13,6 +13,9 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+/// The file system type of tmpfs in `statfs` (`TMPFS_MAGIC`, `linux/magic.h`).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// The reason why a disk is not opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -57,6 +60,14 @@ impl From<OpenError> for xenbus::Error {
             _ => Self::Driver(error.to_string()),
         }
     }
+}
+
+/// True if the file is in memory, so that a read is a copy. A block device's node is on a tmpfs
+/// too, but the device is not.
+pub(super) fn in_memory(file: impl AsFd) -> Result<bool, Errno> {
+    let regular =
+        FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile;
+    Ok(regular && rustix::fs::fstatfs(&file)?.f_type == TMPFS_MAGIC)
 }
 
 /// A file that is open.

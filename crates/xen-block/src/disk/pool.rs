@@ -1,10 +1,12 @@
 //! Threads for disks whose calls block.
 
 use super::escaped_path::EscapedPath;
+use super::open::in_memory;
 use super::{Disk, DiskIo, DiskOp, Finished, Geometry};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::fmt;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -252,6 +254,10 @@ impl Disk for PooledDisk {
 
     fn describe(&self) -> String {
         format!("{}, threads", EscapedPath(&self.path))
+    }
+
+    fn is_in_memory(&self) -> bool {
+        File::open(&self.path).is_ok_and(|file| in_memory(file).unwrap_or(false))
     }
 
     fn submit(&mut self, io: Box<DiskIo>) -> Result<Option<Finished>, Box<DiskIo>> {

@@ -102,6 +102,11 @@ impl RecordPlace {
         map_file(file.as_fd(), 0..shape.pages())
     }
 
+    /// True if the record is in the memory, and no process of this domain has opened it yet.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.kept().is_some() && !self.path.exists()
+    }
+
     /// Returns the memory where the record is.
     fn kept(&self) -> Option<&RecordMemory> {
         self.memory.as_deref().filter(|memory| memory.has(self.name()))
@@ -343,7 +348,12 @@ mod tests {
         let memory = |file| Some(Arc::new(RecordMemory::new(file).unwrap()));
         let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let before = place(&folders[0], memory(file.try_clone().unwrap()));
-        leave_and_find(&before, &place(&folders[1], memory(file)));
+        let after = place(&folders[1], memory(file));
+        leave_and_find(&before, &after);
+        drop(create(&before, SHAPE).unwrap());
+        assert_eq!((before.is_inherited(), after.is_inherited()), (false, true));
+        drop(open(&after, SHAPE).unwrap());
+        assert!(!after.is_inherited(), "it is this domain's");
         // One without room for it has the file.
         let small = place(&folders[0], memory(kept::tests::file(9)));
         leave_and_find(&small, &small);

@@ -209,6 +209,13 @@ impl Rings {
         }
     }
 
+    /// True if the domain that this one succeeds has served the device, and not a process of this one: all that was in
+    /// its memory is lost. To be asked before [`Rings::take_over`].
+    #[must_use]
+    pub fn are_of_domain_before(&self, device: &Device<'_>) -> bool {
+        self.record_place(device).is_some_and(|place| place.is_inherited())
+    }
+
     /// Locked as long as anybody reaches the guest's pages for this process: to be held by whatever may go on when the
     /// process is killed. `None` where no record is kept.
     #[must_use]

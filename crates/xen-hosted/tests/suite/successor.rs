@@ -30,8 +30,8 @@ fn kill(control: &mut Control, domid: DomId) {
     support::ended(control, domid);
 }
 
-/// Whoever has granted pages to a domain that was killed, and waits for it at a port, is served by
-/// its successor over the same pages and the same port.
+/// Pages that were granted to a domain that was killed, and ports at which it was waited for, are its
+/// successor's.
 #[test]
 fn a_successor_has_its_predecessors_number_grants_ports_and_memory() {
     let host = BrokerHost::start();

@@ -213,14 +213,15 @@ fn a_hosted_driver_domain_is_killed_and_another_serves_its_disks() {
     host.ok(&["create", &verifying_guest(&host, "vdev=xvda,backend=disks,target=/dev/xvda")]);
     let mut done = 0;
     for life in 1..=3 {
-        done = host.until("it goes on", || Some(pieces(&host)).filter(|now| *now > done));
-        let before = driver_domain_process(&words).unwrap();
-        kill_process(before, Signal::KILL).unwrap();
+        host.until("it goes on", || Some(pieces(&host)).filter(|now| *now > done));
+        let process = host.until("its program runs", || driver_domain_process(&words));
+        kill_process(process, Signal::KILL).unwrap();
         host.until("its successor runs", || {
             let info = host.try_json(&["info", "disks"])?;
             assert_eq!(info["domid"].as_u64(), Some(number), "{info}");
             (info["restarts"].as_u64() == Some(life)).then_some(())
         });
+        done = pieces(&host);
     }
     host.until_log("web", "all pieces");
     let disk = &host.json(&["disk", "list", "web"])[0];
@@ -238,6 +239,48 @@ fn a_hosted_driver_domain_is_killed_and_another_serves_its_disks() {
     // One that is destroyed has no successor.
     host.ok(&["destroy", "disks"]);
     assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 1, "domain 0 alone is left");
+}
+
+/// What a driver domain has in its memory ends with it: its successor does not serve another image in
+/// place of the one that the guest has used.
+#[test]
+fn a_disk_that_is_lost_with_its_driver_domain_closes() {
+    let host = TestHost::up("succession-lost");
+    let test = "a_disk_that_is_lost_with_its_driver_domain_closes";
+    if !host.has_fuse(test) {
+        return;
+    }
+    let words = format!("truncate -s 8M /tmp/lost-{} && echo ready", std::process::id());
+    let program = format!("extra = \"{words}; exec sleep 1000\"");
+    let rest = format!("driver_domain = 1\non_crash = \"restart\"\n{program}");
+    let created = host.json(&["create", &host.config("disks", &rest)]);
+    if created["lacks"].to_string().contains(&MissingFeature::Namespaces.to_string()) {
+        conformance::skip(test, "hosted guests have no namespaces here");
+        return;
+    }
+    host.until_log("disks", "ready");
+    let image = format!("/tmp/lost-{}", std::process::id());
+    let disk = |vdev: &str, target: &str| format!("\"vdev={vdev},backend=disks,target={target}\"");
+    let (first, second) = (disk("xvda", &image), disk("xvdb", "memory:1048576"));
+    let disks = format!("disk = [{first}, {second}]\nextra = \"exec sleep 1000\"");
+    host.ok(&["create", &host.config("web", &disks)]);
+    kill_process(driver_domain_process(&words).unwrap(), Signal::KILL).unwrap();
+    for vdev in ["xvda", "xvdb"] {
+        let said = host.until("it is closed", || {
+            let found = host.run(&["doctor", "web", vdev, "--json"]);
+            let found: serde_json::Value = serde_json::from_slice(&found.stdout).ok()?;
+            let sentence = found["findings"][0]["sentence"].as_str()?.to_owned();
+            sentence.contains("is lost with it").then_some(sentence)
+        });
+        assert!(said.contains("in the memory of the driver domain that has ended"), "{said}");
+    }
+    // They are added anew.
+    for vdev in ["xvda", "xvdb"] {
+        host.ok(&["disk", "detach", "web", vdev, "--force"]);
+        let disk = format!("vdev={vdev},backend=disks,target=memory:1048576");
+        host.ok(&["disk", "attach", "web", &disk]);
+    }
+    assert!(host.run(&["doctor", "web"]).status.success());
 }
 
 /// A backend that comes late connects: its guest is created once its domain serves
