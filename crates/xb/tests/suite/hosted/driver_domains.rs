@@ -4,6 +4,7 @@ use super::supervisor::{pieces, verifying_guest};
 use super::support::TestHost;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use xen_hosted::domain::MissingFeature;
@@ -120,14 +121,33 @@ fn a_driver_domain_is_awaited_and_what_is_missing_is_said() {
     host.fails(&["create", &web], 4, "there is no domain drv");
 }
 
-/// Returns the process of a guest's backend.
-fn backend_in_guest() -> Option<Pid> {
+/// Returns the process with a command that `is_wanted`.
+fn process_with(is_wanted: impl Fn(&Path, &str) -> bool) -> Option<Pid> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries.into_iter().find_map(|entry| {
         let command = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let is_it = command.split(|byte| *byte == 0).next()? == b"/opt/xen-blockd";
-        let pid = is_it.then(|| entry.file_name().to_str()?.parse().ok())??;
+        let command = String::from_utf8(command).ok()?;
+        let pid = is_wanted(&entry.path(), &command)
+            .then(|| entry.file_name().to_str()?.parse().ok())??;
         Pid::from_raw(pid)
+    })
+}
+
+/// Returns the first process of the driver domain whose program says these words.
+fn driver_domain_process(words: &str) -> Option<Pid> {
+    let is_guest = |command: &str| command.starts_with("xb\0guest-init\0");
+    process_with(|_, command| is_guest(command) && command.contains(words))
+}
+
+/// Returns the process of that domain's backend.
+fn backend_in_guest(words: &str) -> Option<Pid> {
+    let parent = driver_domain_process(words)?.as_raw_nonzero().get();
+    process_with(|process, command| {
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        // proc_pid_stat(5): the command in brackets, the state, the parent.
+        let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+        let of_guest = after.split_whitespace().nth(1) == Some(&parent.to_string());
+        of_guest && command.starts_with("/opt/xen-blockd\0")
     })
 }
 
@@ -140,7 +160,8 @@ fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
     if !host.has_fuse(test) {
         return;
     }
-    let program = "truncate -s 8M /tmp/image && echo ready; exec sleep 1000";
+    let image = format!("/tmp/image-{}", std::process::id());
+    let program = format!("truncate -s 8M {image} && echo ready; exec sleep 1000");
     let rest = format!("driver_domain = 1\nmemory = 256\nextra = \"{program}\"");
     let created = host.json(&["create", &host.config("disks", &rest)]);
     let lacks = created["lacks"].to_string();
@@ -149,15 +170,15 @@ fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
         return;
     }
     host.until_log("disks", "ready");
-    let web = verifying_guest(&host, "vdev=xvda,backend=disks,target=/tmp/image");
+    let web = verifying_guest(&host, &format!("vdev=xvda,backend=disks,target={image}"));
     host.ok(&["create", &web]);
     let mut done = 0;
     for _ in 0..3 {
         done = host.until("it goes on", || Some(pieces(&host)).filter(|now| *now > done));
-        let before = backend_in_guest().unwrap();
+        let before = backend_in_guest(&image).unwrap();
         kill_process(before, Signal::KILL).unwrap();
         host.until("another backend runs", || {
-            backend_in_guest().filter(|now| *now != before).map(drop)
+            backend_in_guest(&image).filter(|now| *now != before).map(drop)
         });
     }
     host.until_log("web", "all pieces");
@@ -176,51 +197,21 @@ fn a_hosted_driver_domain_serves_a_disk_and_its_backend_is_killed() {
     });
 }
 
-/// Returns the first process of the driver domain whose program says these words.
-fn driver_domain_process(words: &str) -> Option<Pid> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.into_iter().find_map(|entry| {
-        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let command = String::from_utf8(command).ok()?;
-        let is_it = command.starts_with("xb\0guest-init\0") && command.contains(words);
-        let pid = is_it.then(|| entry.file_name().to_str()?.parse().ok())??;
-        Pid::from_raw(pid)
-    })
-}
-
 /// A guest serves another one's disk, and is killed as a whole. Another one takes its number, and the
 /// devices: the other guest sees a pause (QubesOS/qubes-issues 6047, 1426).
 #[test]
 fn a_hosted_driver_domain_is_killed_and_another_serves_its_disks() {
     let host = TestHost::up("succession");
     let test = "a_hosted_driver_domain_is_killed_and_another_serves_its_disks";
-    if !host.has_fuse(test) {
-        return;
-    }
-    // What it serves is a disk of its own: whatever it keeps in memory ends with it.
-    let disk = format!("disk = [\"{},,xvda,w\"]", host.image("drv.img", 16 << 20));
-    let words = format!("echo serving in process {}", std::process::id());
-    let program = format!("extra = \"{words}; exec sleep 1000\"");
-    let rest =
-        format!("driver_domain = 1\non_crash = \"restart\"\nmemory = 256\n{disk}\n{program}");
-    let created = host.json(&["create", &host.config("disks", &rest)]);
-    let lacks = created["lacks"].to_string();
-    if lacks.contains(&MissingFeature::Namespaces.to_string()) {
-        conformance::skip(test, "hosted guests have no namespaces here");
-        return;
-    }
-    let number = created["domid"].as_u64().unwrap();
+    let words = format!("serving of {}", std::process::id());
+    let Some(number) = create_driver_domain(&host, test, &words) else { return };
     host.ok(&["create", &verifying_guest(&host, "vdev=xvda,backend=disks,target=/dev/xvda")]);
     let mut done = 0;
     for life in 1..=3 {
         host.until("it goes on", || Some(pieces(&host)).filter(|now| *now > done));
         let process = host.until("its program runs", || driver_domain_process(&words));
         kill_process(process, Signal::KILL).unwrap();
-        host.until("its successor runs", || {
-            let info = host.try_json(&["info", "disks"])?;
-            assert_eq!(info["domid"].as_u64(), Some(number), "{info}");
-            (info["restarts"].as_u64() == Some(life)).then_some(())
-        });
+        await_successor(&host, number, life);
         done = pieces(&host);
     }
     host.until_log("web", "all pieces");
@@ -241,8 +232,72 @@ fn a_hosted_driver_domain_is_killed_and_another_serves_its_disks() {
     assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 1, "domain 0 alone is left");
 }
 
-/// What a driver domain has in its memory ends with it: its successor does not serve another image in
-/// place of the one that the guest has used.
+/// Creates a driver domain, restarted whatever its end, that has a disk of its own and whose program
+/// says these words. Returns its number; `None` where there can be none.
+fn create_driver_domain(host: &TestHost, test: &str, words: &str) -> Option<u64> {
+    if !host.has_fuse(test) {
+        return None;
+    }
+    let disk = format!("disk = [\"{},,xvda,w\"]", host.image("drv.img", 16 << 20));
+    let program = format!("memory = 256\nextra = \"echo {words}; exec sleep 1000\"");
+    let rest = format!("driver_domain = 1\non_crash = \"restart\"\n{disk}\n{program}");
+    let created = host.json(&["create", &host.config("disks", &rest)]);
+    if created["lacks"].to_string().contains(&MissingFeature::Namespaces.to_string()) {
+        conformance::skip(test, "hosted guests have no namespaces here");
+        return None;
+    }
+    created["domid"].as_u64()
+}
+
+/// Waits until the driver domain has been restarted so often, under the same number.
+fn await_successor(host: &TestHost, number: u64, restarts: u64) {
+    host.until("its successor runs", || {
+        let info = host.try_json(&["info", "disks"])?;
+        assert_eq!(info["domid"].as_u64(), Some(number), "{info}");
+        (info["restarts"].as_u64() == Some(restarts)).then_some(())
+    });
+}
+
+/// A succession outlives the keeper's end while the domain waits for its restart, and the end of a
+/// guest that uses its disks; a reboot is one, too.
+#[test]
+fn a_driver_domain_is_succeeded_whatever_else_ends() {
+    let host = TestHost::up("succession-faults");
+    let words = format!("faults of {}", std::process::id());
+    let test = "a_driver_domain_is_succeeded_whatever_else_ends";
+    let Some(number) = create_driver_domain(&host, test, &words) else { return };
+    let disk = "disk = [\"vdev=xvda,backend=disks,target=/dev/xvda\"]";
+    let web = host.config("web", &format!("{disk}\nextra = \"exec sleep 1000\""));
+    host.ok(&["create", &web]);
+    let kill = || {
+        let process = host.until("its program runs", || driver_domain_process(&words));
+        kill_process(process, Signal::KILL).unwrap();
+        process
+    };
+    kill();
+    host.kill("keeper");
+    host.ok(&["host", "up"]);
+    await_successor(&host, number, 1);
+    host.until("web is well", || host.run(&["doctor", "web"]).status.success().then_some(()));
+    kill();
+    host.ok(&["destroy", "web"]);
+    await_successor(&host, number, 2);
+    host.until("no node of it is left", || {
+        let nodes = host.ok(&["store", "ls", &format!("/local/domain/{number}/backend")]);
+        nodes.trim().is_empty().then_some(())
+    });
+    host.ok(&["create", &web]);
+    host.ok(&["reboot", "disks"]);
+    await_successor(&host, number, 3);
+    host.until("web is well", || host.run(&["doctor", "web"]).status.success().then_some(()));
+    // Nobody has been told to use it again: what it serves closes, and is named.
+    host.ok(&["destroy", "disks"]);
+    host.fails(&["doctor", "web"], 1, "");
+    host.ok(&["disk", "detach", "web", "xvda", "--force", "--timeout", "1"]);
+}
+
+/// A disk in a driver domain's memory ends with that: a successor does not serve another image in place
+/// of the one that the guest has used.
 #[test]
 fn a_disk_that_is_lost_with_its_driver_domain_closes() {
     let host = TestHost::up("succession-lost");
