@@ -256,6 +256,11 @@ fn await_successor(host: &TestHost, number: u64, restarts: u64) {
         assert_eq!(info["domid"].as_u64(), Some(number), "{info}");
         (info["restarts"].as_u64() == Some(restarts)).then_some(())
     });
+    // One that ends before it is complete is not started again, like any guest.
+    host.until("its successor is complete", || {
+        let complete = host.log_of("keeper").matches("disks runs again, as domain").count() as u64;
+        (complete == restarts).then_some(())
+    });
 }
 
 /// A succession outlives the keeper's end while the domain waits for its restart, and the end of a
