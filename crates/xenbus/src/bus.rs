@@ -44,6 +44,8 @@ pub struct Bus<D> {
     make: Box<dyn FnMut(Id) -> D>,
     /// The only device that this is about, if it is not about all.
     only: Option<Id>,
+    /// The number of devices that this is not about.
+    skipped: Option<u32>,
     slots: BTreeMap<Id, DeviceSlot<D>>,
     due: DueDevices,
     news: Vec<DeviceNews>,
@@ -71,13 +73,20 @@ impl<D: Driver> Bus<D> {
         let end = BusEnd::new(side, domid, kind);
         end.watch(store)?;
         let (slots, due, news) = (BTreeMap::new(), DueDevices::default(), Vec::new());
-        Ok(Self { end, make: Box::new(make), only: None, slots, due, news })
+        let (make, only, skipped) = (Box::new(make), None, None);
+        Ok(Self { end, make, only, skipped, slots, due, news })
     }
 
     /// Restricts the bus to this device; all others are left to other processes.
     #[must_use]
     pub fn only(self, id: Id) -> Self {
         Self { only: Some(id), ..self }
+    }
+
+    /// Leaves the devices of this number to other processes, without a look at their nodes.
+    #[must_use]
+    pub fn without(self, devid: u32) -> Self {
+        Self { skipped: Some(devid), ..self }
     }
 
     /// The kind of its devices.
@@ -156,7 +165,9 @@ impl<D: Driver> Bus<D> {
 
     /// Has [`Bus::look_next`] look at a device.
     pub fn note_device(&mut self, id: Id) {
-        self.due.add(id);
+        if self.skipped != Some(id.devid) {
+            self.due.add(id);
+        }
     }
 
     /// True if there is a device for [`Bus::look_next`].

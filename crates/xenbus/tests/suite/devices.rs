@@ -166,6 +166,14 @@ fn a_bus_for_one_device_leaves_the_others() {
     scene.connect();
     assert_eq!(scene.front.1.ids().collect::<Vec<_>>(), [ID]);
     assert_eq!(scene.read(&format!("{}/state", other.frontend_path())), "1");
+    // The other way round: a bus for all but one number.
+    let Some(mut scene) = Scene::new() else { return };
+    let (store, bus) = scene.back;
+    scene.back = (store, bus.without(other.id.devid));
+    toolstack::add(&mut scene.tool, &other).unwrap();
+    scene.connect();
+    assert_eq!(scene.back.1.ids().collect::<Vec<_>>(), [ID]);
+    assert_eq!(scene.read(&format!("{}/state", other.backend_path())), "1");
 }
 
 /// libxl's paths, values and permissions.
