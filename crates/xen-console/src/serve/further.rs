@@ -28,6 +28,9 @@ use xenbus::bus::{DeviceEvent, DeviceNews};
 use xenbus::{Bus, Error, Id, Side};
 use xenstore::{Client, Event};
 
+/// The number of a domain's first console, which is on no bus: its backend has a folder there.
+const FIRST_NUMBER: u32 = 0;
+
 /// The further consoles of all domains.
 #[derive(Debug)]
 pub struct FurtherConsoles {
@@ -55,7 +58,7 @@ impl FurtherConsoles {
             let context = Rc::clone(&context);
             move |id| FurtherConsole::new(id, Rc::clone(&context))
         };
-        let bus = Bus::start(store, Side::Backend, own_domid, KIND, make)?;
+        let bus = Bus::start(store, Side::Backend, own_domid, KIND, make)?.without(FIRST_NUMBER);
         Ok(Self { bus, context, streams: BTreeMap::new(), ended: VecDeque::new() })
     }
 

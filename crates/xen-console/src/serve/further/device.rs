@@ -335,9 +335,6 @@ impl FurtherConsole {
 
 impl Driver for FurtherConsole {
     fn serves(&mut self, device: &mut Device<'_>) -> Result<bool, Error> {
-        if self.id.devid == 0 {
-            return Ok(false);
-        }
         match device.theirs("type")? {
             Some(kind) => Ok(kind == OWN_TYPE),
             // Where the frontend has removed all of its nodes, nobody knows whose it was.
