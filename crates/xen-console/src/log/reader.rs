@@ -278,6 +278,10 @@ impl LogReader {
                 continue;
             }
             let offset = self.place.saturating_sub(file.start);
+            // A log is made before its index, and the index before the log's first byte.
+            if offset == 0 && len > 0 && file.index.is_none() {
+                file.find_index(&self.folder, &self.names);
+            }
             if let Some(piece) = file.event_at(offset, len) {
                 return Ok(Some(piece));
             }

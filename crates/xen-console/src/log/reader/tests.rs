@@ -127,6 +127,18 @@ fn times_are_found_and_go_beyond_what_fits_into_31_bits() {
     assert_eq!(empty.reader().place_since(0).unwrap(), None);
 }
 
+/// A reader that finds a log before its index is made has the times of the first bytes, too.
+#[test]
+fn an_index_that_is_made_after_its_log_has_the_times_of_the_first_bytes() {
+    let folder = TempDir::new().unwrap();
+    File::create(folder.path().join(NAME)).unwrap();
+    let mut reader = LogReader::open(folder.path(), OsStr::new(NAME)).unwrap();
+    assert_eq!(told(&mut reader), "");
+    let mut log = open_log(&folder, 1000);
+    log.append(b"first\n", 7);
+    assert_eq!(told(&mut reader), "@7:first\n");
+}
+
 #[test]
 fn lost_bytes_have_their_place() {
     let mut scene = Scene::new(1 << 20);
