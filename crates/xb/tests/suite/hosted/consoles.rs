@@ -16,6 +16,8 @@ struct TerminalUser {
     /// The terminal's other end.
     master: File,
     terminal: OwnedFd,
+    /// The terminal's mode before the command ran, to be compared.
+    before: String,
     child: Child,
     shown: Arc<Mutex<Vec<u8>>>,
 }
@@ -27,6 +29,7 @@ impl TerminalUser {
         unlockpt(&master).unwrap();
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
+        let before = mode(&terminal);
         let end = || Stdio::from(terminal.try_clone().unwrap());
         let mut command = host.command(args);
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
@@ -39,7 +42,7 @@ impl TerminalUser {
                 all.lock().unwrap().extend_from_slice(&bytes[..count]);
             }
         });
-        Self { master, terminal, child, shown }
+        Self { master, terminal, before, child, shown }
     }
 
     fn types(&mut self, keys: &[u8]) {
@@ -76,7 +79,7 @@ impl TerminalUser {
     }
 
     /// Waits until the command has ended, and checks that the terminal is as it was.
-    fn ends(&mut self, before: &str) -> ExitStatus {
+    fn ends(&mut self) -> ExitStatus {
         let end = Instant::now() + WITHIN;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -85,14 +88,18 @@ impl TerminalUser {
             assert!(Instant::now() < end, "still there: {:?}", self.text());
             std::thread::sleep(Duration::from_millis(5));
         };
-        assert_eq!(self.mode(), before);
+        assert_eq!(self.mode(), self.before);
         status
     }
 
-    /// Returns the terminal's mode, to be compared.
     fn mode(&self) -> String {
-        format!("{:?}", tcgetattr(&self.terminal).unwrap())
+        mode(&self.terminal)
     }
+}
+
+/// Returns a terminal's mode, to be compared.
+fn mode(terminal: &OwnedFd) -> String {
+    format!("{:?}", tcgetattr(terminal).unwrap())
 }
 
 /// Creates a guest that runs this shell script.
@@ -118,7 +125,6 @@ fn a_guests_program_has_a_terminal_with_jobs_and_a_window() {
     }
     guest(&host, "web", "test -t 1 && test -t 2 && stty size && echo whole; exec sh -i");
     let mut user = TerminalUser::run(&host, &["console", "web"]);
-    let before = user.mode();
     assert!(user.sees("whole").contains("24 80"), "{}", user.text());
     // A job in the foreground is interrupted, and the shell goes on.
     user.types(b"sleep 1000\n");
@@ -136,7 +142,7 @@ fn a_guests_program_has_a_terminal_with_jobs_and_a_window() {
         std::thread::sleep(Duration::from_millis(100));
     }
     user.types(b"\x1d");
-    assert!(user.ends(&before).success(), "{}", user.text());
+    assert!(user.ends().success(), "{}", user.text());
     host.ok(&["shutdown", "web", "--wait"]);
 }
 
@@ -151,15 +157,13 @@ fn the_terminal_is_as_it_was_after_every_end_of_a_console() {
         [(rustix::process::Signal::TERM, 143), (rustix::process::Signal::HUP, 129)]
     {
         let mut user = TerminalUser::run(&host, &["console", "web"]);
-        let before = user.mode();
         user.sees("ready");
-        assert_ne!(user.mode(), before, "it is raw");
+        assert_ne!(user.mode(), user.before, "it is raw");
         user.signal(signal);
-        assert_eq!(user.ends(&before).code(), Some(code));
+        assert_eq!(user.ends().code(), Some(code));
     }
     let mut user = TerminalUser::run(&host, &["console", "web", "--escape", "~"]);
     let mut watcher = TerminalUser::run(&host, &["console", "web", "--read-only"]);
-    let (before, watched) = (user.mode(), watcher.mode());
     user.sees("ready");
     watcher.sees("ready");
     // Who watches types nothing; both see what is typed and what is answered.
@@ -168,15 +172,14 @@ fn the_terminal_is_as_it_was_after_every_end_of_a_console() {
     user.sees("to be seen\r\nto be seen");
     assert!(!watcher.sees("to be seen\r\nto be seen").contains("not typed"));
     user.types(b"~");
-    assert!(user.ends(&before).success());
+    assert!(user.ends().success());
     watcher.types(b"\x1d");
-    assert!(watcher.ends(&watched).success());
+    assert!(watcher.ends().success());
     let mut user = TerminalUser::run(&host, &["console", "web"]);
-    let before = user.mode();
     user.sees("ready");
     host.ok(&["destroy", "web"]);
     user.sees("web has ended");
-    assert!(user.ends(&before).success());
+    assert!(user.ends().success());
 }
 
 /// mirage/mirage 270, lxc/incus 3355: the first words of a guest that dies at once are shown.
@@ -206,7 +209,6 @@ fn a_console_outlives_its_daemon() {
     }
     guest(&host, "web", "echo ready; exec cat");
     let mut user = TerminalUser::run(&host, &["console", "web"]);
-    let before = user.mode();
     user.sees("ready");
     host.kill("xenconsoled");
     // Nobody serves it: that is said at once.
@@ -216,7 +218,7 @@ fn a_console_outlives_its_daemon() {
     user.types(b"and on\n");
     user.sees("and on\r\nand on");
     user.types(b"\x1d");
-    assert!(user.ends(&before).success());
+    assert!(user.ends().success());
     let log = host.ok(&["log", "web"]);
     assert_eq!(log.matches("and on").count(), 2, "{log}");
 }
