@@ -378,8 +378,12 @@ fn a_killed_daemon_loses_and_doubles_nothing_of_further_consoles() {
     let lines = 30_000;
     one.tell(&format!("flood 1 {lines}"));
     other.tell(&format!("flood 3 {lines}"));
-    for round in 0..10_u64 {
-        std::thread::sleep(Duration::from_millis(20 + 7 * round));
+    let served =
+        |scene: &Scene| scene.host.log("consoled.log").matches("console 1: served").count();
+    for round in 0..10_u8 {
+        // A daemon that is killed before it has come to serve shows nothing.
+        testhost::until("the console is served", || served(&scene) == usize::from(round) + 1);
+        std::thread::sleep(Duration::from_millis(20 + 7 * u64::from(round)));
         scene.daemon.kill_and_restart();
     }
     let expected: String = (0..lines).map(text_line).collect();
@@ -394,7 +398,7 @@ fn a_killed_daemon_loses_and_doubles_nothing_of_further_consoles() {
     let path = scene.terminal_of(&device);
     open_terminal(&path).write_all(b"quit\n").unwrap();
     one.heard("done echo");
-    assert_eq!(scene.host.log("consoled.log").matches("console 1: served").count(), 11);
+    assert_eq!(served(&scene), 11);
 }
 
 #[test]
