@@ -1,7 +1,7 @@
 //! The devices and rings of one domain, read while somebody looks at them.
 //!
-//! What a guest writes about its rings is foreign text: names are bounded in number, and values are
-//! read as numbers or not shown.
+//! The nodes that a guest writes about its rings are foreign text: names are bounded in number, and
+//! values are read as numbers or not shown.
 
 use crate::Error;
 use crate::devices;
