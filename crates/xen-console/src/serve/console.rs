@@ -308,7 +308,9 @@ impl Backend for ServedConsole {
         // Where a client of a channel has come, its descriptor is to be watched before the loop sleeps.
         let more = self.show_output() || self.terminal().is_some_and(Terminal::is_changed);
         let moved = u32::try_from(moved).unwrap_or(u32::MAX);
+        // What is wrong is told before the loop sleeps.
         let complains = self.complaint.is_some();
+        let more = more || complains;
         Ok(TurnOutcome { moved, more, complains, ..TurnOutcome::default() })
     }
 
