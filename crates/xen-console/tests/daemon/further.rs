@@ -382,7 +382,7 @@ fn a_killed_daemon_loses_and_doubles_nothing_of_further_consoles() {
         |scene: &Scene| scene.host.log("consoled.log").matches("console 1: served").count();
     for round in 0..10_u8 {
         // A daemon that is killed before it has come to serve shows nothing.
-        testhost::until("the console is served", || served(&scene) == usize::from(round) + 1);
+        until("the console is served", || served(&scene) == usize::from(round) + 1);
         std::thread::sleep(Duration::from_millis(20 + 7 * u64::from(round)));
         scene.daemon.kill_and_restart();
     }
