@@ -315,7 +315,9 @@ impl Peer {
     }
 
     /// Returns the next reply, as [`Peer::reply`] does, within [`REPLY_WITHIN`]. A guest that gets
-    /// none signals once more: if the daemon serves it then, the first signal was lost.
+    /// none signals once more: if the daemon serves it then, the first signal was lost. It was lost,
+    /// too, if the guest's look at the indices finds a response that its last look did not find: the
+    /// answer on its console interrupts domain 0, which then sees the pending signal as well.
     ///
     /// # Errors
     /// [`ReceiveFailure`] if there is none.
@@ -334,8 +336,8 @@ impl Peer {
         println!(
             "      req_cons, req_prod, rsp_cons, rsp_prod of the silent ring: {before:?}; signalled once more, {after:?}"
         );
-        let [taken_before, sent, ..] = before;
-        if answered && taken_before != sent {
+        let [requests_taken, requests, responses_taken, responses] = before;
+        if answered && (requests_taken != requests || responses_taken != responses) {
             SIGNALS_LOST.fetch_add(1, Ordering::Relaxed);
             return Err(ReceiveFailure::Signal);
         }
